@@ -1,0 +1,73 @@
+"""Compiled part of prunus: the CPU engine's operations on raw arrays.
+
+Callers in ``prunus.engines.cpu`` have checked shapes and dtypes; these functions check again whatever
+memory safety depends on (index ranges, strides, writeability) and raise ValueError or TypeError.
+"""
+
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+@final
+class Packed:
+    """A frozen block-sparse operand: validated indices in both orders, values in aligned (huge) pages."""
+
+    @property
+    def data(self) -> NDArray[Any]: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def pack(
+    data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[Any], shape: tuple[int, int], transposed: bool
+) -> Packed: ...
+def dsd(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[Any],
+    shape: tuple[int, int],
+    transposed: bool,
+    x: NDArray[Any],
+    out: NDArray[Any],
+    bias: NDArray[Any] | None,
+    activation: str | None,
+    threads: int,
+) -> None: ...
+def dsd_packed(
+    w: Packed,
+    transposed: bool,
+    x: NDArray[Any],
+    out: NDArray[Any],
+    bias: NDArray[Any] | None,
+    activation: str | None,
+    threads: int,
+) -> None: ...
+def ssd(
+    a_data: NDArray[Any],
+    a_indices: NDArray[Any],
+    a_indptr: NDArray[Any],
+    b_data: NDArray[Any],
+    b_indices: NDArray[Any],
+    b_indptr: NDArray[Any],
+    n_block_cols: int,
+    out_dtype: np.dtype[Any],
+    threads: int,
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]: ...
+def sdd(
+    a: NDArray[Any],
+    b: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[Any],
+    out_data: NDArray[Any],
+    threads: int,
+) -> None: ...
+def available_levels() -> list[str]: ...
+def level() -> str: ...
+def set_level(name: str) -> None: ...
+def default_threads() -> int: ...
+def last_path() -> str: ...
+def cpu_info() -> dict[str, Any]: ...
+def measure_flops(dtype: str, threads: int, seconds: float) -> float: ...
+def measure_bandwidth(threads: int, seconds: float) -> float: ...
