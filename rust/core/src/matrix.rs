@@ -68,7 +68,15 @@ impl<'a> MatRef<'a> {
         (rows, cols): (usize, usize),
         (row_stride, col_stride): (isize, isize),
     ) -> Self {
-        Self { ptr, dtype, rows, cols, row_stride, col_stride, life: PhantomData }
+        Self {
+            ptr,
+            dtype,
+            rows,
+            cols,
+            row_stride,
+            col_stride,
+            life: PhantomData,
+        }
     }
 
     /// The transposed view of the same memory.
@@ -84,7 +92,8 @@ impl<'a> MatRef<'a> {
 
     /// Address of element `(row, col)`; the caller keeps both in range before reading through it.
     pub fn at(&self, row: usize, col: usize) -> *const u8 {
-        self.ptr.wrapping_offset(row as isize * self.row_stride + col as isize * self.col_stride)
+        self.ptr
+            .wrapping_offset(row as isize * self.row_stride + col as isize * self.col_stride)
     }
 }
 
@@ -100,7 +109,9 @@ impl<'a> MatMut<'a> {
         strides: (isize, isize),
     ) -> Self {
         // SAFETY: the caller's promise includes that of MatRef::new.
-        Self { view: unsafe { MatRef::new(ptr, dtype, shape, strides) } }
+        Self {
+            view: unsafe { MatRef::new(ptr, dtype, shape, strides) },
+        }
     }
 
     /// Address of element `(row, col)`; the caller keeps both in range before writing through it.
@@ -115,7 +126,13 @@ impl<'a> VecRef<'a> {
     /// # Safety
     /// Every element `ptr + i * stride` must be readable for `'a`.
     pub unsafe fn new(ptr: *const u8, dtype: DType, len: usize, stride: isize) -> Self {
-        Self { ptr, dtype, len, stride, life: PhantomData }
+        Self {
+            ptr,
+            dtype,
+            len,
+            stride,
+            life: PhantomData,
+        }
     }
 
     /// Address of element `i`; the caller keeps it in range before reading through it.
@@ -142,6 +159,10 @@ pub struct BsrRef<'a> {
     pub blocksize: (usize, usize),
     /// Use the transpose in place of the stored matrix.
     pub transposed: bool,
+    /// Rows whose words lie together: 0 for blocks in C order; `g` for a packed operand whose blocks
+    /// are `[row group][column][row in group]` in groups of `g` rows, the last one shorter where `g`
+    /// does not divide the block.
+    pub group: usize,
     /// The transpose's pattern, where it was made ahead of time (packed operands).
     pub by_column: Option<&'a Pattern>,
 }
@@ -149,7 +170,11 @@ pub struct BsrRef<'a> {
 impl<'a> BsrRef<'a> {
     /// Rows and columns of the operand, after transposition.
     pub fn op_shape(&self) -> (usize, usize) {
-        if self.transposed { (self.shape.1, self.shape.0) } else { self.shape }
+        if self.transposed {
+            (self.shape.1, self.shape.0)
+        } else {
+            self.shape
+        }
     }
 
     /// The operand's pattern after transposition, each row's columns ascending.

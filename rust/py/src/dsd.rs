@@ -26,7 +26,11 @@ fn blocks_of<'a>(data: &'a Bound<'_, PyUntypedArray>) -> PyResult<(Nd<'a>, (usiz
     let (shape, strides) = (&nd.shape[n..], &nd.strides[n..]);
     let size = nd.dtype.size();
     let expected = [shape[1] * shape[2] * size, shape[2] * size, size];
-    let dense = shape.iter().zip(strides).zip(expected).all(|((&n, &s), e)| n <= 1 || s == e as isize);
+    let dense = shape
+        .iter()
+        .zip(strides)
+        .zip(expected)
+        .all(|((&n, &s), e)| n <= 1 || s == e as isize);
     if !dense && shape.iter().all(|&n| n > 0) {
         return Err(PyValueError::new_err("data: expected blocks in C order"));
     }
@@ -76,7 +80,13 @@ impl<'a> Batched<'a> {
             None => Activation::Identity,
             Some(name) => Activation::parse(name).map_err(crate::door::to_python)?,
         };
-        Ok(Self { batch, x, out, bias, activation })
+        Ok(Self {
+            batch,
+            x,
+            out,
+            bias,
+            activation,
+        })
     }
 
     fn members(&self) -> usize {
@@ -94,8 +104,16 @@ impl<'a> Batched<'a> {
             Dsd {
                 w,
                 x: MatRef::new(x.member(self.batch, i), x.dtype, shape(x), strides(x)),
-                out: MatMut::new(out.member(self.batch, i), out.dtype, shape(out), strides(out)),
-                epilogue: Epilogue { bias: self.bias, activation: self.activation },
+                out: MatMut::new(
+                    out.member(self.batch, i),
+                    out.dtype,
+                    shape(out),
+                    strides(out),
+                ),
+                epilogue: Epilogue {
+                    bias: self.bias,
+                    activation: self.activation,
+                },
             }
         }
     }
@@ -119,7 +137,10 @@ pub(crate) fn dsd(
 ) -> PyResult<()> {
     let call = Batched::new(x, out, bias, activation)?;
     let (data, blocksize) = blocks_of(data)?;
-    let (indices, indptr) = (Indices::new("indices", indices)?, Indices::new("indptr", indptr)?);
+    let (indices, indptr) = (
+        Indices::new("indices", indices)?,
+        Indices::new("indptr", indptr)?,
+    );
     if indices.shape.len() != 1 {
         return Err(PyValueError::new_err("indices: expected one dimension"));
     }
@@ -145,7 +166,11 @@ pub(crate) fn dsd(
     }
     let block_cols = shape.1.div_ceil(blocksize.1);
     // One pattern for all is checked once; patterns of their own, one by one.
-    let count = if ptr_batch.is_empty() { 1 } else { call.members() };
+    let count = if ptr_batch.is_empty() {
+        1
+    } else {
+        call.members()
+    };
     let patterns = (0..count)
         .map(|i| pattern(&indptr, &indices, ptr_batch, i, block_cols))
         .collect::<PyResult<Vec<Pattern>>>()?;
@@ -164,6 +189,7 @@ pub(crate) fn dsd(
                 shape,
                 blocksize,
                 transposed,
+                group: 0,
                 by_column: None,
             };
             path = call.member(i, w).run(context)?;
@@ -184,6 +210,7 @@ pub(crate) struct Packed {
     blocksize: (usize, usize),
     rows: Pattern,
     columns: Pattern,
+    group: usize,
 }
 
 impl Packed {
@@ -194,22 +221,30 @@ impl Packed {
 
 #[pymethods]
 impl Packed {
-    /// The values as stored: a read-only array of shape (blocks, rows, columns).
+    /// The values in C order: a copy, of shape (blocks, rows, columns), in the order of the rows.
     #[getter]
     fn data<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let this = slf.get();
         let py = slf.py();
+        let numpy = py.import("numpy")?;
         let dtype = match this.dtype {
             DType::Bf16 => py.import("ml_dtypes")?.getattr("bfloat16")?,
             other => PyArrayDescr::new(py, other.name())?.into_any(),
         };
-        let numpy = py.import("numpy")?;
+        let (rows, cols) = this.blocksize;
         // A bytes-like export of the pages keeps this object alive under the array.
         let raw = numpy.call_method1("frombuffer", (slf, "uint8"))?;
         let count = this.stored * this.block_bytes();
         let raw = raw.get_item(pyo3::types::PySlice::new(py, 0, count as isize, 1))?;
         let typed = raw.call_method1("view", (dtype,))?;
-        typed.call_method1("reshape", ((this.stored, this.blocksize.0, this.blocksize.1),))
+        let blocks = match this.group {
+            0 => typed.call_method1("reshape", ((this.stored, rows, cols),))?,
+            g => typed
+                .call_method1("reshape", ((this.stored, rows / g, cols, g),))?
+                .call_method1("swapaxes", (-1, -2))?
+                .call_method1("reshape", ((this.stored, rows, cols),))?,
+        };
+        blocks.call_method0("copy")
     }
 
     /// Bytes of values and patterns.
@@ -238,7 +273,42 @@ impl Packed {
                 flags,
             )
         };
-        if status == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+        if status == 0 {
+            Ok(())
+        } else {
+            Err(PyErr::fetch(slf.py()))
+        }
+    }
+}
+
+/// Copies one block of `size`-byte values into its packed layout, with zeros past column `depth`.
+///
+/// # Safety
+/// Both blocks must be whole.
+unsafe fn lay_down(
+    from: *const u8,
+    to: *mut u8,
+    (rows, cols): (usize, usize),
+    depth: usize,
+    group: usize,
+    size: usize,
+) {
+    for r in 0..rows {
+        for c in 0..cols {
+            let at = match group {
+                0 => r * cols + c,
+                g => r / g * g * cols + c * g + r % g,
+            };
+            // SAFETY: both positions are inside the block.
+            unsafe {
+                let to = to.add(at * size);
+                if c < depth {
+                    std::ptr::copy_nonoverlapping(from.add((r * cols + c) * size), to, size);
+                } else {
+                    to.write_bytes(0, size);
+                }
+            }
+        }
     }
 }
 
@@ -258,9 +328,14 @@ pub(crate) fn pack(
     if blocksize.0 == 0 || blocksize.1 == 0 {
         return Err(PyValueError::new_err("blocks of zero size"));
     }
-    let (indices, indptr) = (Indices::new("indices", indices)?, Indices::new("indptr", indptr)?);
+    let (indices, indptr) = (
+        Indices::new("indices", indices)?,
+        Indices::new("indptr", indptr)?,
+    );
     if indices.shape.len() != 1 || indptr.shape.len() != 1 {
-        return Err(PyValueError::new_err("indices and indptr: expected one dimension"));
+        return Err(PyValueError::new_err(
+            "indices and indptr: expected one dimension",
+        ));
     }
     let stored_rows = pattern(&indptr, &indices, &[], 0, shape.1.div_ceil(blocksize.1))?;
     if data.shape[0] < indices.shape[0] {
@@ -270,7 +345,9 @@ pub(crate) fn pack(
         )));
     }
     if transposed {
-        return Err(PyValueError::new_err("pack the stored matrix, then transpose it"));
+        return Err(PyValueError::new_err(
+            "pack the stored matrix, then transpose it",
+        ));
     }
     let rows = stored_rows.into_sorted();
     let block_bytes = blocksize.0 * blocksize.1 * data.dtype.size();
@@ -278,20 +355,39 @@ pub(crate) fn pack(
     let values = Buffer::new(stored * block_bytes);
     // Blocks are laid down in the order in which rows are computed.
     let (first, order) = (rows.indptr()[0], &rows);
+    let group = prunus_cpu::dsd::group_rows(data.dtype, blocksize.0);
     for i in 0..stored {
+        let column = rows.indices()[first + i] as usize;
+        let depth = blocksize.1.min(shape.1 - column * blocksize.1);
         // SAFETY: block(e) is below the number of blocks that `data` holds; `values` has room.
         unsafe {
             let from = data.ptr.add(order.block(first + i) * block_bytes);
-            std::ptr::copy_nonoverlapping(from, values.as_ptr().add(i * block_bytes), block_bytes);
+            let to = values.as_ptr().add(i * block_bytes);
+            lay_down(from, to, blocksize, depth, group, data.dtype.size());
         }
     }
     let offsets = rows.indptr().iter().map(|&p| (p - first) as i64);
     let block_cols = rows.block_cols();
-    let columns = rows.indices()[first..first + stored].iter().map(|&c| i64::from(c));
-    let rows = Pattern::new(offsets.collect::<Vec<_>>().into_iter(), columns.collect::<Vec<_>>().into_iter(), block_cols)
-        .map_err(crate::door::to_python)?;
+    let columns = rows.indices()[first..first + stored]
+        .iter()
+        .map(|&c| i64::from(c));
+    let rows = Pattern::new(
+        offsets.collect::<Vec<_>>().into_iter(),
+        columns.collect::<Vec<_>>().into_iter(),
+        block_cols,
+    )
+    .map_err(crate::door::to_python)?;
     let columns = rows.transposed();
-    Ok(Packed { values, dtype: data.dtype, stored, shape, blocksize, rows, columns })
+    Ok(Packed {
+        values,
+        dtype: data.dtype,
+        stored,
+        shape,
+        blocksize,
+        rows,
+        columns,
+        group,
+    })
 }
 
 /// As `dsd`, with a packed operand.
@@ -322,6 +418,7 @@ pub(crate) fn dsd_packed(
                 shape: packed.shape,
                 blocksize: packed.blocksize,
                 transposed,
+                group: packed.group,
                 by_column: Some(&packed.columns),
             };
             path = call.member(i, w).run(context)?;

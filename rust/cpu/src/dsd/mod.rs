@@ -3,6 +3,7 @@
 //! One entry serves every layout: `x @ W` is `op(W)ᵀ · xᵀ` on swapped strides. [`panel`] holds the
 //! general kernel's driver, [`plan`] the fixed rules by which work is cut up.
 
+mod blocks;
 mod convert;
 mod panel;
 mod plan;
@@ -27,6 +28,19 @@ use crate::simd::{avx2, avx512};
 /// The fixed constants by which work is cut up, for reports.
 pub fn constants() -> Vec<(&'static str, u64)> {
     plan::constants()
+}
+
+/// Rows that packing lays together for the kernels of the level in use (see [`BsrRef::group`]); 0 where
+/// blocks are used as they are.
+pub fn group_rows(dtype: DType, block_rows: usize) -> usize {
+    let registers = match level::current() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx512Dot | Level::Amx => avx512::F32x16::REGISTERS,
+        _ => Plain::<f32>::REGISTERS,
+    };
+    let group = registers / 4;
+    let native = matches!(dtype, DType::F32 | DType::F64);
+    if native && block_rows.is_multiple_of(group) { group } else { 0 }
 }
 
 /// One product of a block-sparse with a dense matrix.
