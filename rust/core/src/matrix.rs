@@ -68,15 +68,7 @@ impl<'a> MatRef<'a> {
         (rows, cols): (usize, usize),
         (row_stride, col_stride): (isize, isize),
     ) -> Self {
-        Self {
-            ptr,
-            dtype,
-            rows,
-            cols,
-            row_stride,
-            col_stride,
-            life: PhantomData,
-        }
+        Self { ptr, dtype, rows, cols, row_stride, col_stride, life: PhantomData }
     }
 
     /// The transposed view of the same memory.
@@ -92,8 +84,7 @@ impl<'a> MatRef<'a> {
 
     /// Address of element `(row, col)`; the caller keeps both in range before reading through it.
     pub fn at(&self, row: usize, col: usize) -> *const u8 {
-        self.ptr
-            .wrapping_offset(row as isize * self.row_stride + col as isize * self.col_stride)
+        self.ptr.wrapping_offset(row as isize * self.row_stride + col as isize * self.col_stride)
     }
 }
 
@@ -102,16 +93,9 @@ impl<'a> MatMut<'a> {
     ///
     /// # Safety
     /// As [`MatRef::new`], and the memory must be writeable and used by nobody else for `'a`.
-    pub unsafe fn new(
-        ptr: *mut u8,
-        dtype: DType,
-        shape: (usize, usize),
-        strides: (isize, isize),
-    ) -> Self {
+    pub unsafe fn new(ptr: *mut u8, dtype: DType, shape: (usize, usize), strides: (isize, isize)) -> Self {
         // SAFETY: the caller's promise includes that of MatRef::new.
-        Self {
-            view: unsafe { MatRef::new(ptr, dtype, shape, strides) },
-        }
+        Self { view: unsafe { MatRef::new(ptr, dtype, shape, strides) } }
     }
 
     /// Address of element `(row, col)`; the caller keeps both in range before writing through it.
@@ -126,13 +110,7 @@ impl<'a> VecRef<'a> {
     /// # Safety
     /// Every element `ptr + i * stride` must be readable for `'a`.
     pub unsafe fn new(ptr: *const u8, dtype: DType, len: usize, stride: isize) -> Self {
-        Self {
-            ptr,
-            dtype,
-            len,
-            stride,
-            life: PhantomData,
-        }
+        Self { ptr, dtype, len, stride, life: PhantomData }
     }
 
     /// Address of element `i`; the caller keeps it in range before reading through it.
@@ -170,11 +148,7 @@ pub struct BsrRef<'a> {
 impl<'a> BsrRef<'a> {
     /// Rows and columns of the operand, after transposition.
     pub fn op_shape(&self) -> (usize, usize) {
-        if self.transposed {
-            (self.shape.1, self.shape.0)
-        } else {
-            self.shape
-        }
+        if self.transposed { (self.shape.1, self.shape.0) } else { self.shape }
     }
 
     /// The operand's pattern after transposition, each row's columns ascending.
@@ -189,10 +163,6 @@ impl<'a> BsrRef<'a> {
 
     /// Rows and columns of a block of the operand, after transposition.
     pub fn op_blocksize(&self) -> (usize, usize) {
-        if self.transposed {
-            (self.blocksize.1, self.blocksize.0)
-        } else {
-            self.blocksize
-        }
+        if self.transposed { (self.blocksize.1, self.blocksize.0) } else { self.blocksize }
     }
 }

@@ -56,23 +56,13 @@ impl Pattern {
             }
             columns.push(value as u32);
         }
-        let mut pattern = Self {
-            indptr: offsets,
-            indices: columns,
-            blocks: None,
-            block_cols,
-            sorted: true,
-        };
+        let mut pattern = Self { indptr: offsets, indices: columns, blocks: None, block_cols, sorted: true };
         pattern.sorted = pattern.check_sorted();
         Ok(pattern)
     }
 
     fn check_sorted(&self) -> bool {
-        self.indptr.windows(2).all(|w| {
-            self.indices[w[0]..w[1]]
-                .windows(2)
-                .all(|pair| pair[0] <= pair[1])
-        })
+        self.indptr.windows(2).all(|w| self.indices[w[0]..w[1]].windows(2).all(|pair| pair[0] <= pair[1]))
     }
 
     /// Number of block rows.
@@ -125,10 +115,7 @@ impl Pattern {
             order[w[0]..w[1]].sort_by_key(|&e| self.indices[e as usize]);
         }
         let indices = order.iter().map(|&e| self.indices[e as usize]).collect();
-        let blocks = order
-            .iter()
-            .map(|&e| self.block(e as usize) as u32)
-            .collect();
+        let blocks = order.iter().map(|&e| self.block(e as usize) as u32).collect();
         self.indices = indices;
         self.blocks = Some(blocks);
         self.sorted = true;
@@ -157,13 +144,7 @@ impl Pattern {
             }
         }
         let block_cols = self.block_rows();
-        Self {
-            indptr,
-            indices,
-            blocks: Some(blocks),
-            block_cols,
-            sorted: true,
-        }
+        Self { indptr, indices, blocks: Some(blocks), block_cols, sorted: true }
     }
 }
 
@@ -177,42 +158,12 @@ mod tests {
 
     #[test]
     fn faults_are_named() {
-        assert!(
-            pattern(&[], &[], 1)
-                .unwrap_err()
-                .to_string()
-                .contains("empty")
-        );
-        assert!(
-            pattern(&[0, 2, 1], &[0, 0], 1)
-                .unwrap_err()
-                .to_string()
-                .contains("indptr[2] is 1")
-        );
-        assert!(
-            pattern(&[0, 3], &[0, 0], 1)
-                .unwrap_err()
-                .to_string()
-                .contains("indptr[1] is 3")
-        );
-        assert!(
-            pattern(&[-1, 0], &[], 1)
-                .unwrap_err()
-                .to_string()
-                .contains("indptr[0] is -1")
-        );
-        assert!(
-            pattern(&[0, 1], &[4], 4)
-                .unwrap_err()
-                .to_string()
-                .contains("indices[0] is 4")
-        );
-        assert!(
-            pattern(&[0, 1], &[-2], 4)
-                .unwrap_err()
-                .to_string()
-                .contains("indices[0] is -2")
-        );
+        assert!(pattern(&[], &[], 1).unwrap_err().to_string().contains("empty"));
+        assert!(pattern(&[0, 2, 1], &[0, 0], 1).unwrap_err().to_string().contains("indptr[2] is 1"));
+        assert!(pattern(&[0, 3], &[0, 0], 1).unwrap_err().to_string().contains("indptr[1] is 3"));
+        assert!(pattern(&[-1, 0], &[], 1).unwrap_err().to_string().contains("indptr[0] is -1"));
+        assert!(pattern(&[0, 1], &[4], 4).unwrap_err().to_string().contains("indices[0] is 4"));
+        assert!(pattern(&[0, 1], &[-2], 4).unwrap_err().to_string().contains("indices[0] is -2"));
     }
 
     #[test]
@@ -221,10 +172,7 @@ mod tests {
         assert!(!p.is_sorted());
         let s = p.into_sorted();
         assert_eq!(s.indices(), [0, 1, 2, 2, 0]);
-        assert_eq!(
-            (0..5).map(|e| s.block(e)).collect::<Vec<_>>(),
-            [1, 3, 0, 2, 4]
-        );
+        assert_eq!((0..5).map(|e| s.block(e)).collect::<Vec<_>>(), [1, 3, 0, 2, 4]);
     }
 
     #[test]

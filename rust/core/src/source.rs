@@ -47,11 +47,7 @@ impl MemoryBlocks<'_> {
     /// # Safety
     /// The memory of every block that the pattern names must be readable for the source's lifetime.
     pub unsafe fn new(base: *const u8, bytes_per_block: usize) -> Self {
-        Self {
-            base,
-            bytes_per_block,
-            life: PhantomData,
-        }
+        Self { base, bytes_per_block, life: PhantomData }
     }
 }
 

@@ -54,13 +54,8 @@ pub(crate) fn enter<T: Send>(
         n => n,
     };
     py.detach(|| {
-        let signals = Signals {
-            state: RefCell::new((Instant::now(), None)),
-        };
-        let result = work(&Context {
-            threads,
-            interrupt: &signals,
-        });
+        let signals = Signals { state: RefCell::new((Instant::now(), None)) };
+        let result = work(&Context { threads, interrupt: &signals });
         match (result, signals.state.into_inner().1) {
             (Ok(value), _) => Ok(value),
             (Err(Error::Interrupted), Some(raised)) => Err(raised),

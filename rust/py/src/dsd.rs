@@ -3,9 +3,7 @@
 use std::cell::Cell;
 
 use numpy::{PyArrayDescr, PyUntypedArray};
-use prunus_core::{
-    Activation, BsrRef, DType, Epilogue, MatMut, MatRef, MemoryBlocks, Pattern, VecRef,
-};
+use prunus_core::{Activation, BsrRef, DType, Epilogue, MatMut, MatRef, MemoryBlocks, Pattern, VecRef};
 use prunus_cpu::Dsd;
 use prunus_cpu::memory::Buffer;
 use pyo3::exceptions::PyValueError;
@@ -26,11 +24,7 @@ fn blocks_of<'a>(data: &'a Bound<'_, PyUntypedArray>) -> PyResult<(Nd<'a>, (usiz
     let (shape, strides) = (&nd.shape[n..], &nd.strides[n..]);
     let size = nd.dtype.size();
     let expected = [shape[1] * shape[2] * size, shape[2] * size, size];
-    let dense = shape
-        .iter()
-        .zip(strides)
-        .zip(expected)
-        .all(|((&n, &s), e)| n <= 1 || s == e as isize);
+    let dense = shape.iter().zip(strides).zip(expected).all(|((&n, &s), e)| n <= 1 || s == e as isize);
     if !dense && shape.iter().all(|&n| n > 0) {
         return Err(PyValueError::new_err("data: expected blocks in C order"));
     }
@@ -80,13 +74,7 @@ impl<'a> Batched<'a> {
             None => Activation::Identity,
             Some(name) => Activation::parse(name).map_err(crate::door::to_python)?,
         };
-        Ok(Self {
-            batch,
-            x,
-            out,
-            bias,
-            activation,
-        })
+        Ok(Self { batch, x, out, bias, activation })
     }
 
     fn members(&self) -> usize {
@@ -104,16 +92,8 @@ impl<'a> Batched<'a> {
             Dsd {
                 w,
                 x: MatRef::new(x.member(self.batch, i), x.dtype, shape(x), strides(x)),
-                out: MatMut::new(
-                    out.member(self.batch, i),
-                    out.dtype,
-                    shape(out),
-                    strides(out),
-                ),
-                epilogue: Epilogue {
-                    bias: self.bias,
-                    activation: self.activation,
-                },
+                out: MatMut::new(out.member(self.batch, i), out.dtype, shape(out), strides(out)),
+                epilogue: Epilogue { bias: self.bias, activation: self.activation },
             }
         }
     }
@@ -137,10 +117,7 @@ pub(crate) fn dsd(
 ) -> PyResult<()> {
     let call = Batched::new(x, out, bias, activation)?;
     let (data, blocksize) = blocks_of(data)?;
-    let (indices, indptr) = (
-        Indices::new("indices", indices)?,
-        Indices::new("indptr", indptr)?,
-    );
+    let (indices, indptr) = (Indices::new("indices", indices)?, Indices::new("indptr", indptr)?);
     if indices.shape.len() != 1 {
         return Err(PyValueError::new_err("indices: expected one dimension"));
     }
@@ -166,11 +143,7 @@ pub(crate) fn dsd(
     }
     let block_cols = shape.1.div_ceil(blocksize.1);
     // One pattern for all is checked once; patterns of their own, one by one.
-    let count = if ptr_batch.is_empty() {
-        1
-    } else {
-        call.members()
-    };
+    let count = if ptr_batch.is_empty() { 1 } else { call.members() };
     let patterns = (0..count)
         .map(|i| pattern(&indptr, &indices, ptr_batch, i, block_cols))
         .collect::<PyResult<Vec<Pattern>>>()?;
@@ -273,11 +246,7 @@ impl Packed {
                 flags,
             )
         };
-        if status == 0 {
-            Ok(())
-        } else {
-            Err(PyErr::fetch(slf.py()))
-        }
+        if status == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
 }
 
@@ -328,14 +297,9 @@ pub(crate) fn pack(
     if blocksize.0 == 0 || blocksize.1 == 0 {
         return Err(PyValueError::new_err("blocks of zero size"));
     }
-    let (indices, indptr) = (
-        Indices::new("indices", indices)?,
-        Indices::new("indptr", indptr)?,
-    );
+    let (indices, indptr) = (Indices::new("indices", indices)?, Indices::new("indptr", indptr)?);
     if indices.shape.len() != 1 || indptr.shape.len() != 1 {
-        return Err(PyValueError::new_err(
-            "indices and indptr: expected one dimension",
-        ));
+        return Err(PyValueError::new_err("indices and indptr: expected one dimension"));
     }
     let stored_rows = pattern(&indptr, &indices, &[], 0, shape.1.div_ceil(blocksize.1))?;
     if data.shape[0] < indices.shape[0] {
@@ -345,9 +309,7 @@ pub(crate) fn pack(
         )));
     }
     if transposed {
-        return Err(PyValueError::new_err(
-            "pack the stored matrix, then transpose it",
-        ));
+        return Err(PyValueError::new_err("pack the stored matrix, then transpose it"));
     }
     let rows = stored_rows.into_sorted();
     let block_bytes = blocksize.0 * blocksize.1 * data.dtype.size();
@@ -368,9 +330,7 @@ pub(crate) fn pack(
     }
     let offsets = rows.indptr().iter().map(|&p| (p - first) as i64);
     let block_cols = rows.block_cols();
-    let columns = rows.indices()[first..first + stored]
-        .iter()
-        .map(|&c| i64::from(c));
+    let columns = rows.indices()[first..first + stored].iter().map(|&c| i64::from(c));
     let rows = Pattern::new(
         offsets.collect::<Vec<_>>().into_iter(),
         columns.collect::<Vec<_>>().into_iter(),
@@ -378,16 +338,7 @@ pub(crate) fn pack(
     )
     .map_err(crate::door::to_python)?;
     let columns = rows.transposed();
-    Ok(Packed {
-        values,
-        dtype: data.dtype,
-        stored,
-        shape,
-        blocksize,
-        rows,
-        columns,
-        group,
-    })
+    Ok(Packed { values, dtype: data.dtype, stored, shape, blocksize, rows, columns, group })
 }
 
 /// As `dsd`, with a packed operand.

@@ -54,21 +54,12 @@ pub(crate) fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 
 /// Multiply-adds that this machine reaches in registers, in FLOP/s.
 #[pyfunction]
-pub(crate) fn measure_flops(
-    py: Python<'_>,
-    dtype: &str,
-    threads: usize,
-    seconds: f64,
-) -> PyResult<f64> {
-    enter(py, threads, |context| {
-        machine::measure_flops(context, dtype, seconds)
-    })
+pub(crate) fn measure_flops(py: Python<'_>, dtype: &str, threads: usize, seconds: f64) -> PyResult<f64> {
+    enter(py, threads, |context| machine::measure_flops(context, dtype, seconds))
 }
 
 /// Bytes read from memory a second.
 #[pyfunction]
 pub(crate) fn measure_bandwidth(py: Python<'_>, threads: usize, seconds: f64) -> PyResult<f64> {
-    enter(py, threads, |context| {
-        machine::measure_bandwidth(context, seconds)
-    })
+    enter(py, threads, |context| machine::measure_bandwidth(context, seconds))
 }

@@ -76,8 +76,7 @@ pub(crate) unsafe fn copy_block<E: Copy>(
     let size = w.dtype.size() as isize;
     let cols = w.blocksize.1 as isize;
     if w.group == 0 {
-        let (row_stride, col_stride) =
-            if w.transposed { (size, cols * size) } else { (cols * size, size) };
+        let (row_stride, col_stride) = if w.transposed { (size, cols * size) } else { (cols * size, size) };
         let src = stored.wrapping_offset(rows.start as isize * row_stride);
         let rect = Rect { src, rows: rows.len(), cols: depth, row_stride, col_stride };
         // SAFETY: the caller's promise.

@@ -76,9 +76,7 @@ impl Dsd<'_> {
                     self.by_width::<avx512::F64x8>(context, ["thin f64 avx512", "panel f64 avx512"])
                 }
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => {
-                    self.by_width::<avx2::F64x4>(context, ["thin f64 avx2", "panel f64 avx2"])
-                }
+                Level::Avx2 => self.by_width::<avx2::F64x4>(context, ["thin f64 avx2", "panel f64 avx2"]),
                 _ => self.by_width::<Plain<f64>>(context, ["thin f64 scalar", "panel f64 scalar"]),
             },
             Some(DType::Bf16) => self.run_bf16(level, context),
@@ -88,9 +86,7 @@ impl Dsd<'_> {
                     panel::run::<avx512::I16x32Vnni>(self, context).map(|()| "panel int8 vnni")
                 }
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => {
-                    panel::run::<avx512::I16x32>(self, context).map(|()| "panel int8 avx512")
-                }
+                Level::Avx512 => panel::run::<avx512::I16x32>(self, context).map(|()| "panel int8 avx512"),
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => panel::run::<avx2::I16x16>(self, context).map(|()| "panel int8 avx2"),
                 _ => panel::run::<Plain<i16>>(self, context).map(|()| "panel int8 scalar"),
@@ -102,10 +98,7 @@ impl Dsd<'_> {
     /// bfloat16 with bfloat16: pairs where the machine multiplies them, else widened to float32.
     fn run_bf16(&self, level: Level, context: &Context<'_>) -> Result<&'static str, Error> {
         #[cfg(target_arch = "x86_64")]
-        if level >= Level::Avx512Dot
-            && level::has_avx512_bf16()
-            && !thin::applies::<avx512::F32x16>(self)
-        {
+        if level >= Level::Avx512Dot && level::has_avx512_bf16() && !thin::applies::<avx512::F32x16>(self) {
             return panel::run::<avx512::Bf16x32>(self, context).map(|()| "panel bf16 avx512-bf16");
         }
         self.run_float(level, context)

@@ -145,7 +145,11 @@ where
     let native = <L::Elem as Element>::NATIVE == Some(call.w.dtype);
     let group = call.w.group;
     let form = match (native, call.w.transposed) {
-        (true, false) if group > 0 && L::LANES.is_multiple_of(group) && (block_cols * group).is_multiple_of(L::LANES) => {
+        (true, false)
+            if group > 0
+                && L::LANES.is_multiple_of(group)
+                && (block_cols * group).is_multiple_of(L::LANES) =>
+        {
             Form::Groups(group)
         }
         (true, _) if group > 0 => Form::Copied,
@@ -188,8 +192,7 @@ where
             }
         }
     }
-    let job =
-        Job::<L> { call, pattern: &pattern, convert_w, store, x: to, slice_len, padded, form };
+    let job = Job::<L> { call, pattern: &pattern, convert_w, store, x: to, slice_len, padded, form };
     let work = (block_rows * block_cols * call.x.cols * plan::THIN_WEIGHT) as u64;
     let ranges = plan::row_ranges(pattern.indptr(), work, context.threads, 1);
     for_each(context, ranges.len(), |task| job.rows(&ranges[task]))
@@ -246,7 +249,9 @@ where
                 // (Columns of a transposed operand are outermost: they are simply left off.)
                 match self.form {
                     // SAFETY: sizes are multiples of the vector; the block and its slice are whole.
-                    Form::Rows if depth == block_cols => unsafe { kernel(&piece(stored.cast(), block_rows, block_cols)) },
+                    Form::Rows if depth == block_cols => unsafe {
+                        kernel(&piece(stored.cast(), block_rows, block_cols))
+                    },
                     // SAFETY: as above.
                     Form::Columns => unsafe { kernel(&piece(stored.cast(), block_rows, depth)) },
                     // Packing zeroed what lies past the last column.
