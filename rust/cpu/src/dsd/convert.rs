@@ -3,7 +3,10 @@
 use half::{bf16, f16};
 use prunus_core::DType;
 
-use crate::level::{self, Level};
+use super::transpose;
+use crate::level;
+#[cfg(target_arch = "x86_64")]
+use crate::level::Level;
 
 /// Conversion of one value from its storage type, exact in every case used.
 pub(crate) trait Cast<E>: Copy {
@@ -78,21 +81,19 @@ element!(i16, None, { I8 => i8 });
 /// # Safety
 /// The rectangle must be readable, and `dst` writeable for `rows` rows.
 unsafe fn convert_as<S: Cast<E>, E: Copy>(rect: &Rect, dst: *mut E, dst_row: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if size_of::<E>() == 4 && size_of::<S>() == 4 && rect.row_stride == 4 && rect.col_stride != 4 {
-        if level::current() >= Level::Avx2 {
-            // SAFETY: 4-byte values of one type are moved unchanged; AVX2 is there.
-            unsafe { super::transpose::transpose_32(rect, dst.cast(), dst_row) };
-            return;
-        }
+    let level = level::current();
+    let moves = size_of::<E>() == 4 && size_of::<S>() == 4;
+    if moves && rect.row_stride == 4 && rect.col_stride != 4 && transpose::is_available(level) {
+        // SAFETY: 4-byte values of one type are moved unchanged; the level is there.
+        unsafe { transpose::transpose_32(rect, dst.cast(), dst_row) };
+        return;
     }
     #[cfg(target_arch = "x86_64")]
-    if level::current() >= Level::Avx2 {
+    if level >= Level::Avx2 {
         // SAFETY: AVX2, FMA and F16C are there; the rest is the caller's promise.
         unsafe { convert_avx2::<S, E>(rect, dst, dst_row) };
         return;
     }
-    let _ = (level::current(), Level::Avx2);
     // SAFETY: the caller's promise.
     unsafe { convert_loop::<S, E>(rect, dst, dst_row) }
 }

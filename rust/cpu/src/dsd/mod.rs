@@ -8,7 +8,6 @@ mod panel;
 mod plan;
 mod store;
 pub(crate) mod tile;
-#[cfg(target_arch = "x86_64")]
 mod transpose;
 
 use prunus_core::{Activation, BsrRef, DType, Epilogue, Error, MatMut, MatRef};
@@ -19,6 +18,8 @@ use crate::threads::Context;
 
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2, avx512};
+#[cfg(target_arch = "aarch64")]
+use crate::simd::neon;
 
 /// The fixed constants by which work is cut up, for reports.
 pub fn constants() -> Vec<(&'static str, u64)> {
@@ -58,6 +59,8 @@ impl Dsd<'_> {
                 }
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => panel::run::<avx2::F32x8>(self, context).map(|()| "panel f32 avx2"),
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon => panel::run::<neon::F32x4>(self, context).map(|()| "panel f32 neon"),
                 _ => panel::run::<Plain<f32>>(self, context).map(|()| "panel f32 scalar"),
             },
             Some(DType::F64) => match level {
@@ -67,6 +70,8 @@ impl Dsd<'_> {
                 }
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => panel::run::<avx2::F64x4>(self, context).map(|()| "panel f64 avx2"),
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon => panel::run::<neon::F64x2>(self, context).map(|()| "panel f64 neon"),
                 _ => panel::run::<Plain<f64>>(self, context).map(|()| "panel f64 scalar"),
             },
             Some(DType::Bf16) => self.run_bf16(level, context),
@@ -81,6 +86,8 @@ impl Dsd<'_> {
                 }
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => panel::run::<avx2::I16x16>(self, context).map(|()| "panel int8 avx2"),
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon => panel::run::<neon::I16x8>(self, context).map(|()| "panel int8 neon"),
                 _ => panel::run::<Plain<i16>>(self, context).map(|()| "panel int8 scalar"),
             },
             _ => Err(self.no_kernel()),
@@ -101,6 +108,10 @@ impl Dsd<'_> {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => {
                 panel::run::<avx2::F32x8>(self, context).map(|()| "panel bf16 as f32 avx2")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => {
+                panel::run::<neon::F32x4>(self, context).map(|()| "panel bf16 as f32 neon")
             }
             _ => panel::run::<Plain<f32>>(self, context).map(|()| "panel bf16 as f32 scalar"),
         }

@@ -4,7 +4,10 @@ use half::{bf16, f16};
 use prunus_core::{Activation, DType, Epilogue, VecRef};
 
 use super::convert::{Cast, Rect};
-use crate::level::{self, Level};
+use super::transpose;
+use crate::level;
+#[cfg(target_arch = "x86_64")]
+use crate::level::Level;
 
 /// Sums of finished rows, and where they go.
 #[derive(Clone, Copy, Debug)]
@@ -142,31 +145,28 @@ impl Sum for i32 {
 /// # Safety
 /// Sums must be readable and the result writeable over `rows × cols`.
 unsafe fn store_as<A: Sum + Round<O>, O: Copy>(finished: &Finished<A>, epilogue: &Epilogue<'_>) {
+    let (level, f) = (level::current(), finished);
+    let moves = size_of::<A>() == 4 && size_of::<O>() == 4 && epilogue.is_identity();
+    let by_columns = f.row_stride == 4 && f.col_stride > 0 && f.col_stride % 4 == 0;
+    if moves && by_columns && transpose::is_available(level) {
+        // Seen from the result, whose rows are columns of the sums, this is a transposition.
+        let rect = Rect {
+            src: f.sums.cast(),
+            rows: f.cols,
+            cols: f.rows,
+            row_stride: 4,
+            col_stride: 4 * f.sums_row as isize,
+        };
+        // SAFETY: values are moved unchanged; the level is there.
+        unsafe { transpose::transpose_32(&rect, f.out.cast(), f.col_stride as usize / 4) };
+        return;
+    }
     #[cfg(target_arch = "x86_64")]
-    if level::current() >= Level::Avx2 {
-        let f = finished;
-        if size_of::<A>() == 4 && size_of::<O>() == 4 && f.row_stride == 4 && epilogue.is_identity() {
-            // Seen from the result, whose rows are columns of the sums, this is a transposition.
-            let rect = Rect {
-                src: f.sums.cast(),
-                rows: f.cols,
-                cols: f.rows,
-                row_stride: 4,
-                col_stride: 4 * f.sums_row as isize,
-            };
-            if f.col_stride % 4 == 0 && f.col_stride > 0 {
-                // SAFETY: values are moved unchanged; AVX2 is there.
-                unsafe {
-                    super::transpose::transpose_32(&rect, f.out.cast(), f.col_stride as usize / 4);
-                }
-                return;
-            }
-        }
+    if level >= Level::Avx2 {
         // SAFETY: AVX2, FMA and F16C are there; the rest is the caller's promise.
         unsafe { store_avx2::<A, O>(finished, epilogue) };
         return;
     }
-    let _ = (level::current(), Level::Avx2);
     // SAFETY: the caller's promise.
     unsafe { store_loop::<A, O>(finished, epilogue) }
 }

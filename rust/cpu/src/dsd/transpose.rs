@@ -1,40 +1,77 @@
 //! Transposing copies of 32-bit values.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 use super::convert::Rect;
+use crate::level::Level;
+
+/// Whether `level` has a transposing copy.
+pub(crate) fn is_available(level: Level) -> bool {
+    // Levels above scalar are of this machine's architecture: no other can be chosen.
+    level != Level::Scalar
+}
 
 /// Copies a rectangle whose columns are contiguous runs (`row_stride == 4`) to `dst`, where rows are
-/// contiguous: a transposition of 8 × 8 tiles in registers, edges by single values.
+/// contiguous: a transposition of tiles in registers, edges by single values.
 ///
 /// # Safety
-/// AVX2 must be present, the rectangle readable and `dst` writeable for `rows` rows of `cols`.
-#[target_feature(enable = "avx2")]
+/// A level for which [`is_available`] holds must be present, the rectangle readable and `dst`
+/// writeable for `rows` rows of `cols`.
 pub(crate) unsafe fn transpose_32(rect: &Rect, dst: *mut u32, dst_row: usize) {
-    let (rows, cols) = (rect.rows, rect.cols);
-    let (full_rows, full_cols) = (rows / 8 * 8, cols / 8 * 8);
-    // SAFETY: tiles stay inside the rectangle.
+    // SAFETY: the caller's promise; every level with a transposing copy has AVX2 or is AArch64.
     unsafe {
-        for i in (0..full_rows).step_by(8) {
-            for j in (0..full_cols).step_by(8) {
+        #[cfg(target_arch = "x86_64")]
+        transpose_avx2(rect, dst, dst_row);
+        #[cfg(target_arch = "aarch64")]
+        cut::<4>(rect, dst, dst_row, |src, run, dst, row| tile_4x4(src, run, dst, row));
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        cut::<1>(rect, dst, dst_row, |src, _, dst, _| dst.write(src.cast::<u32>().read_unaligned()));
+    }
+}
+
+/// Cuts the rectangle into `S × S` tiles and does the edges.
+///
+/// # Safety
+/// As [`transpose_32`]; `tile` transposes `S` runs of `S` values into `S` rows.
+#[inline(always)]
+unsafe fn cut<const S: usize>(
+    rect: &Rect,
+    dst: *mut u32,
+    dst_row: usize,
+    tile: impl Fn(*const u8, isize, *mut u32, usize),
+) {
+    let (rows, cols) = (rect.rows, rect.cols);
+    let (full_rows, full_cols) = (rows / S * S, cols / S * S);
+    // SAFETY: tiles and single values stay inside the rectangle.
+    unsafe {
+        for i in (0..full_rows).step_by(S) {
+            for j in (0..full_cols).step_by(S) {
                 let src = rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
-                tile_8x8(src, rect.col_stride, dst.add(i * dst_row + j), dst_row);
+                tile(src, rect.col_stride, dst.add(i * dst_row + j), dst_row);
             }
         }
-        let single = |i: usize, j: usize| {
-            let src = rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
-            *dst.add(i * dst_row + j) = src.cast::<u32>().read_unaligned();
-        };
         for i in 0..rows {
             let from = if i < full_rows { full_cols } else { 0 };
             for j in from..cols {
-                single(i, j);
+                let src = rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
+                dst.add(i * dst_row + j).write(src.cast::<u32>().read_unaligned());
             }
         }
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose_avx2(rect: &Rect, dst: *mut u32, dst_row: usize) {
+    // SAFETY: the caller's promise, handed on tile by tile.
+    unsafe { cut::<8>(rect, dst, dst_row, |src, run, dst, row| tile_8x8(src, run, dst, row)) }
+}
+
 /// Transposes one 8 × 8 tile: run `j` of the source becomes column `j` of the destination.
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn tile_8x8(src: *const u8, run_stride: isize, dst: *mut u32, dst_row: usize) {
@@ -52,5 +89,22 @@ unsafe fn tile_8x8(src: *const u8, run_stride: isize, dst: *mut u32, dst_row: us
             put(i, _mm256_permute2f128_ps::<0x20>(p, q));
             put(i + 4, _mm256_permute2f128_ps::<0x31>(p, q));
         }
+    }
+}
+
+/// Transposes one 4 × 4 tile: run `j` of the source becomes column `j` of the destination.
+#[cfg(target_arch = "aarch64")]
+#[inline]
+unsafe fn tile_4x4(src: *const u8, run_stride: isize, dst: *mut u32, dst_row: usize) {
+    // SAFETY: the caller provides 4 runs of 4 values, at any alignment, and 4 rows of 4 to write.
+    unsafe {
+        let run = |j: isize| vreinterpretq_u32_u8(vld1q_u8(src.offset(j * run_stride)));
+        let (even, odd) = ((run(0), run(2)), (run(1), run(3)));
+        let (a, b) = (vzip1q_u32(even.0, even.1), vzip2q_u32(even.0, even.1));
+        let (c, d) = (vzip1q_u32(odd.0, odd.1), vzip2q_u32(odd.0, odd.1));
+        vst1q_u32(dst, vzip1q_u32(a, c));
+        vst1q_u32(dst.add(dst_row), vzip2q_u32(a, c));
+        vst1q_u32(dst.add(2 * dst_row), vzip1q_u32(b, d));
+        vst1q_u32(dst.add(3 * dst_row), vzip2q_u32(b, d));
     }
 }
