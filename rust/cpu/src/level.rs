@@ -160,3 +160,16 @@ pub fn parse(name: &str) -> Result<Level, Error> {
         got: name.to_owned(),
     })
 }
+
+/// Runs `f` at every level of this machine in turn; tests that set the level wait for each other.
+#[cfg(test)]
+pub(crate) fn each(mut f: impl FnMut(Level)) {
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(|held| held.into_inner());
+    let before = PINNED.load(Ordering::Relaxed);
+    for level in available() {
+        set(level);
+        f(level);
+    }
+    PINNED.store(before, Ordering::Relaxed);
+}

@@ -108,3 +108,49 @@ unsafe fn tile_4x4(src: *const u8, run_stride: isize, dst: *mut u32, dst_row: us
         vst1q_u32(dst.add(3 * dst_row), vzip2q_u32(b, d));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::level;
+
+    #[test]
+    fn every_value_lands_at_its_place_and_nowhere_else() {
+        if !level::available().into_iter().any(is_available) {
+            return;
+        }
+        let sizes = [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 33];
+        for rows in sizes {
+            for cols in sizes {
+                // Runs apart, adjacent, backwards, repeated, and off any alignment.
+                let far = 4 * rows as isize + 12;
+                for (run, off) in [(far, 0), (4 * rows as isize, 0), (-far, 0), (0, 0), (far + 1, 3)] {
+                    let bytes = run.unsigned_abs() * cols + 4 * rows + 8;
+                    let src: Vec<u8> = (0..bytes).map(|i| (i * 131 % 251) as u8).collect();
+                    let first = if run < 0 { bytes - 4 * rows - 8 } else { off };
+                    let rect = Rect {
+                        src: src.as_ptr().wrapping_add(first),
+                        rows,
+                        cols,
+                        row_stride: 4,
+                        col_stride: run,
+                    };
+                    let dst_row = cols + 3;
+                    let mut dst = vec![0xDEAD_BEEFu32; rows * dst_row + 1];
+                    // SAFETY: a level is there; every run lies in `src`, every row in `dst`.
+                    unsafe { transpose_32(&rect, dst.as_mut_ptr(), dst_row) };
+                    for (at, got) in dst.into_iter().enumerate() {
+                        let (i, j) = (at / dst_row, at % dst_row);
+                        let want = if i < rows && j < cols {
+                            let from = (first as isize + 4 * i as isize + run * j as isize) as usize;
+                            u32::from_ne_bytes(src[from..from + 4].try_into().unwrap())
+                        } else {
+                            0xDEAD_BEEF
+                        };
+                        assert_eq!(got, want, "({i}, {j}) of {rows} x {cols}, runs {run} apart");
+                    }
+                }
+            }
+        }
+    }
+}
