@@ -61,7 +61,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Dot => Self::Avx512.is_available() && is_x86_feature_detected!("avx512vnni"),
             #[cfg(target_arch = "x86_64")]
-            Self::Amx => Self::Avx512Dot.is_available() && has_avx512_bf16() && false,
+            Self::Amx => Self::Avx512Dot.is_available() && has_avx512_bf16(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -157,4 +157,17 @@ pub fn parse(name: &str) -> Result<Level, Error> {
         expected: available().iter().map(|level| level.name()).collect::<Vec<_>>().join(", "),
         got: name.to_owned(),
     })
+}
+
+/// Runs `f` at every level of this machine in turn; tests that set the level wait for each other.
+#[cfg(test)]
+pub(crate) fn each(mut f: impl FnMut(Level)) {
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(|held| held.into_inner());
+    let before = PINNED.load(Ordering::Relaxed);
+    for level in available() {
+        set(level);
+        f(level);
+    }
+    PINNED.store(before, Ordering::Relaxed);
 }

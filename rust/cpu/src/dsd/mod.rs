@@ -10,7 +10,6 @@ mod plan;
 mod store;
 pub(crate) mod thin;
 pub(crate) mod tile;
-#[cfg(target_arch = "x86_64")]
 mod transpose;
 
 use convert::Element;
@@ -22,6 +21,8 @@ use crate::simd::scalar::Plain;
 use crate::threads::Context;
 use store::Sum;
 
+#[cfg(target_arch = "aarch64")]
+use crate::simd::neon;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2, avx512};
 
@@ -36,6 +37,8 @@ pub fn group_rows(dtype: DType, block_rows: usize) -> usize {
     let registers = match level::current() {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 | Level::Avx512Dot | Level::Amx => avx512::F32x16::REGISTERS,
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => neon::F32x4::REGISTERS,
         _ => Plain::<f32>::REGISTERS,
     };
     let group = registers / 4;
@@ -77,6 +80,8 @@ impl Dsd<'_> {
                 }
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => self.by_width::<avx2::F64x4>(context, ["thin f64 avx2", "panel f64 avx2"]),
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon => self.by_width::<neon::F64x2>(context, ["thin f64 neon", "panel f64 neon"]),
                 _ => self.by_width::<Plain<f64>>(context, ["thin f64 scalar", "panel f64 scalar"]),
             },
             Some(DType::Bf16) => self.run_bf16(level, context),
@@ -89,6 +94,8 @@ impl Dsd<'_> {
                 Level::Avx512 => panel::run::<avx512::I16x32>(self, context).map(|()| "panel int8 avx512"),
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => panel::run::<avx2::I16x16>(self, context).map(|()| "panel int8 avx2"),
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon => panel::run::<neon::I16x8>(self, context).map(|()| "panel int8 neon"),
                 _ => panel::run::<Plain<i16>>(self, context).map(|()| "panel int8 scalar"),
             },
             _ => Err(self.no_kernel()),
@@ -113,6 +120,8 @@ impl Dsd<'_> {
             }
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => self.by_width::<avx2::F32x8>(context, ["thin f32 avx2", "panel f32 avx2"]),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => self.by_width::<neon::F32x4>(context, ["thin f32 neon", "panel f32 neon"]),
             _ => self.by_width::<Plain<f32>>(context, ["thin f32 scalar", "panel f32 scalar"]),
         }
     }
