@@ -32,14 +32,8 @@ pub(crate) unsafe fn x_tile<P: Product>(rect: &Rect, dst: *mut u32, words: usize
                 interleave::<P>(rect, full, rect.rows % P::STEP, dst.add(full * COLS));
             }
         } else if rect.row_stride == size {
-            let whole = Rect { rows: full, row_stride: 4, ..*rect };
-            if rect.cols < COLS {
-                dst.write_bytes(0, full * COLS);
-            }
-            transpose_32(&whole, dst, COLS);
-            if full < words {
-                gather::<P>(rect, full, rect.rows % P::STEP, dst.add(full * COLS));
-            }
+            columns::<P>(rect, dst, words);
+            return;
         } else {
             for word in 0..words.min(full + 1) {
                 let count = P::STEP.min(rect.rows - word * P::STEP);
@@ -50,6 +44,36 @@ pub(crate) unsafe fn x_tile<P: Product>(rect: &Rect, dst: *mut u32, words: usize
             dst.add((full + 1) * COLS).write_bytes(0, (words - full - 1) * COLS);
         }
     }
+}
+
+/// Packs a rectangle whose columns are contiguous: a transposition of words.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn columns<P: Product>(rect: &Rect, dst: *mut u32, words: usize) {
+    let bytes = rect.rows * size_of::<P::Elem>();
+    // SAFETY: a whole tile is read where it lies; of others, what is inside the rectangle by masks.
+    unsafe {
+        if bytes == ROW_BYTES && rect.cols == COLS {
+            transpose_32(&Rect { rows: COLS, row_stride: 4, ..*rect }, dst, COLS);
+            return;
+        }
+        let mask = if bytes == 0 { 0 } else { u64::MAX >> (64 - bytes) };
+        let (mut tile, mut turned) = ([0u32; WORDS], [0u32; WORDS]);
+        for c in 0..rect.cols {
+            let run = rect.src.offset(c as isize * rect.col_stride);
+            let run = _mm512_maskz_loadu_epi8(mask, run.cast());
+            _mm512_storeu_si512(tile.as_mut_ptr().add(c * COLS).cast(), run);
+        }
+        turn(&tile, &mut turned);
+        dst.copy_from_nonoverlapping(turned.as_ptr(), words * COLS);
+    }
+}
+
+/// Transposes 16 × 16 words.
+fn turn(tile: &[u32; WORDS], turned: &mut [u32; WORDS]) {
+    let src = tile.as_ptr().cast();
+    let rect = Rect { src, rows: COLS, cols: COLS, row_stride: 4, col_stride: ROW_BYTES as isize };
+    // SAFETY: 16 × 16 words on both sides; the level in use implies AVX2.
+    unsafe { transpose_32(&rect, turned.as_mut_ptr(), COLS) };
 }
 
 /// Packs one word's `count` rows, each contiguous, into 16 words.
@@ -114,13 +138,13 @@ pub(crate) unsafe fn w_rows<P: Product>(rect: &Rect, dst: *mut u8, pitch: usize)
     }
     // A transposed block: what is a row of W here lies in columns, as x does. Pack tiles like those of
     // x, whose 16 columns are rows of W, and turn their words round.
-    let mut tile = [0u32; WORDS];
+    let (mut tile, mut turned) = ([0u32; WORDS], [0u32; WORDS]);
     let words = pitch / 4;
     for row in (0..rect.rows).step_by(COLS) {
         for word in (0..words).step_by(COLS) {
             let (rows, count) = (COLS.min(rect.rows - row), COLS.min(words - word));
             let from = (word * P::STEP).min(rect.cols);
-            // SAFETY: parts of the rectangle; a tile of 16 × 16 words; `count` words of `rows` rows.
+            // SAFETY: parts of the rectangle; a tile of 16 × 16 words; `rows` rows of `count` words.
             unsafe {
                 let at = row as isize * rect.row_stride + from as isize * rect.col_stride;
                 let part = Rect {
@@ -131,14 +155,11 @@ pub(crate) unsafe fn w_rows<P: Product>(rect: &Rect, dst: *mut u8, pitch: usize)
                     col_stride: rect.row_stride,
                 };
                 x_tile::<P>(&part, tile.as_mut_ptr(), count);
-                let turned = Rect {
-                    src: tile.as_ptr().cast(),
-                    rows,
-                    cols: count,
-                    row_stride: 4,
-                    col_stride: ROW_BYTES as isize,
-                };
-                transpose_32(&turned, dst.add(row * pitch + word * 4).cast(), words);
+                turn(&tile, &mut turned);
+                for r in 0..rows {
+                    let to = dst.add((row + r) * pitch + word * 4).cast::<u32>();
+                    to.copy_from_nonoverlapping(turned.as_ptr().add(r * COLS), count);
+                }
             }
         }
     }
