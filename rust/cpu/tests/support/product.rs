@@ -128,9 +128,11 @@ impl Case {
         let mut w = Values::poisoned(self.dtype, indices.len() * area);
         let mut dense = vec![0f64; m * k];
         for row in 0..grid.0 {
-            for e in indptr[row] as usize..indptr[row + 1] as usize {
+            let (start, end) = (indptr[row] as usize, indptr[row + 1] as usize);
+            for (e, &column) in indices.iter().enumerate().take(end).skip(start) {
                 for i in 0..area {
-                    let at = (row * self.block.0 + i / self.block.1, indices[e] as usize * self.block.1 + i % self.block.1);
+                    let (r, c) = (i / self.block.1, i % self.block.1);
+                    let at = (row * self.block.0 + r, column as usize * self.block.1 + c);
                     if at.0 < stored.0 && at.1 < stored.1 {
                         let value = w.set(e * area + i, self.value(&mut random));
                         let at = if self.transposed { at.1 * k + at.0 } else { at.0 * k + at.1 };
