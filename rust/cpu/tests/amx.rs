@@ -49,7 +49,8 @@ fn every_block_size_works_in_place_and_transposed() {
                     let (r, c) = if transposed { (cols, rows) } else { (rows, cols) };
                     let (m, k) = (r * 40usize.div_ceil(r) + r / 2, c * 60usize.div_ceil(c) + c / 3);
                     let mut case = Case::new(dtype, (m, k, 28), (rows, cols));
-                    (case.transposed, case.density, case.seed) = (transposed, 90, (rows * 1000 + cols) as u64);
+                    (case.transposed, case.density, case.seed) =
+                        (transposed, 90, (rows * 1000 + cols) as u64);
                     if r.min(16) * (c * dtype.size()).min(64) >= 256 {
                         tiles(&case);
                     } else {
@@ -118,7 +119,8 @@ fn bias_and_activation_come_after_the_last_sum() {
             for out in [Layout::Rows, Layout::Columns] {
                 for out_dtype in [DType::F32, DType::Bf16] {
                     let mut case = Case::new(DType::Bf16, (64, 64, 40), (32, 32));
-                    (case.bias, case.activation, case.out, case.out_dtype) = (bias, activation, out, out_dtype);
+                    (case.bias, case.activation, case.out, case.out_dtype) =
+                        (bias, activation, out, out_dtype);
                     tiles(&case);
                 }
                 let mut case = Case::new(DType::I8, (64, 64, 40), (16, 64));

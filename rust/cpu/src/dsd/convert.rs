@@ -86,12 +86,15 @@ element!(i16, None, { I8 => i8 });
 /// The rectangle must be readable, and `dst` writeable for `rows` rows.
 unsafe fn convert_as<S: Cast<E>, E: Copy + 'static>(rect: &Rect, dst: *mut E, dst_row: usize) {
     #[cfg(target_arch = "x86_64")]
-    if size_of::<E>() == 4 && same::<S, E>() && rect.row_stride == 4 && rect.col_stride != 4 {
-        if level::current() >= Level::Avx2 {
-            // SAFETY: 4-byte values of one type are moved unchanged; AVX2 is there.
-            unsafe { super::transpose::transpose_32(rect, dst.cast(), dst_row) };
-            return;
-        }
+    if size_of::<E>() == 4
+        && same::<S, E>()
+        && rect.row_stride == 4
+        && rect.col_stride != 4
+        && level::current() >= Level::Avx2
+    {
+        // SAFETY: 4-byte values of one type are moved unchanged; AVX2 is there.
+        unsafe { super::transpose::transpose_32(rect, dst.cast(), dst_row) };
+        return;
     }
     #[cfg(target_arch = "x86_64")]
     if level::current() >= Level::Avx2 {

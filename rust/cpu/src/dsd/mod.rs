@@ -5,6 +5,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod blocks;
 mod convert;
 mod panel;
 mod plan;
@@ -34,6 +35,19 @@ pub fn constants() -> Vec<(&'static str, u64)> {
     #[cfg(target_arch = "x86_64")]
     constants.extend(amx::constants());
     constants
+}
+
+/// Rows that packing lays together for the kernels of the level in use (see [`BsrRef::group`]); 0 where
+/// blocks are used as they are.
+pub fn group_rows(dtype: DType, block_rows: usize) -> usize {
+    let registers = match level::current() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx512Dot | Level::Amx => avx512::F32x16::REGISTERS,
+        _ => Plain::<f32>::REGISTERS,
+    };
+    let group = registers / 4;
+    let native = matches!(dtype, DType::F32 | DType::F64);
+    if native && block_rows.is_multiple_of(group) { group } else { 0 }
 }
 
 /// One product of a block-sparse with a dense matrix.
@@ -69,25 +83,19 @@ impl Dsd<'_> {
                     self.by_width::<avx512::F64x8>(context, ["thin f64 avx512", "panel f64 avx512"])
                 }
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => {
-                    self.by_width::<avx2::F64x4>(context, ["thin f64 avx2", "panel f64 avx2"])
-                }
+                Level::Avx2 => self.by_width::<avx2::F64x4>(context, ["thin f64 avx2", "panel f64 avx2"]),
                 _ => self.by_width::<Plain<f64>>(context, ["thin f64 scalar", "panel f64 scalar"]),
             },
             Some(DType::Bf16) => self.run_bf16(level, context),
             Some(DType::I32) => match level {
                 #[cfg(target_arch = "x86_64")]
-                Level::Amx if amx::pays::<tiles::Int8>(self) => {
-                    amx::run::<tiles::Int8>(self, context)
-                }
+                Level::Amx if amx::pays::<tiles::Int8>(self) => amx::run::<tiles::Int8>(self, context),
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx512Dot | Level::Amx => {
                     panel::run::<avx512::I16x32Vnni>(self, context).map(|()| "panel int8 vnni")
                 }
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => {
-                    panel::run::<avx512::I16x32>(self, context).map(|()| "panel int8 avx512")
-                }
+                Level::Avx512 => panel::run::<avx512::I16x32>(self, context).map(|()| "panel int8 avx512"),
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => panel::run::<avx2::I16x16>(self, context).map(|()| "panel int8 avx2"),
                 _ => panel::run::<Plain<i16>>(self, context).map(|()| "panel int8 scalar"),

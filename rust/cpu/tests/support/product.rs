@@ -1,7 +1,9 @@
 //! Products to try: operands laid out as asked, the result by the definition, and the comparison.
 
 use half::bf16;
-use prunus_core::{Activation, BsrRef, DType, Epilogue, MatMut, MatRef, MemoryBlocks, Never, Pattern, VecRef};
+use prunus_core::{
+    Activation, BsrRef, DType, Epilogue, MatMut, MatRef, MemoryBlocks, Never, Pattern, VecRef,
+};
 use prunus_cpu::{Context, Dsd};
 
 /// Numbers that look random (xorshift).
@@ -177,6 +179,7 @@ impl Case {
                     shape: stored,
                     blocksize: self.block,
                     transposed: self.transposed,
+                    group: 0,
                     by_column: None,
                 },
                 x: MatRef::new(x_ptr, self.dtype, (k, n), bytes(x_strides, in_size)),

@@ -57,13 +57,14 @@ pub(crate) fn constants() -> [(&'static str, u64); 6] {
     ]
 }
 
-/// Whether tiles, rather than vectors, should do a product: by its shape alone.
+/// Whether tiles, rather than vectors, should do a product: by its shape alone. They need blocks in C
+/// order.
 pub(crate) fn pays<P: Product>(call: &Dsd<'_>) -> bool {
     let (rows, cols) = call.w.op_blocksize();
     let n = call.x.cols;
     let tile_bytes = rows.min(ROWS) * (cols * size_of::<P::Elem>()).min(ROW_BYTES);
     let work = call.w.pattern.len().saturating_mul(rows * cols).saturating_mul(n);
-    n >= LEAST_COLUMNS && tile_bytes >= LEAST_TILE_BYTES && work >= LEAST_WORK
+    call.w.group == 0 && n >= LEAST_COLUMNS && tile_bytes >= LEAST_TILE_BYTES && work >= LEAST_WORK
 }
 
 /// How the rows of a block are cut into tiles.
@@ -173,8 +174,7 @@ pub(crate) fn run<P: Product>(call: &Dsd<'_>, context: &Context<'_>) -> Result<&
                 Panel { col, cols, tiles, x, pitch: tiles * cut.x_tile() }
             })
             .collect();
-        let job =
-            Job::<P> { call, pattern: &pattern, store, cut, panels: &panels, product: PhantomData };
+        let job = Job::<P> { call, pattern: &pattern, store, cut, panels: &panels, product: PhantomData };
         let grid = pattern.block_cols();
         let step = (PACK_ROWS / block_cols).max(1);
         let slices = grid.div_ceil(step);
@@ -463,14 +463,16 @@ mod tests {
                 assert!(!cut.exact || (in_place && cut.pitch() == bytes), "{bytes}: {cut:?}");
             }
         }
-        for (bytes, steps, depth_bytes) in [(64, 1, 64), (32, 1, 32), (96, 2, 48), (256, 4, 64), (160, 4, 40)] {
+        for (bytes, steps, depth_bytes) in [(64, 1, 64), (32, 1, 32), (96, 2, 48), (256, 4, 64), (160, 4, 40)]
+        {
             assert_eq!(Cut::new(bytes, true), Cut { steps, depth_bytes, exact: true });
         }
     }
 
     #[test]
     fn super_panels_fit_the_cache_and_are_alike() {
-        for (k, n, expected) in [(4096, 128, 4), (4096, 512, 4), (1024, 512, 8), (11008, 512, 2), (64, 8, 2)] {
+        for (k, n, expected) in [(4096, 128, 4), (4096, 512, 4), (1024, 512, 8), (11008, 512, 2), (64, 8, 2)]
+        {
             assert_eq!(super_panel(k * 2 * PANEL, usize::div_ceil(n, PANEL)), expected, "{k} x {n}");
         }
     }

@@ -182,7 +182,11 @@ mod tests {
         let (near, far) = (step as isize, (inner * step) as isize);
         let (row_stride, col_stride) = if by_column { (near, far) } else { (far, near) };
         let value = |r: usize, c: usize, byte: usize| {
-            if r < rows && c < cols { memory[r * row_stride as usize + c * col_stride as usize + byte] } else { 0 }
+            if r < rows && c < cols {
+                memory[r * row_stride as usize + c * col_stride as usize + byte]
+            } else {
+                0
+            }
         };
         let rect = Rect { src: memory.as_ptr(), rows, cols, row_stride, col_stride };
         let mut tile = vec![0xAAAA_AAAAu32; words * COLS + 8];
@@ -200,7 +204,13 @@ mod tests {
         assert!(tile[words * COLS..].iter().all(|&word| word == 0xAAAA_AAAA));
 
         // The same rectangle seen as W: rows are columns.
-        let rect = Rect { src: memory.as_ptr(), rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride };
+        let rect = Rect {
+            src: memory.as_ptr(),
+            rows: cols,
+            cols: rows,
+            row_stride: col_stride,
+            col_stride: row_stride,
+        };
         let pitch = words * 4;
         let mut copy = vec![0xAAu8; cols * pitch + 8];
         // SAFETY: as above.

@@ -119,7 +119,9 @@ fn vex(cursor: &mut Cursor<'_>, frame: &Frame) -> Option<Instruction> {
     // Prefixes: 0 none, 1 66, 2 F3, 3 F2.
     Some(match (opcode, prefix, rm) {
         (0x49, 0, Operand::Memory(at)) if reg == 0 && vvvv == 0 => Instruction::LoadConfig { at: at.whole() },
-        (0x49, 1, Operand::Memory(at)) if reg == 0 && vvvv == 0 => Instruction::StoreConfig { at: at.whole() },
+        (0x49, 1, Operand::Memory(at)) if reg == 0 && vvvv == 0 => {
+            Instruction::StoreConfig { at: at.whole() }
+        }
         (0x49, 0, Operand::Register(0)) if reg == 0 && vvvv == 0 => Instruction::Release,
         (0x49, 3, Operand::Register(0)) if vvvv == 0 => Instruction::Zero { tile },
         // Tiles are loaded and stored through a SIB byte, whose index is the stride.
@@ -145,11 +147,8 @@ fn evex(cursor: &mut Cursor<'_>, frame: &Frame) -> Option<Instruction> {
     if map != 2 || fixed == 0 || wide || prefix != 2 || length != 2 || cursor.byte()? != 0x52 {
         return None;
     }
-    let extend = Extend {
-        reg: bit(p[0], 7, 8) + bit(p[0], 4, 16),
-        index: bit(p[0], 6, 8),
-        base: bit(p[0], 5, 8),
-    };
+    let extend =
+        Extend { reg: bit(p[0], 7, 8) + bit(p[0], 4, 16), index: bit(p[0], 6, 8), base: bit(p[0], 5, 8) };
     let a = usize::from(!p[1] >> 3 & 15) + bit(p[2], 3, 16);
     // Without broadcast a byte of displacement counts whole vectors, with it single words.
     let (reg, rm) = operand(cursor, frame, &extend, if broadcast { 4 } else { 64 })?;

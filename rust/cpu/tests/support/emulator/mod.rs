@@ -93,7 +93,11 @@ extern "C" fn on_illegal_instruction(_: i32, _: *mut libc::siginfo_t, context: *
 ///
 /// # Safety
 /// Its memory operands must be what the interrupted code promised.
-unsafe fn execute(instruction: Instruction, tiles: &mut Tiles, frame: &mut Frame) -> Result<(), &'static str> {
+unsafe fn execute(
+    instruction: Instruction,
+    tiles: &mut Tiles,
+    frame: &mut Frame,
+) -> Result<(), &'static str> {
     // SAFETY: addresses come from the interrupted code, which vouches for them.
     unsafe {
         match instruction {
