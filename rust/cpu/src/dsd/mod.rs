@@ -3,11 +3,13 @@
 //! One entry serves every layout: `x @ W` is `op(W)ᵀ · xᵀ` on swapped strides. [`panel`] holds the
 //! general kernel's driver, [`plan`] the fixed rules by which work is cut up.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod blocks;
 mod convert;
 mod panel;
 mod plan;
-mod store;
+pub(crate) mod store;
 pub(crate) mod thin;
 pub(crate) mod tile;
 mod transpose;
@@ -21,6 +23,8 @@ use crate::simd::scalar::Plain;
 use crate::threads::Context;
 use store::Sum;
 
+#[cfg(target_arch = "x86_64")]
+use crate::amx as tiles;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::neon;
 #[cfg(target_arch = "x86_64")]
@@ -28,7 +32,10 @@ use crate::simd::{avx2, avx512};
 
 /// The fixed constants by which work is cut up, for reports.
 pub fn constants() -> Vec<(&'static str, u64)> {
-    plan::constants()
+    let mut constants = plan::constants();
+    #[cfg(target_arch = "x86_64")]
+    constants.extend(amx::constants());
+    constants
 }
 
 /// Rows that packing lays together for the kernels of the level in use (see [`BsrRef::group`]); 0 where
@@ -87,6 +94,8 @@ impl Dsd<'_> {
             Some(DType::Bf16) => self.run_bf16(level, context),
             Some(DType::I32) => match level {
                 #[cfg(target_arch = "x86_64")]
+                Level::Amx if amx::pays::<tiles::Int8>(self) => amx::run::<tiles::Int8>(self, context),
+                #[cfg(target_arch = "x86_64")]
                 Level::Avx512Dot | Level::Amx => {
                     panel::run::<avx512::I16x32Vnni>(self, context).map(|()| "panel int8 vnni")
                 }
@@ -102,10 +111,18 @@ impl Dsd<'_> {
         }
     }
 
-    /// bfloat16 with bfloat16: pairs where the machine multiplies them, else widened to float32.
+    /// bfloat16 with bfloat16: in tiles or pairs where the machine multiplies them, else widened to
+    /// float32.
     fn run_bf16(&self, level: Level, context: &Context<'_>) -> Result<&'static str, Error> {
         #[cfg(target_arch = "x86_64")]
-        if level >= Level::Avx512Dot && level::has_avx512_bf16() && !thin::applies::<avx512::F32x16>(self) {
+        if level == Level::Amx && amx::pays::<tiles::Bf16>(self) {
+            return amx::run::<tiles::Bf16>(self, context);
+        }
+        // Whatever has tiles has the pairs too.
+        #[cfg(target_arch = "x86_64")]
+        if (level == Level::Amx || (level == Level::Avx512Dot && level::has_avx512_bf16()))
+            && !thin::applies::<avx512::F32x16>(self)
+        {
             return panel::run::<avx512::Bf16x32>(self, context).map(|()| "panel bf16 avx512-bf16");
         }
         self.run_float(level, context)

@@ -10,7 +10,7 @@ pub(crate) const SEGMENT_ROWS: usize = 64;
 /// Bytes of a block row's W that are swept by all panels before the next part is taken.
 pub(crate) const SWEEP_BYTES: usize = 256 << 10;
 /// Bytes of packed x kept at a time; more columns than that are done in turns.
-const PACKED_BYTES: usize = 4 << 20;
+pub(crate) const PACKED_BYTES: usize = 4 << 20;
 /// A row of x this long or shorter is read in place: its panels share cache sets evenly enough.
 const IN_PLACE_ROW_BYTES: isize = 1024;
 /// Rows as short as a panel's are always read in place; longer ones only where x is used too little
