@@ -38,8 +38,10 @@ class CpuEngine:
 
     def dsd(self, w: Blocks, x: Array, out: Array, bias: Array | None, activation: str | None) -> None:
         """See :class:`prunus.engines.base.Engine`."""
-        dtype = input_dtype(w.data.dtype, x.dtype, out.dtype)
-        stored = _stored(dtype, out.dtype)
+        dtype, stored = out.dtype, out.dtype
+        if not x.dtype == w.data.dtype == dtype:
+            dtype = input_dtype(w.data.dtype, x.dtype, out.dtype)
+            stored = _stored(dtype, out.dtype)
         late = stored == I32 and (bias is not None or activation is not None)
         target = out if stored == out.dtype and not late else np.empty(out.shape, stored)
         if x.dtype != dtype:
