@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 
 from prunus import _construct, _elementwise, engines
 from prunus import _layout as lay
-from prunus._dtypes import HALVES, I32, Array, DType, check_operand, result_dtype
+from prunus._dtypes import HALVES, I8, I32, Array, DType, check_operand, result_dtype
 from prunus._mask import BlockMask
 from prunus._storage import BlockStorage
 from prunus.engines.base import ACTIVATIONS, Engine
@@ -87,8 +87,6 @@ def matmul(
     a, b = _operand(a, "a"), _operand(b, "b")
     sparse_a, sparse_b = isinstance(a, BlockStorage), isinstance(b, BlockStorage)
     kind = result_dtype(a.dtype, b.dtype, dtype)
-    if kind == I32 and (bias is not None or activation is not None):
-        raise TypeError("bias and activation of an int8 product need a float result: pass dtype=np.float32")
     if a.ndim == 0 or b.ndim == 0:
         raise ValueError("matmul takes arrays of at least one dimension; use * for scalars")
     if (not sparse_a and not sparse_b) or densify:
@@ -169,7 +167,9 @@ def _product(
     result = np.empty(shape, kind) if out is None else _target(out, shape, kind, w, x, bias)
     view = result[..., None] if vector else result.swapaxes(-1, -2) if flip else result
     if bias is not None:
-        bias = _bias(bias, m)
+        bias = _bias(bias, m, kind)
+    if kind == I32 and activation not in (None, "relu"):
+        raise TypeError(f"{activation} of an int8 product needs a float result: pass dtype=np.float32")
     engine = engines.active()
     if not w._batch and batch:
         _unbatched(engine, w, x, view, bias, activation)
@@ -230,13 +230,20 @@ def _side_by_side(x: Array) -> Array | None:
     return moved.reshape(x.shape[-2], math.prod(moved.shape[1:]))
 
 
-def _bias(bias: Any, m: int) -> Array:
+def _bias(bias: Any, m: int, kind: DType) -> Array:
     vector = np.asarray(_operand(bias, "bias"))
     if vector.shape != (m,):
         raise ValueError(
             f"bias must have one value for each of {m} output features, got shape {vector.shape}"
         )
-    check_operand(vector.dtype, "bias")
+    if kind == I32:
+        if vector.dtype not in (I8, I32):
+            raise TypeError(
+                f"bias has dtype {vector.dtype}, but the product is int32: pass an int8 or int32 bias, or "
+                "dtype=np.float32"
+            )
+    else:
+        check_operand(vector.dtype, "bias")
     return vector
 
 
