@@ -10,11 +10,15 @@ from typing import Any, TextIO
 from prunus import _core
 from prunus._threads import get_num_threads
 
-__all__ = ["Cpu", "cpu", "show_config", "size_text"]
+__all__ = ["Cpu", "cores", "cpu", "show_config", "size_text"]
 
-_CACHES = ("l1d", "l2", "l3")
 # Not every system tells the size of its caches; a common size of a shared cache then.
 _UNKNOWN_LAST_LEVEL = 32 << 20
+_ORIGINS = {
+    "detected": "the best that this CPU has; PRUNUS_SIMD pins another",
+    "PRUNUS_SIMD": "pinned by PRUNUS_SIMD",
+    "set_level": "set in this process",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +33,12 @@ class Cpu:
         Instruction sets that matter to the kernels.
     level : str
         SIMD level in use.
+    origin : str
+        How the level was chosen: ``"detected"``, ``"PRUNUS_SIMD"`` or ``"set_level"``.
     cores : int
         Cores that this process may use.
     caches : dict
-        Bytes of ``"l1d"``, ``"l2"`` and ``"l3"``, those that are known.
+        Bytes of the data caches, ``"L1"`` to ``"L3"``, those that are known.
     other : dict
         Everything else that the compiled part tells, for instance its cost constants.
     """
@@ -40,6 +46,7 @@ class Cpu:
     name: str
     features: tuple[str, ...]
     level: str
+    origin: str
     cores: int
     caches: dict[str, int]
     other: dict[str, Any]
@@ -52,7 +59,7 @@ class Cpu:
     @property
     def caches_text(self) -> str:
         """Caches in words."""
-        known = [f"{name.upper()} {size_text(size)}" for name, size in self.caches.items()]
+        known = [f"{name} {size_text(size)}" for name, size in self.caches.items()]
         return ", ".join(known) or "unknown"
 
 
@@ -69,16 +76,25 @@ def size_text(size: int) -> str:
     return f"{size / (1 << 20):.3g} MiB"
 
 
+def cores() -> int:
+    """Count the cores that this process may run on."""
+    # The affinity mask, not the machine: in a container or under taskset they differ.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cpu() -> Cpu:
     """Ask the compiled part about the processor."""
     info: dict[str, Any] = dict(_core.cpu_info())
-    caches = {name: int(size) for name in _CACHES if (size := info.pop(name, 0))}
+    level = str(info.pop("level"))
     return Cpu(
-        name=str(info.pop("model", "") or "unknown CPU"),
-        features=tuple(info.pop("features", ())),
-        level=_core.level(),
-        cores=int(info.pop("cores", 0)) or os.cpu_count() or 1,
-        caches=caches,
+        name=str(info.pop("model")) or "unknown CPU",
+        features=tuple(info.pop("features")),
+        level=level,
+        origin=str(info.pop("level_origin")),
+        cores=cores(),
+        caches={f"L{depth}": int(size) for depth, size in info.pop("caches")},
         other=info,
     )
 
@@ -109,10 +125,7 @@ def show_config(verbose: bool = False, file: TextIO | None = None) -> None:
 def config_lines(verbose: bool = False) -> list[str]:
     """Make the lines that `show_config` prints."""
     this = cpu()
-    pinned = os.environ.get("PRUNUS_SIMD")
-    why = (
-        f"pinned by PRUNUS_SIMD={pinned}" if pinned else "chosen from what the CPU has; PRUNUS_SIMD pins one"
-    )
+    why = _ORIGINS.get(this.origin, this.origin)
     asked = os.environ.get("PRUNUS_NUM_THREADS")
     threads = f"PRUNUS_NUM_THREADS={asked}" if asked else "PRUNUS_NUM_THREADS or num_threads() sets it"
     lines = [

@@ -6,7 +6,7 @@ import datetime
 import numpy as np
 import pytest
 
-from prunus._config import Cpu
+from prunus._config import Cpu, cores
 from prunus.bench.analysis import break_even, races, single_column_limit
 from prunus.bench.files import auto_path, write_csv
 from prunus.bench.machine import optional, pinned, slug
@@ -15,9 +15,9 @@ from prunus.bench.record import Case, Record
 from prunus.bench.report import report
 from prunus.bench.run import Plan, run
 from prunus.bench.targets import format_targets, targets
-from prunus.bench.timing import CacheFlush, Timing, cores, interleave, time_loop
+from prunus.bench.timing import CacheFlush, Timing, interleave, time_loop
 
-CPU = Cpu("Some CPU @ 2GHz", ("avx2", "fma"), "avx2", 2, {"l2": 1 << 20}, {})
+CPU = Cpu("Some CPU @ 2GHz", ("avx2", "fma"), "avx2", "detected", 2, {"L2": 1 << 20}, {})
 
 
 def record(contestant, seconds, density=0.1, columns=128, *, dense=False, dtype="float32", block=32, **case):

@@ -1,6 +1,5 @@
 """Fair timing of rivals in one process: interleaved rounds, medians, and caches flushed on request."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -10,17 +9,11 @@ from typing import TypeVar
 
 import numpy as np
 
-__all__ = ["CacheFlush", "Timing", "cores", "interleave", "time_loop"]
+from prunus._config import cores
+
+__all__ = ["CacheFlush", "Timing", "interleave", "time_loop"]
 
 K = TypeVar("K")
-
-
-def cores() -> int:
-    """Count the cores that this process may run on."""
-    # The affinity mask, not the machine: in a container or under taskset they differ.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from prunus.bench.timing import cores
+from prunus._config import cores
 
 __all__ = ["Commands", "choices", "densities", "numbers", "thread_counts"]
 
