@@ -1,1 +1,12 @@
-//! cpu
+//! CPU engine of prunus: block-sparse kernels for every SIMD level, and the threads that run them.
+
+pub mod dsd;
+pub mod level;
+pub mod machine;
+pub mod memory;
+pub mod threads;
+
+mod simd;
+
+pub use dsd::Dsd;
+pub use threads::Context;

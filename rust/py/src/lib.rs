@@ -1,6 +1,33 @@
 //! `prunus._core`: the only crate that knows Python.
+//!
+//! Each function turns arrays into views ([`arrays`]), goes through one door that releases the GIL
+//! and listens for signals ([`door`]), and calls an engine.
+
 use pyo3::prelude::*;
+
+mod arrays;
+mod door;
+mod dsd;
+mod info;
 
 /// Compiled part of prunus.
 #[pymodule]
-mod _core {}
+mod _core {
+    use super::*;
+
+    #[pymodule_export]
+    use super::dsd::{Packed, dsd, dsd_packed, pack};
+    #[pymodule_export]
+    use super::info::{
+        available_levels, cpu_info, default_threads, last_path, level, measure_bandwidth,
+        measure_flops, set_level,
+    };
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        prunus_cpu::level::check_environment().map_err(door::to_python)?;
+        prunus_cpu::threads::default_threads().map_err(door::to_python)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,472 @@
+//! The general driver: panels of x against block rows of W.
+//!
+//! Loop order: super-panel of columns → block row → part of the row's blocks → panel → burst of
+//! blocks → tile. A burst's slice of x and the sums of a block row stay in the first cache while the
+//! tiles of all row groups use them; W's part stays in the second while every panel sweeps it.
+
+use std::ops::Range;
+use std::ptr;
+
+use prunus_core::{Error, Pattern};
+
+use super::Dsd;
+use super::convert::{Convert, Element, Rect};
+use super::plan::{self, Panel};
+use super::store::{Finished, Store, Sum};
+use super::tile::{Block, Tile};
+use crate::memory::Workspace;
+use crate::simd::Lanes;
+use crate::threads::{Context, for_each};
+
+/// Rows of x that one packing task copies.
+const PACK_ROWS: usize = 1024;
+
+/// A panel of x as the kernel reads it.
+#[derive(Clone, Copy)]
+struct View<E> {
+    x: *const E,
+    word: usize,
+}
+
+/// What all tasks of one product share.
+struct Job<'a, L: Lanes> {
+    call: &'a Dsd<'a>,
+    pattern: &'a Pattern,
+    convert_w: Convert<L::Elem>,
+    convert_x: Convert<L::Elem>,
+    store: Store<L::Acc>,
+    panels: &'a [Panel],
+    views: &'a [View<L::Elem>],
+    /// Whether the stored blocks are read as they are.
+    native_w: bool,
+}
+
+// SAFETY: the pointers lead to operands shared for reading and to a packed x that is complete before
+// the tasks that read it start; writes go to disjoint rows and columns of the result.
+unsafe impl<L: Lanes> Sync for Job<'_, L> {}
+
+/// Runs a product with the vector type `L`.
+pub(crate) fn run<L>(call: &Dsd<'_>, context: &Context<'_>) -> Result<(), Error>
+where
+    L: Lanes,
+    L::Elem: Element,
+    L::Acc: Sum,
+{
+    let fault = || call.no_kernel();
+    let convert_w = <L::Elem as Element>::convert(call.w.dtype).ok_or_else(fault)?;
+    let convert_x = <L::Elem as Element>::convert(call.x.dtype).ok_or_else(fault)?;
+    let store = <L::Acc as Sum>::store(call.out.view.dtype).ok_or_else(fault)?;
+    let pattern = call.w.op_pattern();
+    let (block_rows, block_cols) = call.w.op_blocksize();
+    let k = call.x.rows;
+    // Each block column starts at a word of its own, so that blocks of odd width work with pairs.
+    let block_words = block_cols.div_ceil(L::STEP);
+    let words = pattern.block_cols() * block_words;
+    // A word may not straddle two rows of a block or run into the padding past the last column.
+    let native_w = <L::Elem as Element>::NATIVE == Some(call.w.dtype)
+        && (L::STEP == 1
+            || (!call.w.transposed && block_cols.is_multiple_of(L::STEP) && k.is_multiple_of(L::STEP)));
+    let turn = plan::columns_per_turn(k, size_of::<L::Elem>(), L::LANES);
+    for first in (0..call.x.cols).step_by(turn) {
+        let cols = turn.min(call.x.cols - first);
+        let mut panels = plan::panels(cols, L::LANES, L::REGISTERS, block_rows);
+        panels.iter_mut().for_each(|panel| panel.col += first);
+        let vectors: usize = panels.iter().map(|panel| panel.vectors).sum();
+        let word_bytes = L::LANES * L::STEP * size_of::<L::Elem>();
+        let in_place = |panel: &Panel| {
+            let x = &call.x;
+            let size = size_of::<L::Elem>() as isize;
+            L::STEP == 1
+                && <L::Elem as Element>::NATIVE == Some(x.dtype)
+                && x.col_stride == size
+                && x.row_stride % size == 0
+                && plan::reads_in_place(x.row_stride)
+                && panel.cols == panel.vectors * L::LANES
+        };
+        let packs_any = panels.iter().any(|panel| !in_place(panel));
+        let packed = Workspace::take(if packs_any { words * vectors * word_bytes } else { 0 });
+        let mut views = Vec::with_capacity(panels.len());
+        let mut offset = 0;
+        for panel in &panels {
+            views.push(if in_place(panel) {
+                View {
+                    x: call.x.at(0, panel.col).cast(),
+                    word: call.x.row_stride as usize / size_of::<L::Elem>(),
+                }
+            } else {
+                let x = packed.as_ptr().cast::<L::Elem>().wrapping_add(offset);
+                View { x, word: panel.vectors * L::LANES * L::STEP }
+            });
+            offset += words * panel.vectors * L::LANES * L::STEP;
+        }
+        let job = Job::<L> {
+            call,
+            pattern: &pattern,
+            convert_w,
+            convert_x,
+            store,
+            panels: &panels,
+            views: &views,
+            native_w,
+        };
+        let to_pack: Vec<usize> = (0..panels.len()).filter(|&p| !in_place(&panels[p])).collect();
+        if !to_pack.is_empty() {
+            let grid = pattern.block_cols();
+            let step = (PACK_ROWS / block_cols).max(1);
+            let slices = grid.div_ceil(step).max(1);
+            for_each(context, to_pack.len() * slices, |task| {
+                let first = task % slices * step;
+                job.pack(to_pack[task / slices], first..grid.min(first + step));
+                Ok(())
+            })?;
+        }
+        let groups = plan::super_panels(&panels);
+        let columns = turn.min(cols).div_ceil(groups.len().max(1)).next_multiple_of(L::LANES);
+        let work = (block_rows * block_cols * columns) as u64;
+        let ranges = plan::row_ranges(pattern.indptr(), work, context.threads, groups.len());
+        for_each(context, groups.len() * ranges.len(), |task| {
+            job.rows(&groups[task / ranges.len()], &ranges[task % ranges.len()])
+        })?;
+    }
+    Ok(())
+}
+
+impl<L> Job<'_, L>
+where
+    L: Lanes,
+    L::Elem: Element,
+    L::Acc: Sum,
+{
+    /// Copies the rows of x that block columns `columns` multiply into a panel: converted, in the
+    /// kernel's word order, padded with zeros.
+    fn pack(&self, panel: usize, columns: Range<usize>) {
+        let (_, block_cols) = self.call.w.op_blocksize();
+        let k = self.call.x.rows;
+        let block_words = block_cols.div_ceil(L::STEP);
+        if block_cols.is_multiple_of(L::STEP) {
+            let rows = columns.start * block_cols..k.min(columns.end * block_cols);
+            self.pack_rows(panel, rows, columns.start * block_words);
+            return;
+        }
+        for column in columns {
+            let rows = column * block_cols..k.min((column + 1) * block_cols);
+            self.pack_rows(panel, rows, column * block_words);
+        }
+    }
+
+    /// Copies rows `rows` of x into words `word…` of a panel.
+    fn pack_rows(&self, panel: usize, rows: Range<usize>, word: usize) {
+        let (view, panel) = (self.views[panel], self.panels[panel]);
+        let x = &self.call.x;
+        let width = panel.vectors * L::LANES;
+        let rect = |first: usize, count: usize| Rect {
+            src: x.at(first, panel.col),
+            rows: count,
+            cols: panel.cols,
+            row_stride: x.row_stride,
+            col_stride: x.col_stride,
+        };
+        let zero = L::Elem::default();
+        let dst = view.x.cast_mut().wrapping_add(word * width * L::STEP);
+        if L::STEP == 1 {
+            // SAFETY: the panel holds `width` elements for each row of x; tasks have disjoint rows.
+            unsafe {
+                (self.convert_x)(&rect(rows.start, rows.len()), dst, width);
+                for r in 0..rows.len() {
+                    for c in panel.cols..width {
+                        dst.add(r * width + c).write(zero);
+                    }
+                }
+            }
+            return;
+        }
+        // Pairs: convert a few rows, then interleave them.
+        const STRIP: usize = 16;
+        let strip = Workspace::take(STRIP * width * size_of::<L::Elem>());
+        let strip = strip.as_ptr().cast::<L::Elem>();
+        for first in (rows.start..rows.end).step_by(STRIP) {
+            let count = STRIP.min(rows.end - first);
+            // SAFETY: the strip holds STRIP rows, and the panel the words of every row of x.
+            unsafe {
+                (self.convert_x)(&rect(first, count), strip, width);
+                let dst = dst.add((first - rows.start) * width);
+                for row in 0..count.next_multiple_of(L::STEP) {
+                    let to = dst.add(row / L::STEP * width * L::STEP + row % L::STEP);
+                    let from = strip.add(row * width);
+                    for c in 0..width {
+                        let inside = row < count && c < panel.cols;
+                        to.add(c * L::STEP).write(if inside { *from.add(c) } else { zero });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Computes block rows `rows` for the columns of one super-panel.
+    fn rows(&self, group: &Range<usize>, rows: &Range<usize>) -> Result<(), Error> {
+        let (block_rows, _) = self.call.w.op_blocksize();
+        let segment = block_rows.min(plan::SEGMENT_ROWS);
+        let width: usize = self.panels[group.clone()].iter().map(|p| p.vectors * L::LANES).sum();
+        let sums = Workspace::take(segment * width * size_of::<L::Acc>());
+        let mut scratch = Scratch { sums: sums.as_ptr().cast(), w: None, blocks: Vec::new() };
+        let indptr = self.pattern.indptr();
+        let entries = indptr[rows.start]..indptr[rows.end];
+        self.call.w.source.announce(&mut entries.map(|e| self.pattern.block(e)));
+        for row in rows.clone() {
+            let first = row * block_rows;
+            let count = block_rows.min(self.call.out.view.rows - first);
+            for start in (0..count).step_by(segment) {
+                let part = RowPart { first: first + start, offset: start, rows: segment.min(count - start) };
+                self.row_part(group, indptr[row]..indptr[row + 1], part, &mut scratch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes some rows of one block row for one super-panel.
+    fn row_part(
+        &self,
+        group: &Range<usize>,
+        entries: Range<usize>,
+        part: RowPart,
+        scratch: &mut Scratch<L>,
+    ) -> Result<(), Error> {
+        if entries.is_empty() {
+            for p in group.clone() {
+                self.finish_zeros(p, part, scratch);
+            }
+            return Ok(());
+        }
+        let (block_rows, block_cols) = self.call.w.op_blocksize();
+        let block_bytes = block_rows * block_cols * size_of::<L::Elem>();
+        let sweep = (plan::SWEEP_BYTES / block_bytes).max(1);
+        let mut start = entries.start;
+        while start < entries.end {
+            let end = entries.end.min(start + sweep);
+            let layout = self.blocks(start..end, part, scratch)?;
+            let mut sums = scratch.sums;
+            for p in group.clone() {
+                let ends = (start == entries.start, end == entries.end);
+                self.panel(p, part, sums, &scratch.blocks, layout, p == group.start, ends);
+                sums = sums.wrapping_add(part.rows * self.panels[p].vectors * L::LANES);
+            }
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// Lists the blocks of `entries` as the tile kernel wants them, converted where need be.
+    fn blocks(
+        &self,
+        entries: Range<usize>,
+        part: RowPart,
+        scratch: &mut Scratch<L>,
+    ) -> Result<BlockLayout, Error> {
+        let w = &self.call.w;
+        let (_, block_cols) = w.op_blocksize();
+        let stored_cols = w.blocksize.1;
+        let k = self.call.x.rows;
+        let size = w.dtype.size();
+        let base = w.source.contiguous();
+        let block_bytes = w.blocksize.0 * stored_cols * size;
+        let padded = block_cols.next_multiple_of(L::STEP);
+        let layout = match (self.native_w, w.transposed) {
+            (true, false) => BlockLayout { offset: part.offset * stored_cols, row: stored_cols, word: L::STEP },
+            (true, true) => BlockLayout { offset: part.offset, row: 1, word: stored_cols },
+            (false, _) => BlockLayout { offset: 0, row: padded, word: L::STEP },
+        };
+        let converted = if self.native_w {
+            ptr::null_mut()
+        } else {
+            let bytes = entries.len() * part.rows * padded * size_of::<L::Elem>();
+            scratch.w_of(bytes)
+        };
+        scratch.blocks.clear();
+        let indices = self.pattern.indices();
+        for (i, e) in entries.enumerate() {
+            let block = self.pattern.block(e);
+            let stored = match base {
+                Some(base) => base.wrapping_add(block * block_bytes),
+                None => w.source.block(block)?,
+            };
+            let column = indices[e] as usize * block_cols;
+            let depth = block_cols.min(k - column);
+            let values = if self.native_w {
+                stored.cast::<L::Elem>()
+            } else {
+                let (row_stride, col_stride) = if w.transposed {
+                    (size as isize, (stored_cols * size) as isize)
+                } else {
+                    ((stored_cols * size) as isize, size as isize)
+                };
+                let rect = Rect {
+                    src: stored.wrapping_offset(part.offset as isize * row_stride),
+                    rows: part.rows,
+                    cols: depth,
+                    row_stride,
+                    col_stride,
+                };
+                let dst = converted.wrapping_add(i * part.rows * padded);
+                // SAFETY: the block is readable, and its slot holds `rows` rows of `padded` elements.
+                unsafe {
+                    (self.convert_w)(&rect, dst, padded);
+                    for r in 0..part.rows {
+                        for c in depth..depth.next_multiple_of(L::STEP) {
+                            dst.add(r * padded + c).write(L::Elem::default());
+                        }
+                    }
+                }
+                dst.cast_const()
+            };
+            // Long blocks are summed piece by piece: a piece of x must fit the first cache.
+            let words = depth.div_ceil(L::STEP);
+            for word in (0..words).step_by(plan::BURST_WORDS) {
+                scratch.blocks.push(Block {
+                    w: values.wrapping_add(word * layout.word),
+                    k: indices[e] as usize * padded / L::STEP + word,
+                    words: plan::BURST_WORDS.min(words - word),
+                });
+            }
+        }
+        Ok(layout)
+    }
+
+    /// Sums the listed blocks into one panel and, after the last, stores the result.
+    #[allow(clippy::too_many_arguments)]
+    fn panel(
+        &self,
+        p: usize,
+        part: RowPart,
+        sums: *mut L::Acc,
+        blocks: &[Block<L::Elem>],
+        layout: BlockLayout,
+        fetch_w: bool,
+        (is_first, is_last): (bool, bool),
+    ) {
+        let (panel, view) = (self.panels[p], self.views[p]);
+        let width = panel.vectors * L::LANES;
+        let (out, out_row) = match self.direct(&panel, part.first) {
+            Some(direct) if is_last => direct,
+            _ => (sums, width),
+        };
+        let longest = blocks[0].words.max(1);
+        let burst = (plan::BURST_WORDS / longest).max(1);
+        let bursts = blocks.len().div_ceil(burst);
+        for (b, now) in blocks.chunks(burst).enumerate() {
+            let next = blocks.get((b + 1) * burst..).unwrap_or(&[]);
+            let (starts, ends) = (is_first && b == 0, is_last && b + 1 == bursts);
+            let mut row = 0;
+            let mut line = 0;
+            while row < part.rows {
+                let (tile, rows) = L::tile(part.rows - row, panel.vectors);
+                // Sums wait in the scratch and move to the result with the last burst.
+                let (to, to_row) = if ends { (out, out_row) } else { (sums, width) };
+                let so_far = sums.wrapping_add(row * width).cast_const();
+                let args = Tile::<L> {
+                    blocks: now.as_ptr(),
+                    count: now.len(),
+                    w_offset: layout.offset + row * layout.row,
+                    w_row: layout.row,
+                    w_word: layout.word,
+                    x: view.x,
+                    x_word: view.word,
+                    init: if starts { ptr::null() } else { so_far },
+                    init_row: width,
+                    out: to.wrapping_add(row * to_row),
+                    out_row: to_row,
+                    next: next.as_ptr(),
+                    next_count: next.len().min(now.len()),
+                    next_line: line,
+                    fetch_w,
+                };
+                // SAFETY: the level in use has the instruction set; blocks and panels cover every
+                // word listed, and `to` has room for the tile's rows and vectors.
+                unsafe { tile(&args) };
+                row += rows;
+                line += longest;
+            }
+        }
+        if is_last && out == sums {
+            self.finish(panel, part, sums);
+        }
+    }
+
+    /// The result's own memory, where the kernel may write sums straight into it.
+    fn direct(&self, panel: &Panel, first_row: usize) -> Option<(*mut L::Acc, usize)> {
+        let out = &self.call.out.view;
+        let size = size_of::<L::Acc>() as isize;
+        let fits = self.call.epilogue.is_identity()
+            && out.dtype == <L::Acc as Sum>::NATIVE
+            && out.col_stride == size
+            && out.row_stride > 0
+            && out.row_stride % size == 0
+            && panel.cols == panel.vectors * L::LANES;
+        let at = self.call.out.at(first_row, panel.col).cast();
+        fits.then_some((at, (out.row_stride / size) as usize))
+    }
+
+    fn finish_zeros(&self, p: usize, part: RowPart, scratch: &Scratch<L>) {
+        let panel = self.panels[p];
+        let count = part.rows * panel.vectors * L::LANES;
+        for i in 0..count {
+            // SAFETY: the scratch holds a segment of every panel of the super-panel.
+            unsafe { scratch.sums.add(i).write(L::Acc::default()) };
+        }
+        self.finish(panel, part, scratch.sums);
+    }
+
+    fn finish(&self, panel: Panel, part: RowPart, sums: *const L::Acc) {
+        let out = &self.call.out;
+        let finished = Finished {
+            sums,
+            sums_row: panel.vectors * L::LANES,
+            rows: part.rows,
+            cols: panel.cols,
+            first_row: part.first,
+            out: out.at(part.first, panel.col),
+            row_stride: out.view.row_stride,
+            col_stride: out.view.col_stride,
+        };
+        // SAFETY: the sums are complete, and these rows and columns of the result are this task's.
+        unsafe { (self.store)(&finished, &self.call.epilogue) };
+    }
+}
+
+/// Some rows of a block row.
+#[derive(Clone, Copy)]
+struct RowPart {
+    /// First row in the result.
+    first: usize,
+    /// First row in the block.
+    offset: usize,
+    rows: usize,
+}
+
+/// Strides of a block in elements: of the part's first row, from row to row, from word to word.
+#[derive(Clone, Copy)]
+struct BlockLayout {
+    offset: usize,
+    row: usize,
+    word: usize,
+}
+
+/// A task's own memory.
+struct Scratch<L: Lanes> {
+    sums: *mut L::Acc,
+    w: Option<(Workspace, usize)>,
+    blocks: Vec<Block<L::Elem>>,
+}
+
+impl<L: Lanes> Scratch<L> {
+    fn w_of(&mut self, bytes: usize) -> *mut L::Elem {
+        match &self.w {
+            Some((workspace, held)) if *held >= bytes => workspace.as_ptr().cast(),
+            _ => {
+                let workspace = Workspace::take(bytes);
+                let at = workspace.as_ptr().cast();
+                self.w = Some((workspace, bytes));
+                at
+            }
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The tile kernel: a few rows by a few vectors of the result, summed over a burst of blocks.
+
+use crate::simd::Lanes;
+
+/// One block as the tile kernel sees it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block<E> {
+    /// First element of the block, in the kernel's element type.
+    pub w: *const E,
+    /// Word of x (a row of the panel) that the block's first column multiplies.
+    pub k: usize,
+    /// Words in the summed dimension.
+    pub words: usize,
+}
+
+/// Arguments of one tile: `out = init + Σ_blocks W[rows, :] · x_panel`.
+#[derive(Debug)]
+pub(crate) struct Tile<L: Lanes> {
+    /// Blocks to sum over, in order.
+    pub blocks: *const Block<L::Elem>,
+    /// How many.
+    pub count: usize,
+    /// Elements from a block's start to the tile's first row.
+    pub w_offset: usize,
+    /// Elements from one row of a block to the next.
+    pub w_row: usize,
+    /// Elements from one word of a block to the next.
+    pub w_word: usize,
+    /// Word 0 of the panel of x.
+    pub x: *const L::Elem,
+    /// Elements from one word of the panel to the next.
+    pub x_word: usize,
+    /// Sums so far, or null for zeros.
+    pub init: *const L::Acc,
+    /// Elements from one row of `init` to the next.
+    pub init_row: usize,
+    /// Where the sums go.
+    pub out: *mut L::Acc,
+    /// Elements from one row of `out` to the next.
+    pub out_row: usize,
+    /// Blocks that come after this burst, to be asked for now; may be none.
+    pub next: *const Block<L::Elem>,
+    /// How many.
+    pub next_count: usize,
+    /// This tile's share of asking for the next burst's x: first cache line, of so many per block.
+    pub next_line: usize,
+    /// Ask for the next burst's W too.
+    pub fetch_w: bool,
+}
+
+/// Elements of `E` in a cache line.
+const fn line<E>() -> usize {
+    64 / size_of::<E>()
+}
+
+/// Sums one tile of `R` rows by `V` vectors.
+///
+/// # Safety
+/// Every pointer in `args` covers what the tile reads or writes: rows `0..R` and `V` vectors of each.
+#[inline(always)]
+pub(crate) unsafe fn run<L: Lanes, const R: usize, const V: usize>(args: &Tile<L>) {
+    // SAFETY: the caller vouches for the pointers and for the instruction set.
+    unsafe {
+        let mut acc = [[L::zero(); V]; R];
+        if !args.init.is_null() {
+            for (r, row) in acc.iter_mut().enumerate() {
+                for (v, sum) in row.iter_mut().enumerate() {
+                    *sum = L::load(args.init.add(r * args.init_row + v * L::LANES));
+                }
+            }
+        }
+        let (w_row, w_word, x_word) = (args.w_row, args.w_word, args.x_word);
+        for b in 0..args.count {
+            let block = &*args.blocks.add(b);
+            let mut w = block.w.add(args.w_offset);
+            let mut x = args.x.add(block.k * x_word);
+            // One cache line of the next burst's x (and W) a step: enough, and cheap beside R × V
+            // multiply-adds. Where there is no next burst the hint falls on this block again.
+            let next = if args.next_count == 0 {
+                block
+            } else {
+                &*args.next.add(b.min(args.next_count - 1))
+            };
+            let mut next_x = args.x.add(next.k * x_word).wrapping_add(args.next_line * line::<L::Elem>());
+            let mut next_w = next.w.wrapping_add(args.w_offset);
+            for _ in 0..block.words {
+                L::prefetch(next_x);
+                next_x = next_x.wrapping_add(line::<L::Elem>());
+                if args.fetch_w {
+                    L::prefetch(next_w);
+                    next_w = next_w.wrapping_add(R);
+                }
+                let mut xv = [L::load_x(x); V];
+                for (v, vector) in xv.iter_mut().enumerate().skip(1) {
+                    *vector = L::load_x(x.add(v * L::LANES * L::STEP));
+                }
+                for (r, row) in acc.iter_mut().enumerate() {
+                    let wv = L::splat(w.add(r * w_row));
+                    for (v, sum) in row.iter_mut().enumerate() {
+                        *sum = L::mul_add(wv, xv[v], *sum);
+                    }
+                }
+                w = w.add(w_word);
+                x = x.add(x_word);
+            }
+        }
+        for (r, row) in acc.iter().enumerate() {
+            for (v, sum) in row.iter().enumerate() {
+                L::store(args.out.add(r * args.out_row + v * L::LANES), *sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The machine: its name, caches and features, and the rates that it reaches.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use prunus_core::Error;
+
+use crate::dsd::tile::{Block, Tile};
+use crate::level::{self, Level};
+use crate::memory::Buffer;
+use crate::simd::Lanes;
+use crate::simd::scalar::Plain;
+use crate::threads::{Context, for_each};
+
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{avx2, avx512};
+
+/// The CPU's name as the system tells it.
+pub fn model() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find(|line| line.starts_with("model name"));
+    match name.and_then(|line| line.split_once(':')) {
+        Some((_, name)) => name.trim().to_owned(),
+        None => std::env::consts::ARCH.to_owned(),
+    }
+}
+
+/// Instruction sets that kernels look for and that this machine has.
+pub fn features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let found = [
+            ("avx2", is_x86_feature_detected!("avx2")),
+            ("fma", is_x86_feature_detected!("fma")),
+            ("f16c", is_x86_feature_detected!("f16c")),
+            ("avx512f", is_x86_feature_detected!("avx512f")),
+            ("avx512bw", is_x86_feature_detected!("avx512bw")),
+            ("avx512dq", is_x86_feature_detected!("avx512dq")),
+            ("avx512vl", is_x86_feature_detected!("avx512vl")),
+            ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+            ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+        ];
+        let amx = Level::Amx.is_available().then_some("amx");
+        found.into_iter().filter_map(|(name, has)| has.then_some(name)).chain(amx).collect()
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        vec!["neon"]
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        Vec::new()
+    }
+}
+
+/// Data caches of the first CPU: (level, bytes), from sysfs; empty where it does not tell.
+pub fn caches() -> Vec<(u32, u64)> {
+    let mut found = Vec::new();
+    for index in 0..8 {
+        let read = |what: &str| {
+            let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{what}");
+            std::fs::read_to_string(path).ok()
+        };
+        let (Some(kind), Some(depth), Some(size)) = (read("type"), read("level"), read("size")) else {
+            continue;
+        };
+        let size = size.trim();
+        let digits = size.trim_end_matches(char::is_alphabetic);
+        let unit = match &size[digits.len()..] {
+            "K" => 1 << 10,
+            "M" => 1 << 20,
+            _ => 1,
+        };
+        if let (Ok(depth), Ok(count)) = (depth.trim().parse(), digits.parse::<u64>())
+            && kind.trim() != "Instruction"
+        {
+            found.push((depth, count * unit));
+        }
+    }
+    found
+}
+
+/// FLOP/s of the widest multiply-add for `dtype`, from the tile kernel on operands in the first
+/// cache, on all threads of the context at once.
+///
+/// # Errors
+/// [`Error::Choice`] for a dtype without a kernel.
+pub fn measure_flops(context: &Context<'_>, dtype: &str, seconds: f64) -> Result<f64, Error> {
+    let level = level::current();
+    match (dtype, level) {
+        #[cfg(target_arch = "x86_64")]
+        ("float32", Level::Avx512 | Level::Avx512Dot | Level::Amx) => {
+            rate::<avx512::F32x16>(context, seconds)
+        }
+        #[cfg(target_arch = "x86_64")]
+        ("float32", Level::Avx2) => rate::<avx2::F32x8>(context, seconds),
+        ("float32", _) => rate::<Plain<f32>>(context, seconds),
+        #[cfg(target_arch = "x86_64")]
+        ("float64", Level::Avx512 | Level::Avx512Dot | Level::Amx) => {
+            rate::<avx512::F64x8>(context, seconds)
+        }
+        #[cfg(target_arch = "x86_64")]
+        ("float64", Level::Avx2) => rate::<avx2::F64x4>(context, seconds),
+        ("float64", _) => rate::<Plain<f64>>(context, seconds),
+        #[cfg(target_arch = "x86_64")]
+        ("bfloat16", Level::Avx512Dot | Level::Amx) if level::has_avx512_bf16() => {
+            rate::<avx512::Bf16x32>(context, seconds)
+        }
+        // Without pairs of bfloat16, products run as float32.
+        ("bfloat16" | "float16", _) => measure_flops(context, "float32", seconds),
+        #[cfg(target_arch = "x86_64")]
+        ("int8", Level::Avx512Dot | Level::Amx) => rate::<avx512::I16x32Vnni>(context, seconds),
+        #[cfg(target_arch = "x86_64")]
+        ("int8", Level::Avx512) => rate::<avx512::I16x32>(context, seconds),
+        #[cfg(target_arch = "x86_64")]
+        ("int8", Level::Avx2) => rate::<avx2::I16x16>(context, seconds),
+        ("int8", _) => rate::<Plain<i16>>(context, seconds),
+        _ => Err(Error::Choice {
+            what: "dtype",
+            expected: "float32, float64, float16, bfloat16, int8".to_owned(),
+            got: dtype.to_owned(),
+        }),
+    }
+}
+
+/// Runs the largest tile for a while on every thread; adds up what each did.
+fn rate<L: Lanes>(context: &Context<'_>, seconds: f64) -> Result<f64, Error> {
+    const WORDS: usize = 32;
+    let rows = if L::REGISTERS == 32 { 8 } else { 4 };
+    let (tile, rows) = L::tile(rows, 3);
+    let total = AtomicU64::new(0);
+    for_each(context, context.threads, |_| {
+        let width = 3 * L::LANES;
+        let w = Buffer::new(rows * WORDS * L::STEP * size_of::<L::Elem>());
+        let x = Buffer::new(WORDS * width * L::STEP * size_of::<L::Elem>());
+        let out = Buffer::new(rows * width * size_of::<L::Acc>());
+        for buffer in [&w, &x, &out] {
+            // SAFETY: the buffer's own bytes. Zeros: no rate depends on the values here.
+            unsafe { buffer.as_ptr().write_bytes(0, buffer.len()) };
+        }
+        let block = Block::<L::Elem> { w: w.as_ptr().cast(), k: 0, words: WORDS };
+        let args = Tile::<L> {
+            blocks: &raw const block,
+            count: 1,
+            w_offset: 0,
+            w_row: WORDS * L::STEP,
+            w_word: L::STEP,
+            x: x.as_ptr().cast(),
+            x_word: width * L::STEP,
+            init: out.as_ptr().cast(),
+            init_row: width,
+            out: out.as_ptr().cast(),
+            out_row: width,
+            next: std::ptr::null(),
+            next_count: 0,
+            next_line: 0,
+            fetch_w: false,
+        };
+        let end = Duration::from_secs_f64(seconds.clamp(0.0, 60.0));
+        let (mut done, mut best) = (0u64, 0f64);
+        let start = Instant::now();
+        while start.elapsed() < end || done == 0 {
+            let slice = Instant::now();
+            for _ in 0..1000 {
+                // SAFETY: buffers of the tile's size.
+                unsafe { tile(black_box(&args)) };
+            }
+            done += 1;
+            let work = 1000.0 * 2.0 * (rows * width * WORDS * L::STEP) as f64;
+            best = best.max(work / slice.elapsed().as_secs_f64());
+        }
+        total.fetch_add(best as u64, Ordering::Relaxed);
+        Ok(())
+    })?;
+    Ok(total.into_inner() as f64)
+}
+
+/// Bytes a second that the threads together read from a buffer far larger than the caches.
+///
+/// # Errors
+/// [`Error::Interrupted`].
+pub fn measure_bandwidth(context: &Context<'_>, seconds: f64) -> Result<f64, Error> {
+    const SLICE: usize = 1 << 20;
+    let largest = caches().into_iter().map(|(_, bytes)| bytes as usize).max().unwrap_or(32 << 20);
+    let slices = (4 * largest).clamp(64 << 20, 1 << 30) / SLICE;
+    let buffer = Buffer::new(slices * SLICE);
+    // SAFETY: the buffer's own bytes.
+    unsafe { buffer.as_ptr().write_bytes(1, buffer.len()) };
+    let end = Duration::from_secs_f64(seconds.clamp(0.0, 60.0));
+    let start = Instant::now();
+    let mut best = 0f64;
+    while start.elapsed() < end || best == 0.0 {
+        let pass = Instant::now();
+        for_each(context, slices, |i| {
+            // SAFETY: slice i of a buffer that was filled above.
+            let bytes: &[u64] = unsafe {
+                std::slice::from_raw_parts(buffer.as_ptr().add(i * SLICE).cast(), SLICE / 8)
+            };
+            let mut sums = [0u64; 16];
+            for chunk in bytes.chunks_exact(16) {
+                for (sum, value) in sums.iter_mut().zip(chunk) {
+                    *sum ^= value;
+                }
+            }
+            black_box(sums);
+            Ok(())
+        })?;
+        best = best.max((slices * SLICE) as f64 / pass.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}

@@ -1,0 +1,110 @@
+//! Aligned buffers: workspace that is kept between calls, and pages for packed operands.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+use std::sync::Mutex;
+
+/// Cache line and widest vector.
+const LINE: usize = 64;
+/// Huge page of x86-64 and (with 4 KiB base pages) AArch64 Linux.
+const HUGE: usize = 2 << 20;
+/// Largest total that the free list of workspaces keeps.
+const KEPT_BYTES: usize = 64 << 20;
+
+/// Uninitialised memory, aligned to cache lines, or to huge pages (asked for where the system has
+/// them) from 2 MiB on.
+#[derive(Debug)]
+pub struct Buffer {
+    ptr: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: a buffer owns its memory, like a Vec.
+unsafe impl Send for Buffer {}
+// SAFETY: shared access hands out raw pointers only.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// Allocates `bytes` (at least one cache line).
+    pub fn new(bytes: usize) -> Self {
+        let align = if bytes >= HUGE { HUGE } else { LINE };
+        let size = bytes.max(LINE).next_multiple_of(align);
+        let layout = Layout::from_size_align(size, align).expect("buffer size fits isize");
+        // SAFETY: the layout's size is not zero.
+        let ptr = unsafe { alloc(layout) };
+        let Some(ptr) = NonNull::new(ptr) else { handle_alloc_error(layout) };
+        if align == HUGE {
+            advise_huge(ptr, size);
+        }
+        Self { ptr, layout }
+    }
+
+    /// First byte.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// Bytes held.
+    pub fn len(&self) -> usize {
+        self.layout.size()
+    }
+
+    /// Never true: a buffer holds at least one cache line.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { dealloc(self.ptr.as_ptr(), self.layout) }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn advise_huge(ptr: NonNull<u8>, size: usize) {
+    // SAFETY: the range was just allocated; the advice changes no contents. It may be refused.
+    unsafe { libc::madvise(ptr.as_ptr().cast(), size, libc::MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge(_ptr: NonNull<u8>, _size: usize) {}
+
+static FREE: Mutex<Vec<Buffer>> = Mutex::new(Vec::new());
+
+/// A buffer out of the free list; returned to it on drop. Touching fresh pages costs more than
+/// most packing does, so workspaces are reused; they never hold operands from one call to the next.
+#[derive(Debug)]
+pub struct Workspace(Option<Buffer>);
+
+impl Workspace {
+    /// Takes a buffer of at least `bytes`.
+    pub fn take(bytes: usize) -> Self {
+        // After a fork another thread may own the lock for ever: never wait for it.
+        let kept = FREE.try_lock().ok().and_then(|mut free| {
+            let best = (0..free.len())
+                .filter(|&i| free[i].len() >= bytes)
+                .min_by_key(|&i| free[i].len())?;
+            Some(free.swap_remove(best))
+        });
+        Self(Some(kept.unwrap_or_else(|| Buffer::new(bytes))))
+    }
+
+    /// First byte.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.0.as_ref().map_or(std::ptr::null_mut(), Buffer::as_ptr)
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        let Some(buffer) = self.0.take() else { return };
+        if let Ok(mut free) = FREE.try_lock() {
+            let held: usize = free.iter().map(Buffer::len).sum();
+            if free.len() < 64 && held + buffer.len() <= KEPT_BYTES {
+                free.push(buffer);
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! NumPy arrays as the engines' views.
+
+use numpy::npyffi::{NPY_ARRAY_WRITEABLE, PyArrayObject};
+use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
+use prunus_core::{DType, Pattern};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use crate::door::to_python;
+
+/// `ml_dtypes` registers bfloat16 with NumPy under a number of its own.
+fn bfloat16_num(py: Python<'_>) -> PyResult<i32> {
+    static NUM: PyOnceLock<i32> = PyOnceLock::new();
+    NUM.get_or_try_init(py, || {
+        let scalar = py.import("ml_dtypes")?.getattr("bfloat16")?;
+        Ok(PyArrayDescr::new(py, scalar)?.num())
+    })
+    .copied()
+}
+
+/// Element type of an array.
+pub(crate) fn dtype_of(array: &Bound<'_, PyUntypedArray>) -> PyResult<DType> {
+    let descr = array.dtype();
+    dtype_of_descr(&descr)
+}
+
+/// The engine's name for a NumPy dtype.
+pub(crate) fn dtype_of_descr(descr: &Bound<'_, PyArrayDescr>) -> PyResult<DType> {
+    let native = descr.is_native_byteorder().unwrap_or(true);
+    let found = match (descr.kind(), descr.itemsize()) {
+        (b'f', 2) => Some(DType::F16),
+        (b'f', 4) => Some(DType::F32),
+        (b'f', 8) => Some(DType::F64),
+        (b'i', 1) => Some(DType::I8),
+        (b'i', 4) => Some(DType::I32),
+        (_, 2) if descr.num() == bfloat16_num(descr.py())? => Some(DType::Bf16),
+        _ => None,
+    };
+    found.filter(|_| native).ok_or_else(|| {
+        PyTypeError::new_err(format!(
+            "expected dtype float32, float64, float16, bfloat16, int8 or int32 in native byte order, got {descr}"
+        ))
+    })
+}
+
+/// An array's parts: where it starts, its shape and its strides in bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Nd<'a> {
+    pub ptr: *mut u8,
+    pub dtype: DType,
+    pub shape: &'a [usize],
+    pub strides: &'a [isize],
+}
+
+// SAFETY: the array behind it is kept alive by the call that made it; see the engines' views.
+unsafe impl Send for Nd<'_> {}
+
+impl<'a> Nd<'a> {
+    /// Describes an array to read.
+    pub(crate) fn read(array: &'a Bound<'_, PyUntypedArray>) -> PyResult<Self> {
+        let dtype = dtype_of(array)?;
+        Ok(Self {
+            ptr: data_ptr(array),
+            dtype,
+            shape: array.shape(),
+            strides: array.strides(),
+        })
+    }
+
+    /// Describes an array to write.
+    pub(crate) fn write(array: &'a Bound<'_, PyUntypedArray>) -> PyResult<Self> {
+        let object: *mut PyArrayObject = array.as_array_ptr();
+        // SAFETY: a live array object.
+        let flags = unsafe { (*object).fields.flags };
+        if flags & NPY_ARRAY_WRITEABLE == 0 {
+            return Err(PyValueError::new_err("output array is read-only"));
+        }
+        Self::read(array)
+    }
+
+    /// Dimensions that come before the last `core` ones.
+    pub(crate) fn batch(&self, core: usize) -> PyResult<&'a [usize]> {
+        match self.shape.len().checked_sub(core) {
+            Some(n) => Ok(&self.shape[..n]),
+            None => Err(PyValueError::new_err(format!(
+                "expected at least {core} dimensions, got {}",
+                self.shape.len()
+            ))),
+        }
+    }
+
+    /// Address of a batch member, `index` counting in C order over `batch`.
+    pub(crate) fn member(&self, batch: &[usize], mut index: usize) -> *mut u8 {
+        let mut offset = 0;
+        for (size, stride) in batch.iter().zip(self.strides).rev() {
+            offset += (index % size) as isize * stride;
+            index /= size;
+        }
+        self.ptr.wrapping_offset(offset)
+    }
+}
+
+fn data_ptr(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
+    // SAFETY: a live array object.
+    unsafe { (*array.as_array_ptr()).fields.data.cast() }
+}
+
+/// An index array, int32 or int64, any strides.
+#[derive(Clone, Copy)]
+pub(crate) struct Indices<'a> {
+    ptr: *const u8,
+    wide: bool,
+    pub shape: &'a [usize],
+    strides: &'a [isize],
+}
+
+impl<'a> Indices<'a> {
+    pub(crate) fn new(name: &str, array: &'a Bound<'_, PyUntypedArray>) -> PyResult<Self> {
+        let descr = array.dtype();
+        let wide = match (descr.kind(), descr.itemsize()) {
+            (b'i', 4) => false,
+            (b'i', 8) => true,
+            _ => {
+                return Err(PyTypeError::new_err(format!(
+                    "{name}: expected dtype int32 or int64, got {descr}"
+                )));
+            }
+        };
+        if array.ndim() == 0 {
+            return Err(PyValueError::new_err(format!("{name}: expected an array, got a scalar")));
+        }
+        Ok(Self { ptr: data_ptr(array), wide, shape: array.shape(), strides: array.strides() })
+    }
+
+    /// Values along the last axis of batch member `index`.
+    fn values(&self, batch: &[usize], index: usize) -> impl ExactSizeIterator<Item = i64> {
+        let as_nd = Nd { ptr: self.ptr.cast_mut(), dtype: DType::I32, shape: self.shape, strides: self.strides };
+        let start = as_nd.member(batch, index).cast_const();
+        let last = self.shape.len() - 1;
+        let (len, stride, wide) = (self.shape[last], self.strides[last], self.wide);
+        (0..len).map(move |i| {
+            let at = start.wrapping_offset(i as isize * stride);
+            // SAFETY: element i of a live array.
+            unsafe {
+                if wide {
+                    at.cast::<i64>().read_unaligned()
+                } else {
+                    i64::from(at.cast::<i32>().read_unaligned())
+                }
+            }
+        })
+    }
+}
+
+/// Copies and checks the pattern of one batch member.
+pub(crate) fn pattern(
+    indptr: &Indices<'_>,
+    indices: &Indices<'_>,
+    batch: &[usize],
+    member: usize,
+    block_cols: usize,
+) -> PyResult<Pattern> {
+    Pattern::new(indptr.values(batch, member), indices.values(&[], 0), block_cols)
+        .map_err(to_python)
+}

@@ -1,0 +1,65 @@
+//! The door between Python and the engines: errors, the GIL, signals.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use prunus_core::{Error, Interrupt};
+use prunus_cpu::Context;
+use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+/// How long work may go on before a signal is seen.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// The one map from engine errors to Python exceptions.
+pub(crate) fn to_python(error: Error) -> PyErr {
+    match error {
+        Error::DTypes { .. } => PyTypeError::new_err(error.to_string()),
+        Error::Interrupted => PyKeyboardInterrupt::new_err(()),
+        Error::Shape { .. } | Error::Pattern(_) | Error::Choice { .. } => {
+            PyValueError::new_err(error.to_string())
+        }
+    }
+}
+
+/// Looks for Python signals now and then.
+struct Signals {
+    state: RefCell<(Instant, Option<PyErr>)>,
+}
+
+impl Interrupt for Signals {
+    fn interrupted(&self) -> bool {
+        let mut state = self.state.borrow_mut();
+        if state.0.elapsed() < PATIENCE {
+            return false;
+        }
+        if let Err(raised) = Python::attach(|py| py.check_signals()) {
+            state.1 = Some(raised);
+            return true;
+        }
+        state.0 = Instant::now();
+        false
+    }
+}
+
+/// Runs engine work without the GIL, on `threads` threads (0: as many as configured). An exception
+/// raised by a signal handler stops the work and is what the caller sees.
+pub(crate) fn enter<T: Send>(
+    py: Python<'_>,
+    threads: usize,
+    work: impl FnOnce(&Context<'_>) -> Result<T, Error> + Send,
+) -> PyResult<T> {
+    let threads = match threads {
+        0 => prunus_cpu::threads::default_threads().map_err(to_python)?,
+        n => n,
+    };
+    py.detach(|| {
+        let signals = Signals { state: RefCell::new((Instant::now(), None)) };
+        let result = work(&Context { threads, interrupt: &signals });
+        match (result, signals.state.into_inner().1) {
+            (Ok(value), _) => Ok(value),
+            (Err(Error::Interrupted), Some(raised)) => Err(raised),
+            (Err(error), _) => Err(to_python(error)),
+        }
+    })
+}

@@ -1,0 +1,333 @@
+//! Block-sparse times dense.
+
+use std::cell::Cell;
+
+use numpy::{PyArrayDescr, PyUntypedArray};
+use prunus_core::{
+    Activation, BsrRef, DType, Epilogue, MatMut, MatRef, MemoryBlocks, Pattern, VecRef,
+};
+use prunus_cpu::Dsd;
+use prunus_cpu::memory::Buffer;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::arrays::{Indices, Nd, pattern};
+use crate::door::enter;
+
+thread_local! {
+    /// What the last product on this thread ran as.
+    pub(crate) static LAST_PATH: Cell<&'static str> = const { Cell::new("") };
+}
+
+/// Blocks of a call: `(*batch, blocks, rows, columns)`, the last three in C order.
+fn blocks_of<'a>(data: &'a Bound<'_, PyUntypedArray>) -> PyResult<(Nd<'a>, (usize, usize))> {
+    let nd = Nd::read(data)?;
+    let n = nd.batch(3)?.len();
+    let (shape, strides) = (&nd.shape[n..], &nd.strides[n..]);
+    let size = nd.dtype.size();
+    let expected = [shape[1] * shape[2] * size, shape[2] * size, size];
+    let dense = shape.iter().zip(strides).zip(expected).all(|((&n, &s), e)| n <= 1 || s == e as isize);
+    if !dense && shape.iter().all(|&n| n > 0) {
+        return Err(PyValueError::new_err("data: expected blocks in C order"));
+    }
+    Ok((nd, (shape[1], shape[2])))
+}
+
+/// Shape and stride checks that every product shares; then one product a batch member.
+struct Batched<'a> {
+    batch: &'a [usize],
+    x: Nd<'a>,
+    out: Nd<'a>,
+    bias: Option<VecRef<'a>>,
+    activation: Activation,
+}
+
+impl<'a> Batched<'a> {
+    fn new(
+        x: &'a Bound<'_, PyUntypedArray>,
+        out: &'a Bound<'_, PyUntypedArray>,
+        bias: Option<&'a Bound<'_, PyUntypedArray>>,
+        activation: Option<&str>,
+    ) -> PyResult<Self> {
+        let (x, out) = (Nd::read(x)?, Nd::write(out)?);
+        let batch = out.batch(2)?;
+        if x.batch(2)? != batch {
+            return Err(PyValueError::new_err(format!(
+                "batch dimensions of x and out must agree, got {:?} and {:?}",
+                x.batch(2)?,
+                batch
+            )));
+        }
+        let bias = match bias {
+            None => None,
+            Some(bias) => {
+                let nd = Nd::read(bias)?;
+                if nd.shape.len() != 1 {
+                    return Err(PyValueError::new_err(format!(
+                        "bias: expected one dimension, got {}",
+                        nd.shape.len()
+                    )));
+                }
+                // SAFETY: the array lives as long as the call.
+                Some(unsafe { VecRef::new(nd.ptr, nd.dtype, nd.shape[0], nd.strides[0]) })
+            }
+        };
+        let activation = match activation {
+            None => Activation::Identity,
+            Some(name) => Activation::parse(name).map_err(crate::door::to_python)?,
+        };
+        Ok(Self { batch, x, out, bias, activation })
+    }
+
+    fn members(&self) -> usize {
+        self.batch.iter().product()
+    }
+
+    fn member<'b>(&'b self, i: usize, w: BsrRef<'b>) -> Dsd<'b> {
+        let n = self.batch.len();
+        let shape = |nd: &Nd<'_>| (nd.shape[n], nd.shape[n + 1]);
+        let strides = |nd: &Nd<'_>| (nd.strides[n], nd.strides[n + 1]);
+        let (x, out) = (&self.x, &self.out);
+        // SAFETY: members of arrays that live as long as the call; `out` is writeable, and Python's
+        // caller is told not to read or write it meanwhile.
+        unsafe {
+            Dsd {
+                w,
+                x: MatRef::new(x.member(self.batch, i), x.dtype, shape(x), strides(x)),
+                out: MatMut::new(out.member(self.batch, i), out.dtype, shape(out), strides(out)),
+                epilogue: Epilogue { bias: self.bias, activation: self.activation },
+            }
+        }
+    }
+}
+
+/// `out = activation(op(W) @ x + bias)`, one product for each batch member.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn dsd(
+    py: Python<'_>,
+    data: &Bound<'_, PyUntypedArray>,
+    indices: &Bound<'_, PyUntypedArray>,
+    indptr: &Bound<'_, PyUntypedArray>,
+    shape: (usize, usize),
+    transposed: bool,
+    x: &Bound<'_, PyUntypedArray>,
+    out: &Bound<'_, PyUntypedArray>,
+    bias: Option<&Bound<'_, PyUntypedArray>>,
+    activation: Option<&str>,
+    threads: usize,
+) -> PyResult<()> {
+    let call = Batched::new(x, out, bias, activation)?;
+    let (data, blocksize) = blocks_of(data)?;
+    let (indices, indptr) = (Indices::new("indices", indices)?, Indices::new("indptr", indptr)?);
+    if indices.shape.len() != 1 {
+        return Err(PyValueError::new_err("indices: expected one dimension"));
+    }
+    let own = |dims: &[usize], core: usize| dims.len() > core;
+    let (data_batch, ptr_batch) = (data.batch(3)?, &indptr.shape[..indptr.shape.len() - 1]);
+    for (name, dims) in [("data", data_batch), ("indptr", ptr_batch)] {
+        if own(dims, 0) && dims != call.batch {
+            return Err(PyValueError::new_err(format!(
+                "batch dimensions of {name} and out must agree, got {dims:?} and {:?}",
+                call.batch
+            )));
+        }
+    }
+    if blocksize.0 == 0 || blocksize.1 == 0 {
+        return Err(PyValueError::new_err("blocks of zero size"));
+    }
+    let stored = data.shape[data_batch.len()];
+    if stored < indices.shape[0] {
+        return Err(PyValueError::new_err(format!(
+            "data holds {stored} blocks, indices name {}",
+            indices.shape[0]
+        )));
+    }
+    let block_cols = shape.1.div_ceil(blocksize.1);
+    // One pattern for all is checked once; patterns of their own, one by one.
+    let count = if ptr_batch.is_empty() { 1 } else { call.members() };
+    let patterns = (0..count)
+        .map(|i| pattern(&indptr, &indices, ptr_batch, i, block_cols))
+        .collect::<PyResult<Vec<Pattern>>>()?;
+    let block_bytes = blocksize.0 * blocksize.1 * data.dtype.size();
+    let path = enter(py, threads, move |context| {
+        // Taken whole: the views in it may cross to the engine's threads.
+        let (call, data) = (&call, &data);
+        let mut path = "nothing to do";
+        for i in 0..call.members() {
+            // SAFETY: checked above: the member's blocks lie in C order, one for each index.
+            let source = unsafe { MemoryBlocks::new(data.member(data_batch, i), block_bytes) };
+            let w = BsrRef {
+                pattern: &patterns[i.min(count - 1)],
+                source: &source,
+                dtype: data.dtype,
+                shape,
+                blocksize,
+                transposed,
+                by_column: None,
+            };
+            path = call.member(i, w).run(context)?;
+        }
+        Ok(path)
+    })?;
+    LAST_PATH.set(path);
+    Ok(())
+}
+
+/// A frozen block-sparse operand: checked patterns in both orders, values in aligned pages.
+#[pyclass(frozen, module = "prunus._core")]
+pub(crate) struct Packed {
+    values: Buffer,
+    dtype: DType,
+    stored: usize,
+    shape: (usize, usize),
+    blocksize: (usize, usize),
+    rows: Pattern,
+    columns: Pattern,
+}
+
+impl Packed {
+    fn block_bytes(&self) -> usize {
+        self.blocksize.0 * self.blocksize.1 * self.dtype.size()
+    }
+}
+
+#[pymethods]
+impl Packed {
+    /// The values as stored: a read-only array of shape (blocks, rows, columns).
+    #[getter]
+    fn data<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let this = slf.get();
+        let py = slf.py();
+        let dtype = match this.dtype {
+            DType::Bf16 => py.import("ml_dtypes")?.getattr("bfloat16")?,
+            other => PyArrayDescr::new(py, other.name())?.into_any(),
+        };
+        let numpy = py.import("numpy")?;
+        // A bytes-like export of the pages keeps this object alive under the array.
+        let raw = numpy.call_method1("frombuffer", (slf, "uint8"))?;
+        let count = this.stored * this.block_bytes();
+        let raw = raw.get_item(pyo3::types::PySlice::new(py, 0, count as isize, 1))?;
+        let typed = raw.call_method1("view", (dtype,))?;
+        typed.call_method1("reshape", ((this.stored, this.blocksize.0, this.blocksize.1),))
+    }
+
+    /// Bytes of values and patterns.
+    #[getter]
+    fn nbytes(&self) -> usize {
+        let pattern = |p: &Pattern| p.indptr().len() * 8 + p.indices().len() * 4;
+        self.stored * self.block_bytes() + pattern(&self.rows) + pattern(&self.columns)
+    }
+
+    /// # Safety
+    /// Called by the interpreter with a buffer to fill.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut pyo3::ffi::Py_buffer,
+        flags: std::ffi::c_int,
+    ) -> PyResult<()> {
+        let this = slf.get();
+        // SAFETY: the pages live as long as the object, which the filled view keeps alive.
+        let status = unsafe {
+            pyo3::ffi::PyBuffer_FillInfo(
+                view,
+                slf.as_ptr(),
+                this.values.as_ptr().cast(),
+                this.values.len() as isize,
+                1,
+                flags,
+            )
+        };
+        if status == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+    }
+}
+
+/// Copies an operand into its frozen form.
+#[pyfunction]
+pub(crate) fn pack(
+    data: &Bound<'_, PyUntypedArray>,
+    indices: &Bound<'_, PyUntypedArray>,
+    indptr: &Bound<'_, PyUntypedArray>,
+    shape: (usize, usize),
+    transposed: bool,
+) -> PyResult<Packed> {
+    let (data, blocksize) = blocks_of(data)?;
+    if data.shape.len() != 3 {
+        return Err(PyValueError::new_err("data: expected three dimensions"));
+    }
+    if blocksize.0 == 0 || blocksize.1 == 0 {
+        return Err(PyValueError::new_err("blocks of zero size"));
+    }
+    let (indices, indptr) = (Indices::new("indices", indices)?, Indices::new("indptr", indptr)?);
+    if indices.shape.len() != 1 || indptr.shape.len() != 1 {
+        return Err(PyValueError::new_err("indices and indptr: expected one dimension"));
+    }
+    let stored_rows = pattern(&indptr, &indices, &[], 0, shape.1.div_ceil(blocksize.1))?;
+    if data.shape[0] < indices.shape[0] {
+        return Err(PyValueError::new_err(format!(
+            "data holds {} blocks, indices name {}",
+            data.shape[0], indices.shape[0]
+        )));
+    }
+    if transposed {
+        return Err(PyValueError::new_err("pack the stored matrix, then transpose it"));
+    }
+    let rows = stored_rows.into_sorted();
+    let block_bytes = blocksize.0 * blocksize.1 * data.dtype.size();
+    let stored = rows.len();
+    let values = Buffer::new(stored * block_bytes);
+    // Blocks are laid down in the order in which rows are computed.
+    let (first, order) = (rows.indptr()[0], &rows);
+    for i in 0..stored {
+        // SAFETY: block(e) is below the number of blocks that `data` holds; `values` has room.
+        unsafe {
+            let from = data.ptr.add(order.block(first + i) * block_bytes);
+            std::ptr::copy_nonoverlapping(from, values.as_ptr().add(i * block_bytes), block_bytes);
+        }
+    }
+    let offsets = rows.indptr().iter().map(|&p| (p - first) as i64);
+    let block_cols = rows.block_cols();
+    let columns = rows.indices()[first..first + stored].iter().map(|&c| i64::from(c));
+    let rows = Pattern::new(offsets.collect::<Vec<_>>().into_iter(), columns.collect::<Vec<_>>().into_iter(), block_cols)
+        .map_err(crate::door::to_python)?;
+    let columns = rows.transposed();
+    Ok(Packed { values, dtype: data.dtype, stored, shape, blocksize, rows, columns })
+}
+
+/// As `dsd`, with a packed operand.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn dsd_packed(
+    py: Python<'_>,
+    w: &Bound<'_, Packed>,
+    transposed: bool,
+    x: &Bound<'_, PyUntypedArray>,
+    out: &Bound<'_, PyUntypedArray>,
+    bias: Option<&Bound<'_, PyUntypedArray>>,
+    activation: Option<&str>,
+    threads: usize,
+) -> PyResult<()> {
+    let call = Batched::new(x, out, bias, activation)?;
+    let packed = w.get();
+    let path = enter(py, threads, move |context| {
+        let call = &call;
+        let mut path = "nothing to do";
+        // SAFETY: the buffer holds `stored` blocks.
+        let source = unsafe { MemoryBlocks::new(packed.values.as_ptr(), packed.block_bytes()) };
+        for i in 0..call.members() {
+            let w = BsrRef {
+                pattern: &packed.rows,
+                source: &source,
+                dtype: packed.dtype,
+                shape: packed.shape,
+                blocksize: packed.blocksize,
+                transposed,
+                by_column: Some(&packed.columns),
+            };
+            path = call.member(i, w).run(context)?;
+        }
+        Ok(path)
+    })?;
+    LAST_PATH.set(path);
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! What the engine runs on.
+
+use prunus_cpu::level::{self as levels, Level};
+use prunus_cpu::{machine, threads};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::door::{enter, to_python};
+use crate::dsd::LAST_PATH;
+
+/// SIMD levels that this machine can run, best last.
+#[pyfunction]
+pub(crate) fn available_levels() -> Vec<&'static str> {
+    levels::available().into_iter().map(Level::name).collect()
+}
+
+/// The SIMD level in use.
+#[pyfunction]
+pub(crate) fn level() -> &'static str {
+    levels::current().name()
+}
+
+/// Uses another SIMD level from now on.
+#[pyfunction]
+pub(crate) fn set_level(name: &str) -> PyResult<()> {
+    levels::set(levels::parse(name).map_err(to_python)?);
+    Ok(())
+}
+
+/// Threads that a call uses unless told otherwise.
+#[pyfunction]
+pub(crate) fn default_threads() -> PyResult<usize> {
+    threads::default_threads().map_err(to_python)
+}
+
+/// The kernel that the last product on this thread ran as.
+#[pyfunction]
+pub(crate) fn last_path() -> &'static str {
+    LAST_PATH.get()
+}
+
+/// The CPU's name, caches, features, and how the SIMD level was chosen.
+#[pyfunction]
+pub(crate) fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let info = PyDict::new(py);
+    info.set_item("model", machine::model())?;
+    info.set_item("features", machine::features())?;
+    info.set_item("caches", machine::caches())?;
+    info.set_item("level", levels::current().name())?;
+    info.set_item("level_origin", levels::origin())?;
+    info.set_item("constants", prunus_cpu::dsd::constants())?;
+    Ok(info)
+}
+
+/// Multiply-adds that this machine reaches in registers, in FLOP/s.
+#[pyfunction]
+pub(crate) fn measure_flops(py: Python<'_>, dtype: &str, threads: usize, seconds: f64) -> PyResult<f64> {
+    enter(py, threads, |context| machine::measure_flops(context, dtype, seconds))
+}
+
+/// Bytes read from memory a second.
+#[pyfunction]
+pub(crate) fn measure_bandwidth(py: Python<'_>, threads: usize, seconds: f64) -> PyResult<f64> {
+    enter(py, threads, |context| machine::measure_bandwidth(context, seconds))
+}
