@@ -85,9 +85,8 @@ def test_optional_module():
 
 
 def test_pinned_leaves_things_as_they_were():
-    from prunus._threads import get_num_threads
-
     import prunus as pr
+    from prunus._threads import get_num_threads
 
     before = get_num_threads()
     with pinned(1):

@@ -79,10 +79,10 @@ def break_even(points: list[tuple[float, float]], dense: float) -> tuple[str, fl
 
     Examples
     --------
-    >>> break_even([(0.1, 1.0), (0.5, 5.0)], 3.0)
-    ('=', 0.3)
-    >>> break_even([(0.1, 1.0), (0.5, 5.0)], 6.0)
-    ('>', 0.5)
+    >>> break_even([(0.25, 1.0), (0.75, 3.0)], 2.0)
+    ('=', 0.5)
+    >>> break_even([(0.25, 1.0), (0.75, 3.0)], 4.0)
+    ('>', 0.75)
     """
     if not points:
         return None

@@ -37,8 +37,8 @@ def plot(path: Path, records: Sequence[Record], cpu: Cpu) -> None:
         If no race has a dense contestant to compare with.
     """
     require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - it may be missing
-    from matplotlib.figure import Figure  # noqa: PLC0415 - it may be missing
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     shown = [race for race in races(records) if race.case.op == "dsd" and race.dense is not None]
     if not shown:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,47 +93,61 @@ def lines(
     total = sum(float(np.vdot(task.weight, task.weight)) for task in tasks)
     for dtype in dtypes:
         kind = as_dtype(dtype)
+        inputs = [task.x[: max(tokens)].astype(kind) for task in tasks]
+        wholes = [task.weight.astype(kind) for task in tasks]
+        # The dense products don't depend on the density: lined up and checked once.
+        dense = {count: _dense(tasks, wholes, inputs, peers, dtype, count) for count in tokens}
         for density in densities:
             pruned: list[Weights] = []
+            expected: list[NDArray[np.float64]] = []
             kept = 0.0
-            for task in tasks:
-                weights = peers.weights(task.weight.astype(kind), block, density)
+            for whole, x in zip(wholes, inputs, strict=True):
+                weights = peers.weights(whole, block, density)
                 pruned.append(weights)
+                expected.append(_exact(x, weights.masked()))
                 kept += float(np.sum(weights.bsr.data.astype(np.float32) ** 2))
                 bar.step("pruning")
             for count in tokens:
-                contestants: dict[str, list[Contestant]] = {}
-                error = 0.0
-                for task, weights in zip(tasks, pruned, strict=True):
-                    field, off = _field(task, weights, peers, dtype, count)
-                    error = max(error, off)
-                    for contestant in field:
-                        name = f"{contestant.name} dense" if contestant.dense else contestant.name
-                        contestants.setdefault(name, []).append(contestant)
+                contestants, error = dense[count]
+                contestants = dict(contestants)
+                for weights, x, right in zip(pruned, inputs, expected, strict=True):
+                    for contestant in peers.dsd(weights, x[:count], "xwt"):
+                        error = max(error, check(contestant, right[:count], dtype))
+                        contestants.setdefault(contestant.name, []).append(contestant)
                     if count == tokens[-1]:
                         bar.step(f"checking {dtype} {density:.0%}")
                 flops = sum(weights.flops(count) for weights in pruned)
                 yield Line(dtype, density, count, kept / total, _times(contestants), flops, error)
 
 
-def _field(
-    task: Task, weights: Weights, peers: Peers, dtype: str, tokens: int
-) -> tuple[list[Contestant], float]:
-    """Line up everyone for one weight, and check them against NumPy in float64."""
-    x = task.x[:tokens].astype(as_dtype(dtype))
-    sparse = peers.dsd(weights, x, "xwt")
-    right = x.astype(np.float64) @ weights.masked().T.astype(np.float64)
-    error = max(check(contestant, right, dtype) for contestant in sparse)
-    # The whole weight, in float32 for NumPy whatever the type: it has no fast bfloat16.
-    whole = task.weight.astype(as_dtype(dtype))
-    dense = peers.dense_product(x, whole.T)
-    right = x.astype(np.float64) @ whole.T.astype(np.float64)
-    for contestant in dense:
-        error = max(error, check(contestant, right, dtype))
-    if not any(contestant.name == "numpy" for contestant in dense):
-        wide = [c for c in peers.dense_product(task.x[:tokens], task.weight.T) if c.name == "numpy"]
-        dense += wide
-    return [*sparse, *dense], error
+def _exact(x: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.float64]:
+    """Compute ``x @ weight.T`` in float64."""
+    product: NDArray[np.float64] = x.astype(np.float64) @ weight.T.astype(np.float64)
+    return product
+
+
+def _dense(
+    tasks: Sequence[Task],
+    wholes: Sequence[NDArray[Any]],
+    inputs: Sequence[NDArray[Any]],
+    peers: Peers,
+    dtype: str,
+    tokens: int,
+) -> tuple[dict[str, list[Contestant]], float]:
+    """Line up the products with the whole weights and check them; with the largest error of any of them."""
+    found: dict[str, list[Contestant]] = {}
+    error = 0.0
+    for task, whole, x in zip(tasks, wholes, inputs, strict=True):
+        field = peers.dense_product(x[:tokens], whole.T)
+        right = _exact(x[:tokens], whole)
+        error = max([error, *(check(contestant, right, dtype) for contestant in field)])
+        if not any(contestant.name == "numpy" for contestant in field):
+            # NumPy has no fast bfloat16: its user would compute in float32.
+            wide = peers.dense_product(task.x[:tokens], task.weight.T)
+            field += [contestant for contestant in wide if contestant.name == "numpy"]
+        for contestant in field:
+            found.setdefault(f"{contestant.name} dense", []).append(contestant)
+    return found, error
 
 
 def _times(contestants: dict[str, list[Contestant]]) -> dict[str, float]:
@@ -145,7 +160,7 @@ def _times(contestants: dict[str, list[Contestant]]) -> dict[str, float]:
 
         return one_pass
 
-    limits = {name: _SLOW_ROUNDS for name, found in contestants.items() if found[0].slow}
+    limits = dict.fromkeys((name for name, found in contestants.items() if found[0].slow), _SLOW_ROUNDS)
     # By the time a pass comes back to a weight, the others have pushed it out of the caches, as in the model.
     calls = {name: whole(found) for name, found in contestants.items()}
     times = interleave(calls, _ROUNDS, limits=limits, settle=_SETTLE)
