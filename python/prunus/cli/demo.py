@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
     kept = "per cents of blocks kept (default: %(default)s)"
     arg("--densities", type=densities, default="10,20,30,50", help=kept)
     arg("--block", type=int, default=32, help="height and width of a block (default: %(default)s)")
-    arg("--tokens", type=numbers, default="1,128", help="embedding rows multiplied (default: %(default)s)")
+    arg("--tokens", type=numbers, default="1,64", help="embedding rows multiplied (default: %(default)s)")
     dtypes = choices("float32", "bfloat16")
     arg("--dtypes", type=dtypes, default="float32,bfloat16", help="types (default: %(default)s)")
     arg("--layers", type=int, default=None, help="only the first layers (default: all)")
