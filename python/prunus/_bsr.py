@@ -355,8 +355,10 @@ class BSR(Operators):
             return self
         check_operand(self.dtype, "W")
         array = self._canonical()
-        handle = _core.pack(array._data, array._indices, array._indptr, array._stored, array._t)
-        data, indices, indptr = handle.data, array._indices.copy(), array._indptr.copy()
+        # The stored matrix is packed; both orientations multiply from it.
+        handle = _core.pack(array._data, array._indices, array._indptr, array._stored, False)
+        data = handle.data if self.nnzb else array._data.copy()
+        indices, indptr = array._indices.copy(), array._indptr.copy()
         for part in (data, indices, indptr):
             part.flags.writeable = False
         return self._wrap(data, indices, indptr, array._stored, (), array._t, handle)

@@ -231,7 +231,7 @@ def times_dense(a: S, dense: Array, *, ufunc: np.ufunc = np.multiply) -> S:
 
 
 def _factors(dense: Array, row: Array, col: Array, a: BlockStorage) -> Array:
-    """Return what multiplies each block: (n, br, bc), with 1 for an axis along which ``dense`` is one long."""
+    """Return what multiplies each block: (n, br, bc), with 1 for an axis of which ``dense`` has one."""
     br, bc = a._data.shape[-2:]
     if dense.shape[0] == 1 and a._stored[0] != 1:
         row, br = np.zeros_like(row), 1

@@ -14,6 +14,9 @@ from prunus.engines import ACTIVE
 
 # Bound once: the fast path below is what a small product consists of.
 _ndarray = np.ndarray
+_matmul = np.matmul
+_dsd = _core.dsd
+_dsd_packed = _core.dsd_packed
 _empty = np.empty
 _engine = ACTIVE.get
 _threads = THREADS.get
@@ -29,37 +32,50 @@ class Operators(BlockStorage):
     # Products ----------------------------------------------------------------------------------------
 
     def __matmul__(self, other: Any) -> Any:
-        # The plain case first: two dimensions, one dtype, the CPU. Everything else goes through ops.
+        # The plain cases first: no batch, one dtype, the CPU. Everything else goes through ops.
         if type(other) is _ndarray:
             fast = self._fast
             if other.dtype is fast and _engine() is None:
                 shape = other.shape
-                if len(shape) == 2 and shape[0] == self._cols:
-                    out = _empty((self._rows, shape[1]), fast)
-                    if self._packed is None:
-                        _core.dsd(
-                            self._data,
-                            self._indices,
-                            self._indptr,
-                            self._stored,
-                            self._t,
-                            other,
-                            out,
-                            None,
-                            None,
-                            _threads(),
-                        )
-                    else:
-                        _core.dsd_packed(self._packed, self._t, other, out, None, None, _threads())
-                    return out
-        if not _is_operand(other):
+                if shape and shape[0] == self._cols:
+                    if len(shape) == 2:
+                        out = _empty((self._rows, shape[1]), fast)
+                        self._multiply(self._t, other, out)
+                        return out
+                    if len(shape) == 1:
+                        out = _empty(self._rows, fast)
+                        self._multiply(self._t, other[:, None], out[:, None])
+                        return out
+        elif not _is_operand(other):
             return NotImplemented
         return ops.matmul(self, other)
 
     def __rmatmul__(self, other: Any) -> Any:
-        if not _is_operand(other):
+        # The same, as (self.T @ other.T).T on the same memory.
+        if type(other) is _ndarray:
+            fast = self._fast
+            if other.dtype is fast and _engine() is None:
+                shape = other.shape
+                if shape and shape[-1] == self._rows:
+                    if len(shape) == 2:
+                        out = _empty((shape[0], self._cols), fast)
+                        self._multiply(not self._t, other.T, out.T)
+                        return out
+                    if len(shape) == 1:
+                        out = _empty(self._cols, fast)
+                        self._multiply(not self._t, other[:, None], out[:, None])
+                        return out
+        elif not _is_operand(other):
             return NotImplemented
         return ops.matmul(other, self)
+
+    def _multiply(self, t: bool, x: Array, out: Array) -> None:
+        """Call the kernel with this array, transposed if ``t``, on checked operands."""
+        packed = self._packed
+        if packed is None:
+            _dsd(self._data, self._indices, self._indptr, self._stored, t, x, out, None, None, _threads())
+        else:
+            _dsd_packed(packed, t, x, out, None, None, _threads())
 
     def dot(self, other: Any) -> Any:
         """Return ``self @ other``; with a scalar, the elementwise product, as NumPy and SciPy have it."""
@@ -142,6 +158,13 @@ class Operators(BlockStorage):
     # NumPy's protocols ---------------------------------------------------------------------------------
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        # ``ndarray @ BSR`` arrives here, as NumPy's operators do not defer to a type with this method.
+        if ufunc is _matmul and not kwargs and len(inputs) == 2 and method == "__call__":
+            a, b = inputs
+            if type(a) is _ndarray:
+                return b.__rmatmul__(a)
+            if a is self:
+                return self.__matmul__(b)
         return _protocols.array_ufunc(ufunc, method, inputs, kwargs)
 
     def __array_function__(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -24,8 +24,6 @@ def array_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: d
     if method != "__call__":
         raise TypeError(f"np.{ufunc.__name__}.{method} is not supported for BSR; call W.toarray() first")
     if ufunc is np.matmul:
-        if not kwargs:
-            return ops.matmul(*inputs)
         return _matmul(inputs, dict(kwargs))
     out = kwargs.pop("out", None)
     if out is not None:

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 
 from prunus import _construct, _elementwise, engines
 from prunus import _layout as lay
-from prunus._dtypes import HALVES, I32, Array, DType, check_operand, result_dtype
+from prunus._dtypes import HALVES, I8, I32, Array, DType, check_operand, result_dtype
 from prunus._mask import BlockMask
 from prunus._storage import BlockStorage
 from prunus.engines.base import ACTIVATIONS, Engine
@@ -78,17 +78,15 @@ def matmul(
     """
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {activation!r}")
-    sparse_a, sparse_b = isinstance(a, BlockStorage), isinstance(b, BlockStorage)
-    if sparse_a and sparse_b and not densify:
+    if isinstance(a, BlockStorage) and isinstance(b, BlockStorage) and not densify:
         if bias is not None or activation is not None:
             raise TypeError("bias and activation need a dense result; a BSR times a BSR is a BSR")
         if out is not None:
             raise TypeError("a BSR times a BSR is a new BSR: out= is not supported")
         return _sparse(a, b, dtype)
     a, b = _operand(a, "a"), _operand(b, "b")
+    sparse_a, sparse_b = isinstance(a, BlockStorage), isinstance(b, BlockStorage)
     kind = result_dtype(a.dtype, b.dtype, dtype)
-    if kind == I32 and (bias is not None or activation is not None):
-        raise TypeError("bias and activation of an int8 product need a float result: pass dtype=np.float32")
     if a.ndim == 0 or b.ndim == 0:
         raise ValueError("matmul takes arrays of at least one dimension; use * for scalars")
     if (not sparse_a and not sparse_b) or densify:
@@ -163,16 +161,15 @@ def _product(
         left, right = (x.shape[-2], k) if flip else (k, x.shape[-2])
         raise ValueError(f"matmul: the inner sizes differ, a has {left} columns and b has {right} rows")
     n = x.shape[-1]
-    try:
-        batch = np.broadcast_shapes(w._batch, x.shape[:-2])
-    except ValueError:
-        raise ValueError(f"matmul: batch dimensions {w._batch} and {x.shape[:-2]} do not broadcast") from None
+    batch = _broadcast(w._batch, x.shape[:-2])
     # The result as a caller sees it, and the same memory as (*batch, m, n).
     shape = (*batch, m) if vector else (*batch, n, m) if flip else (*batch, m, n)
     result = np.empty(shape, kind) if out is None else _target(out, shape, kind, w, x, bias)
     view = result[..., None] if vector else result.swapaxes(-1, -2) if flip else result
     if bias is not None:
-        bias = _bias(bias, m)
+        bias = _bias(bias, m, kind)
+    if kind == I32 and activation not in (None, "relu"):
+        raise TypeError(f"{activation} of an int8 product needs a float result: pass dtype=np.float32")
     engine = engines.active()
     if not w._batch and batch:
         _unbatched(engine, w, x, view, bias, activation)
@@ -186,6 +183,16 @@ def _product(
         out[...] = result
         return out
     return result
+
+
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the common batch dimensions of two operands; np.broadcast_shapes takes microseconds."""
+    if not a or not b or a == b:
+        return a or b
+    try:
+        return np.broadcast_shapes(a, b)
+    except ValueError:
+        raise ValueError(f"matmul: batch dimensions {a} and {b} do not broadcast") from None
 
 
 def _member(w: S, at: tuple[int, ...]) -> S:
@@ -223,13 +230,20 @@ def _side_by_side(x: Array) -> Array | None:
     return moved.reshape(x.shape[-2], math.prod(moved.shape[1:]))
 
 
-def _bias(bias: Any, m: int) -> Array:
+def _bias(bias: Any, m: int, kind: DType) -> Array:
     vector = np.asarray(_operand(bias, "bias"))
     if vector.shape != (m,):
         raise ValueError(
             f"bias must have one value for each of {m} output features, got shape {vector.shape}"
         )
-    check_operand(vector.dtype, "bias")
+    if kind == I32:
+        if vector.dtype not in (I8, I32):
+            raise TypeError(
+                f"bias has dtype {vector.dtype}, but the product is int32: pass an int8 or int32 bias, or "
+                "dtype=np.float32"
+            )
+    else:
+        check_operand(vector.dtype, "bias")
     return vector
 
 
@@ -243,7 +257,9 @@ def _check_out(out: Any, shape: tuple[int, ...], kind: DType) -> None:
         raise TypeError(f"out has dtype {out.dtype}, the result has {kind}; dtype= chooses another")
     if not out.flags.writeable:
         raise ValueError("out is read-only")
-    if any(length > 1 and stride == 0 for length, stride in zip(out.shape, out.strides, strict=True)):
+    if not out.flags.forc and any(
+        length > 1 and stride == 0 for length, stride in zip(out.shape, out.strides, strict=True)
+    ):
         raise ValueError("out overlaps itself: several of its elements share memory")
 
 
@@ -258,6 +274,8 @@ def _target(out: Any, shape: tuple[int, ...], kind: DType, w: BlockStorage, x: A
 
 def _apart(out: Array) -> bool:
     """Say whether no two elements of ``out`` can share memory: every stride steps over the smaller ones."""
+    if out.flags.forc:
+        return True
     reach = out.itemsize
     for stride, length in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True) if n > 1):
         if stride < reach:
@@ -280,10 +298,7 @@ def _sparse(a: S, b: BlockStorage, dtype: DTypeLike | None) -> S:
             f"matmul: a's blocks are {inner_a} wide and b's {inner_b} high; they must be equal, which "
             f"b.reblock(({inner_a}, {b.blocksize[1]})) achieves in a copy"
         )
-    try:
-        batch = np.broadcast_shapes(a._batch, b._batch)
-    except ValueError:
-        raise ValueError(f"matmul: batch dimensions {a._batch} and {b._batch} do not broadcast") from None
+    batch = _broadcast(a._batch, b._batch)
     left, right = a._physical(), b._physical()
     left, right = _inner_clean(left, 1), _inner_clean(right, 0)
     engine = engines.active()

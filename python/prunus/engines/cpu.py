@@ -11,7 +11,6 @@ from prunus._dtypes import BFLOAT16, F16, F32, F64, I8, I32, Array, DType, input
 from prunus._layout import Index
 from prunus._threads import THREADS
 from prunus.engines.base import Blocks
-from prunus.engines.epilogue import finish
 
 __all__ = ["CpuEngine"]
 
@@ -38,22 +37,13 @@ class CpuEngine:
 
     def dsd(self, w: Blocks, x: Array, out: Array, bias: Array | None, activation: str | None) -> None:
         """See :class:`prunus.engines.base.Engine`."""
-        dtype = input_dtype(w.data.dtype, x.dtype, out.dtype)
-        stored = _stored(dtype, out.dtype)
-        late = stored == I32 and (bias is not None or activation is not None)
-        target = out if stored == out.dtype and not late else np.empty(out.shape, stored)
-        if x.dtype != dtype:
-            x = x.astype(dtype)  # mixed operands meet in one dtype, as in NumPy's own matmul
-        if bias is not None and not late:
-            bias = np.ascontiguousarray(bias, dtype=F64 if dtype == F64 else F32)
-        early = (None, None) if late else (bias, activation)
-        if w.packed is not None and w.data.dtype == dtype:
-            _core.dsd_packed(w.packed, w.transposed, x, target, *early, THREADS.get())
+        # The kernels take every pair of operand dtypes and round once, so nothing is converted here.
+        if w.packed is None:
+            _core.dsd(
+                w.data, w.indices, w.indptr, w.shape, w.transposed, x, out, bias, activation, THREADS.get()
+            )
         else:
-            data = w.data.astype(dtype, copy=False)
-            _core.dsd(data, w.indices, w.indptr, w.shape, w.transposed, x, target, *early, THREADS.get())
-        if target is not out:
-            out[...] = finish(target, bias, activation) if late else target
+            _core.dsd_packed(w.packed, w.transposed, x, out, bias, activation, THREADS.get())
 
     def ssd(self, a: Blocks, b: Blocks, dtype: DType) -> tuple[Array, Index, Index]:
         """See :class:`prunus.engines.base.Engine`."""

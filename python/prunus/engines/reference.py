@@ -5,19 +5,44 @@ It is slow and exact: floats accumulate in float64, int8 in int64, and one round
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from prunus import _layout as lay
 from prunus._dtypes import I8, Array, DType
 from prunus._layout import Index
 from prunus.engines.base import Blocks
-from prunus.engines.epilogue import finish
 
 __all__ = ["ReferenceEngine"]
 
 
+# NumPy has no erf of its own.
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
 def _wide(a: DType, b: DType) -> DType:
     return np.dtype(np.int64 if a == b == I8 else np.float64)
+
+
+def _finish(sums: Array, bias: Array | None, activation: str | None) -> Array:
+    """Return ``activation(sums + bias[:, None])`` in float64."""
+    value = sums.astype(np.float64)
+    if bias is not None:
+        value += np.asarray(bias, dtype=np.float64)[:, None]
+    return _activate(value, activation)
+
+
+def _activate(value: Array, activation: str | None) -> Array:
+    """Apply an activation by name to a float array; NaN stays NaN."""
+    if activation == "relu":
+        return np.maximum(value, 0)
+    if activation == "gelu":
+        return np.asarray(0.5 * value * (1 + _erf(value * np.sqrt(0.5))))
+    if activation == "silu":
+        with np.errstate(over="ignore"):
+            return np.asarray(value / (1 + np.exp(-value)))
+    return value
 
 
 class ReferenceEngine:
@@ -40,7 +65,7 @@ class ReferenceEngine:
             else:
                 sums[rows] += part @ right[cols]
         plain = bias is None and activation is None
-        out[...] = sums if plain else finish(sums, bias, activation)
+        out[...] = sums if plain else _finish(sums, bias, activation)
 
     def ssd(self, a: Blocks, b: Blocks, dtype: DType) -> tuple[Array, Index, Index]:
         """See :class:`prunus.engines.base.Engine`."""
