@@ -3,32 +3,61 @@
 use std::arch::x86_64::*;
 
 use super::convert::Rect;
+use crate::level::{self, Level};
 
 /// Copies a rectangle whose columns are contiguous runs (`row_stride == 4`) to `dst`, where rows are
-/// contiguous: a transposition of 8 × 8 tiles in registers, edges by single values.
+/// contiguous: tiles are transposed in registers, edges go by single values.
+///
+/// Tiles are as wide as a cache line where AVX-512 is there: runs often lie a power of two apart, in
+/// one cache set, and a line that is used whole need not stay.
 ///
 /// # Safety
 /// AVX2 must be present, the rectangle readable and `dst` writeable for `rows` rows of `cols`.
-#[target_feature(enable = "avx2")]
 pub(crate) unsafe fn transpose_32(rect: &Rect, dst: *mut u32, dst_row: usize) {
-    let (rows, cols) = (rect.rows, rect.cols);
-    let (full_rows, full_cols) = (rows / 8 * 8, cols / 8 * 8);
-    // SAFETY: tiles stay inside the rectangle.
+    // SAFETY: the level in use has the instruction set; the rest is the caller's promise.
     unsafe {
-        for i in (0..full_rows).step_by(8) {
-            for j in (0..full_cols).step_by(8) {
-                let src = rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
-                tile_8x8(src, rect.col_stride, dst.add(i * dst_row + j), dst_row);
+        if level::current() >= Level::Avx512 {
+            by_16(rect, dst, dst_row);
+        } else {
+            by_8(rect, dst, dst_row);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn by_16(rect: &Rect, dst: *mut u32, dst_row: usize) {
+    // SAFETY: as in `transpose_32`; tiles stay inside the rectangle.
+    unsafe { tiles(rect, dst, dst_row, 16, |src, to| tile_16x16(src, rect.col_stride, to, dst_row)) }
+}
+
+#[target_feature(enable = "avx2")]
+unsafe fn by_8(rect: &Rect, dst: *mut u32, dst_row: usize) {
+    // SAFETY: as in `transpose_32`; tiles stay inside the rectangle.
+    unsafe { tiles(rect, dst, dst_row, 8, |src, to| tile_8x8(src, rect.col_stride, to, dst_row)) }
+}
+
+/// Walks the tiles, along the runs first, then the values that no tile covers.
+#[inline(always)]
+unsafe fn tiles(
+    rect: &Rect,
+    dst: *mut u32,
+    dst_row: usize,
+    side: usize,
+    tile: impl Fn(*const u8, *mut u32),
+) {
+    let (rows, cols) = (rect.rows, rect.cols);
+    let (full_rows, full_cols) = (rows / side * side, cols / side * side);
+    // SAFETY: every index stays inside the rectangle.
+    unsafe {
+        let at = |i: usize, j: usize| rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
+        for j in (0..full_cols).step_by(side) {
+            for i in (0..full_rows).step_by(side) {
+                tile(at(i, j), dst.add(i * dst_row + j));
             }
         }
-        let single = |i: usize, j: usize| {
-            let src = rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
-            *dst.add(i * dst_row + j) = src.cast::<u32>().read_unaligned();
-        };
         for i in 0..rows {
-            let from = if i < full_rows { full_cols } else { 0 };
-            for j in from..cols {
-                single(i, j);
+            for j in if i < full_rows { full_cols } else { 0 }..cols {
+                *dst.add(i * dst_row + j) = at(i, j).cast::<u32>().read_unaligned();
             }
         }
     }
@@ -51,6 +80,41 @@ unsafe fn tile_8x8(src: *const u8, run_stride: isize, dst: *mut u32, dst_row: us
         for (i, (p, q)) in [(p0, q0), (p1, q1), (p2, q2), (p3, q3)].into_iter().enumerate() {
             put(i, _mm256_permute2f128_ps::<0x20>(p, q));
             put(i + 4, _mm256_permute2f128_ps::<0x31>(p, q));
+        }
+    }
+}
+
+/// Transposes one 16 × 16 tile.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn tile_16x16(src: *const u8, run_stride: isize, dst: *mut u32, dst_row: usize) {
+    // SAFETY: the caller provides 16 runs of 16 values, and 16 rows of 16 to write.
+    unsafe {
+        // Four runs to four vectors, each of whose 128-bit lanes holds one value of each run.
+        let quad = |j: isize| {
+            let run = |j: isize| _mm512_loadu_ps(src.offset(j * run_stride).cast());
+            let (a, b, c, d) = (run(j), run(j + 1), run(j + 2), run(j + 3));
+            let (ab0, ab1) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let (cd0, cd1) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            [
+                _mm512_shuffle_ps::<0x44>(ab0, cd0),
+                _mm512_shuffle_ps::<0xEE>(ab0, cd0),
+                _mm512_shuffle_ps::<0x44>(ab1, cd1),
+                _mm512_shuffle_ps::<0xEE>(ab1, cd1),
+            ]
+        };
+        let (p, q, r, s) = (quad(0), quad(4), quad(8), quad(12));
+        for i in 0..4 {
+            // Lane l of p[i] is row 4 l + i, runs 0 to 3; q, r and s hold the other runs.
+            let even_pq = _mm512_shuffle_f32x4::<0x88>(p[i], q[i]);
+            let odd_pq = _mm512_shuffle_f32x4::<0xDD>(p[i], q[i]);
+            let even_rs = _mm512_shuffle_f32x4::<0x88>(r[i], s[i]);
+            let odd_rs = _mm512_shuffle_f32x4::<0xDD>(r[i], s[i]);
+            let put = |row: usize, v| _mm512_storeu_ps(dst.add(row * dst_row).cast(), v);
+            put(i, _mm512_shuffle_f32x4::<0x88>(even_pq, even_rs));
+            put(i + 4, _mm512_shuffle_f32x4::<0x88>(odd_pq, odd_rs));
+            put(i + 8, _mm512_shuffle_f32x4::<0xDD>(even_pq, even_rs));
+            put(i + 12, _mm512_shuffle_f32x4::<0xDD>(odd_pq, odd_rs));
         }
     }
 }

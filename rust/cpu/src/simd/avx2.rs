@@ -52,8 +52,8 @@ impl Lanes for F32x8 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_f32(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_f32(rows, vectors, grouped)
     }
 }
 tile_table!(tile_f32, F32x8, [target_feature(enable = "avx2,fma,f16c")], {
@@ -108,8 +108,8 @@ impl Lanes for F64x4 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_f64(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_f64(rows, vectors, grouped)
     }
 }
 tile_table!(tile_f64, F64x4, [target_feature(enable = "avx2,fma,f16c")], {
@@ -164,8 +164,8 @@ impl Lanes for I16x16 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_i16(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_i16(rows, vectors, grouped)
     }
 }
 tile_table!(tile_i16, I16x16, [target_feature(enable = "avx2,fma,f16c")], {

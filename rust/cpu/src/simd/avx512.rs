@@ -54,8 +54,8 @@ impl Lanes for F32x16 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_f32(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_f32(rows, vectors, grouped)
     }
 }
 tile_table!(tile_f32, F32x16, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")], {
@@ -110,8 +110,8 @@ impl Lanes for F64x8 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_f64(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_f64(rows, vectors, grouped)
     }
 }
 tile_table!(tile_f64, F64x8, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")], {
@@ -166,8 +166,8 @@ impl Lanes for I16x32 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_i16(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_i16(rows, vectors, grouped)
     }
 }
 tile_table!(tile_i16, I16x32, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")], {
@@ -222,8 +222,8 @@ impl Lanes for I16x32Vnni {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_i16_vnni(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_i16_vnni(rows, vectors, grouped)
     }
 }
 tile_table!(tile_i16_vnni, I16x32Vnni, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512vnni")], {
@@ -278,8 +278,8 @@ impl Lanes for Bf16x32 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_bf16(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_bf16(rows, vectors, grouped)
     }
 }
 tile_table!(tile_bf16, Bf16x32, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512bf16")], {

@@ -50,7 +50,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     unsafe fn prefetch(_at: *const Self::Elem) {}
     /// Entry point of the tile kernel with at most `rows × vectors` accumulators, and the rows and
     /// vectors that it really has.
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize);
+    /// `grouped` is the form for packed operands: words of `rows` rows lie together.
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize);
 }
 
 /// A compiled tile kernel.
@@ -60,13 +61,20 @@ pub(crate) type TileFn<L> = unsafe fn(&Tile<L>);
 /// register file (`vectors: [rows, …]`, rows descending), each compiled with the given features.
 macro_rules! tile_table {
     ($name:ident, $lane:ty, [$($feature:meta)?], { $( $vectors:literal : [$($rows:literal),+] ),+ $(,)? }) => {
-        fn $name(rows: usize, vectors: usize) -> (crate::simd::TileFn<$lane>, usize) {
+        fn $name(rows: usize, vectors: usize, grouped: bool) -> (crate::simd::TileFn<$lane>, usize) {
             $(#[$feature])?
-            unsafe fn run<const R: usize, const V: usize>(args: &crate::dsd::tile::Tile<$lane>) {
+            unsafe fn run<const R: usize, const V: usize, const G: bool>(
+                args: &crate::dsd::tile::Tile<$lane>,
+            ) {
                 // SAFETY: the caller vouches for the pointers, and that the features are present.
-                unsafe { crate::dsd::tile::run::<$lane, R, V>(args) }
+                unsafe { crate::dsd::tile::run::<$lane, R, V, G>(args) }
             }
-            $( $( if vectors == $vectors && rows >= $rows { return (run::<$rows, $vectors>, $rows); } )+ )+
+            $( $( if vectors == $vectors && rows >= $rows {
+                return match grouped {
+                    true => (run::<$rows, $vectors, true>, $rows),
+                    false => (run::<$rows, $vectors, false>, $rows),
+                };
+            } )+ )+
             unreachable!("no tile of {rows} rows by {vectors} vectors")
         }
     };

@@ -47,8 +47,8 @@ macro_rules! plain_float {
                 // SAFETY: the caller provides N writeable elements.
                 unsafe { to.cast::<[$t; N]>().write_unaligned(v) }
             }
-            fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-                $table(rows, vectors)
+            fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+                $table(rows, vectors, grouped)
             }
         }
         tile_table!($table, Plain<$t>, [], {
@@ -100,8 +100,8 @@ impl Lanes for Plain<i16> {
         // SAFETY: the caller provides N writeable elements.
         unsafe { to.cast::<[i32; N]>().write_unaligned(v) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_i16(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_i16(rows, vectors, grouped)
     }
 }
 tile_table!(tile_i16, Plain<i16>, [], {
