@@ -36,13 +36,14 @@ def getitem(a: S, key: Any) -> Any:
             picked._packed if picked is a else None,
         )  # fmt: skip
     if isinstance(rows, int) and isinstance(cols, int):
-        line = _line(picked, rows, 0)[..., cols]
-        return line[()] if line.ndim == 0 else line.copy()
+        return _points(picked, np.array([rows]), np.array([cols]))[..., 0][()]
     if isinstance(rows, int):
         return _pick(_line(picked, rows, 0), cols)
     if isinstance(cols, int):
         return _pick(_line(picked, cols, 1), rows)
-    if isinstance(rows, np.ndarray) and isinstance(cols, np.ndarray):
+    # A range with a step is an array of positions by now, but still chooses on its own axis only.
+    paired = not any(isinstance(k, slice) for k in keys[nb:])
+    if paired and isinstance(rows, np.ndarray) and isinstance(cols, np.ndarray):
         if rows.ndim == 2 and rows.shape[1] == 1 and (cols.ndim == 1 or cols.shape[0] == 1):
             rows, cols = rows[:, 0], cols.reshape(-1)  # np.ix_
         elif rows.ndim == 1 and cols.ndim == 1:
@@ -164,7 +165,7 @@ def _line(a: BlockStorage, at: int, axis: int) -> Array:
         values, where = a._data[..., part, at % br, :], a._indices[part].astype(np.int64)
     else:
         which = np.flatnonzero(a._indices == at // bc)
-        values = a._data[..., which, :, at % bc]
+        values = a._data[..., at % bc][..., which, :]
         where = np.searchsorted(a._indptr, which, side="right") - 1
     blocks = a._grid[1 - stored_axis]
     width = values.shape[-1]

@@ -69,11 +69,10 @@ class BlockMask:
         shape: tuple[int, ...] | None = None,
     ) -> None:
         size = lay.as_blocksize(blocksize)
-        if isinstance(blocks, tuple) and len(blocks) == 2 and np.ndim(blocks[1]) != np.ndim(blocks[0]) + 1:
-            first = np.asarray(blocks[0])
-            if first.dtype != bool:
-                self._from_pattern(blocks, size, shape)
-                return
+        # Two rows of booleans are a grid, anything else in a pair a pattern.
+        if isinstance(blocks, tuple) and len(blocks) == 2 and np.asarray(blocks[1]).dtype != bool:
+            self._from_pattern(blocks, size, shape)
+            return
         grid = np.asarray(blocks)
         if grid.dtype != bool:
             raise TypeError(f"the grid of blocks must hold booleans, got dtype {grid.dtype}")

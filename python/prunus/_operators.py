@@ -163,7 +163,7 @@ class Operators(BlockStorage):
             a, b = inputs
             if type(a) is _ndarray:
                 return b.__rmatmul__(a)
-            if a is self:
+            if a is self and type(b) is _ndarray:
                 return self.__matmul__(b)
         return _protocols.array_ufunc(ufunc, method, inputs, kwargs)
 

@@ -50,6 +50,8 @@ def _matmul(inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if isinstance(out, tuple):
         (out,) = out
     dtype = kwargs.pop("dtype", None)
+    if kwargs.get("axes") == [(-2, -1)] * 3:
+        del kwargs["axes"]  # what ``x @= W`` passes: the usual ones
     if kwargs.pop("casting", "same_kind") not in ("same_kind", "unsafe") or kwargs:
         raise TypeError(f"np.matmul with a BSR takes out= and dtype=, not {', '.join(kwargs) or 'casting'}=")
     a, b = inputs

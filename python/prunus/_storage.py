@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from prunus import _layout as lay
-from prunus._dtypes import BFLOAT16, F16, F32, F64, Array, DType
+from prunus._dtypes import BFLOAT16, F16, F32, F64, Array, DType, check_storage
 from prunus._layout import Index, Int64
 from prunus.engines import Blocks
 
@@ -224,6 +224,19 @@ class BlockStorage:
         computed on access and not kept.
         """
         return self._readonly()[0] if self._t else self._data
+
+    @data.setter
+    def data(self, values: Array) -> None:
+        # Needed by ``W.data *= 2`` too, which assigns what it has written in place.
+        if values is self._data:
+            return
+        if self._t or self._packed is not None:
+            raise ValueError("the values of a lazy transpose and of a frozen array cannot be replaced")
+        if not isinstance(values, np.ndarray) or values.shape != self._data.shape:
+            raise ValueError(f"data must be an ndarray of shape {self._data.shape}")
+        check_storage(values.dtype, "data")
+        values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
+        self._set(values, self._indices, self._indptr, self._stored, self._batch)
 
     @property
     def indices(self) -> Index:

@@ -60,12 +60,12 @@ class ReferenceEngine:
         for block, i, j in zip(values, lay.block_rows(w.indptr), w.indices, strict=True):
             rows, cols = slice(i * br, min((i + 1) * br, m)), slice(j * bc, min((j + 1) * bc, k))
             part = block[: rows.stop - rows.start, : cols.stop - cols.start]
-            if w.transposed:
-                sums[cols] += part.T @ right[rows]
-            else:
-                sums[rows] += part @ right[cols]
+            target, source = (cols, rows) if w.transposed else (rows, cols)
+            with np.errstate(all="ignore"):  # infinities and NaN propagate without a word
+                sums[target] += (part.T if w.transposed else part) @ right[source]
         plain = bias is None and activation is None
-        out[...] = sums if plain else _finish(sums, bias, activation)
+        with np.errstate(all="ignore"):
+            out[...] = sums if plain else _finish(sums, bias, activation)
 
     def ssd(self, a: Blocks, b: Blocks, dtype: DType) -> tuple[Array, Index, Index]:
         """See :class:`prunus.engines.base.Engine`."""
@@ -80,8 +80,9 @@ class ReferenceEngine:
                 inner = int(a.indices[p])
                 for q in range(int(b.indptr[inner]), int(b.indptr[inner + 1])):
                     col = int(b.indices[q])
-                    product = left[p] @ right[q]
-                    sums[col] = sums[col] + product if col in sums else product
+                    with np.errstate(all="ignore"):
+                        product = left[p] @ right[q]
+                        sums[col] = sums[col] + product if col in sums else product
             columns.extend(sorted(sums))
             blocks.extend(sums[col] for col in sorted(sums))
             ends.append(len(columns))
@@ -96,4 +97,5 @@ class ReferenceEngine:
         br, bc = out.shape[1:]
         for target, i, j in zip(out, lay.block_rows(indptr), indices, strict=True):
             left, right = a[i * br : (i + 1) * br].astype(wide), b[:, j * bc : (j + 1) * bc].astype(wide)
-            target[: len(left), : right.shape[1]] = left @ right
+            with np.errstate(all="ignore"):
+                target[: len(left), : right.shape[1]] = left @ right
