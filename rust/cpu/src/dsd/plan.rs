@@ -17,6 +17,8 @@ const IN_PLACE_ROW_BYTES: isize = 1024;
 /// to pay for a copy.
 const IN_PLACE_ALWAYS_BYTES: isize = 256;
 const IN_PLACE_REUSE: usize = 600;
+/// A multiply-add of the thin kernel waits for memory about as long as this many of the others take.
+pub(crate) const THIN_WEIGHT: usize = 8;
 /// Multiply-adds worth a task of their own, and the most that may pass before signals are seen.
 const TASK_MIN: u64 = 1 << 21;
 const TASK_MAX: u64 = 1 << 29;

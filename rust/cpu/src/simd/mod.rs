@@ -12,6 +12,7 @@ pub(crate) mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 
+use crate::dsd::thin::ThinFn;
 use crate::dsd::tile::Tile;
 
 /// One vector type with multiply-accumulate, as one instruction set has it.
@@ -52,6 +53,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// vectors that it really has.
     /// `grouped` is the form for packed operands: words of `rows` rows lie together.
     fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize);
+    /// Entry point of the kernel for `cols` columns (1 to 4), over blocks stored by rows or by columns.
+    fn thin(cols: usize, by_columns: bool) -> ThinFn<Self>;
 }
 
 /// A compiled tile kernel.
@@ -80,3 +83,32 @@ macro_rules! tile_table {
     };
 }
 pub(crate) use tile_table;
+
+/// Defines the function behind [`Lanes::thin`] for one vector type.
+macro_rules! thin_table {
+    ($name:ident, $lane:ty, [$($feature:meta)?]) => {
+        fn $name(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<$lane> {
+            $(#[$feature])?
+            unsafe fn dot<const N: usize>(piece: &crate::dsd::thin::Piece<$lane>) {
+                // SAFETY: the caller vouches for the pointers, and that the features are present.
+                unsafe { crate::dsd::thin::dot::<$lane, N>(piece) }
+            }
+            $(#[$feature])?
+            unsafe fn axpy<const N: usize>(piece: &crate::dsd::thin::Piece<$lane>) {
+                // SAFETY: as above.
+                unsafe { crate::dsd::thin::axpy::<$lane, N>(piece) }
+            }
+            match (cols, by_columns) {
+                (1, false) => dot::<1>,
+                (2, false) => dot::<2>,
+                (3, false) => dot::<3>,
+                (_, false) => dot::<4>,
+                (1, true) => axpy::<1>,
+                (2, true) => axpy::<2>,
+                (3, true) => axpy::<3>,
+                (_, true) => axpy::<4>,
+            }
+        }
+    };
+}
+pub(crate) use thin_table;
