@@ -379,7 +379,7 @@ def from_grid(dense: Array, grids: Array, blocksize: tuple[int, int]) -> Parts:
     for b, one in enumerate(members):
         part = slice(int(edges[b]), int(edges[b + 1]))
         data[part] = lay.gather(one, row[part] - b * rows, col[part], br, bc)
-    return Parts(data, indices, lay.unstack_indptr(indptr, batch), (m, n), batch)
+    return Parts(data, indices, lay.unstack_indptr(indptr, batch, rows), (m, n), batch)
 
 
 def from_dense(

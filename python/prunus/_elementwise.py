@@ -119,7 +119,7 @@ def binary(ufunc: np.ufunc, a: S, b: BlockStorage) -> S:
         keys = np.union1d(keys_a, keys_b)
         data = ufunc(_spread(left, keys, keys_a), _spread(right, keys, keys_b))
     indices, indptr = lay.pattern_of(keys, len(a._stacked) - 1, a._grid[1])
-    indptr = lay.unstack_indptr(indptr, a._batch if a._own else ())
+    indptr = lay.unstack_indptr(indptr, a._batch if a._own else (), a._grid[0])
     return a._wrap(np.ascontiguousarray(data), indices, indptr, a._stored, a._batch, a._t)
 
 
@@ -154,7 +154,7 @@ def reblock(a: S, blocksize: tuple[int, int]) -> S:
     members = math.prod(a._batch) if a._own else 1
     lay.check_positions(members, rows, cols)
     indices, indptr = lay.pattern_of(keys, members * rows, cols)
-    indptr = lay.unstack_indptr(indptr, a._batch if a._own else ())
+    indptr = lay.unstack_indptr(indptr, a._batch if a._own else (), rows)
     return a._wrap(data, indices, indptr, a._stored, a._batch, a._t)
 
 

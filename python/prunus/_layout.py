@@ -94,14 +94,11 @@ def stack_indptr(indptr: Index) -> Index:
     return np.concatenate([indptr[..., :-1].reshape(-1), end])
 
 
-def unstack_indptr(stacked: Index, batch: tuple[int, ...]) -> Index:
-    """Undo :func:`stack_indptr`."""
+def unstack_indptr(stacked: Index, batch: tuple[int, ...], rows: int) -> Index:
+    """Undo :func:`stack_indptr` for members of ``rows`` block rows; with no ``batch``, nothing to undo."""
     if not batch:
         return stacked
     members = math.prod(batch)
-    if members == 0:
-        return np.zeros((*batch, 1), stacked.dtype)
-    rows = (len(stacked) - 1) // members
     starts = np.arange(members)[:, None] * rows + np.arange(rows + 1)
     table: Index = stacked[starts].reshape(*batch, rows + 1)
     return table

@@ -108,9 +108,7 @@ class BlockMask:
         members = math.prod(shape[:-2])
         lay.check_positions(members, rows, cols)
         indices, indptr = lay.pattern_of(keys, members * rows, cols)
-        self._indices, self._indptr = indices, lay.unstack_indptr(indptr, shape[:-2])
-        if shape[:-2] and members == 0:
-            self._indptr = np.zeros((*shape[:-2], rows + 1), indptr.dtype)
+        self._indices, self._indptr = indices, lay.unstack_indptr(indptr, shape[:-2], rows)
         self._shape, self._blocksize = shape, blocksize
         for part in (self._indices, self._indptr):
             part.flags.writeable = False

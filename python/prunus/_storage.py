@@ -150,7 +150,9 @@ class BlockStorage:
         data, keys = lay.merge(self._data, self._keys(), order, dtype=wide)
         indices, indptr = lay.pattern_of(keys, len(self._stacked) - 1, self._grid[1])
         dtype = self._indices.dtype
-        indptr = lay.unstack_indptr(indptr.astype(dtype, copy=False), self._batch if self._own else ())
+        indptr = lay.unstack_indptr(
+            indptr.astype(dtype, copy=False), self._batch if self._own else (), self._grid[0]
+        )
         return data, indices.astype(dtype, copy=False), indptr
 
     def _physical(self) -> Self:
@@ -170,7 +172,7 @@ class BlockStorage:
         return self._wrap(
             np.ascontiguousarray(np.swapaxes(self._data[order], -1, -2)),
             inner[order].astype(self._indices.dtype),
-            lay.unstack_indptr(starts.astype(self._indptr.dtype), self._batch),
+            lay.unstack_indptr(starts.astype(self._indptr.dtype), self._batch, cols),
             (self._stored[1], self._stored[0]),
             self._batch,
         )
@@ -343,7 +345,7 @@ class BlockStorage:
         indices, indptr = lay.pattern_of(np.unique(self._keys()), members * rows, cols)
         batch = self._batch if self._own else ()
         stored = BlockMask._wrap(
-            indices, lay.unstack_indptr(indptr, batch), (*batch, *self._stored), self._data.shape[-2:]
+            indices, lay.unstack_indptr(indptr, batch, rows), (*batch, *self._stored), self._data.shape[-2:]
         )
         return stored.T if self._t else stored
 
