@@ -59,9 +59,7 @@ impl Level {
                     && is_x86_feature_detected!("avx512vl")
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Dot => {
-                Self::Avx512.is_available() && is_x86_feature_detected!("avx512vnni")
-            }
+            Self::Avx512Dot => Self::Avx512.is_available() && is_x86_feature_detected!("avx512vnni"),
             #[cfg(target_arch = "x86_64")]
             Self::Amx => Self::Avx512Dot.is_available() && has_avx512_bf16() && false,
             #[cfg(not(target_arch = "x86_64"))]

@@ -97,9 +97,7 @@ pub fn measure_flops(context: &Context<'_>, dtype: &str, seconds: f64) -> Result
         ("float32", Level::Avx2) => rate::<avx2::F32x8>(context, seconds),
         ("float32", _) => rate::<Plain<f32>>(context, seconds),
         #[cfg(target_arch = "x86_64")]
-        ("float64", Level::Avx512 | Level::Avx512Dot | Level::Amx) => {
-            rate::<avx512::F64x8>(context, seconds)
-        }
+        ("float64", Level::Avx512 | Level::Avx512Dot | Level::Amx) => rate::<avx512::F64x8>(context, seconds),
         #[cfg(target_arch = "x86_64")]
         ("float64", Level::Avx2) => rate::<avx2::F64x4>(context, seconds),
         ("float64", _) => rate::<Plain<f64>>(context, seconds),
@@ -194,9 +192,8 @@ pub fn measure_bandwidth(context: &Context<'_>, seconds: f64) -> Result<f64, Err
         let pass = Instant::now();
         for_each(context, slices, |i| {
             // SAFETY: slice i of a buffer that was filled above.
-            let bytes: &[u64] = unsafe {
-                std::slice::from_raw_parts(buffer.as_ptr().add(i * SLICE).cast(), SLICE / 8)
-            };
+            let bytes: &[u64] =
+                unsafe { std::slice::from_raw_parts(buffer.as_ptr().add(i * SLICE).cast(), SLICE / 8) };
             let mut sums = [0u64; 16];
             for chunk in bytes.chunks_exact(16) {
                 for (sum, value) in sums.iter_mut().zip(chunk) {

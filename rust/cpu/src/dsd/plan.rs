@@ -106,7 +106,12 @@ pub(crate) fn burst_words(word_bytes: usize) -> usize {
 
 /// Cuts block rows into ranges of about equal work. `offsets` are the rows' entries as prefix sums,
 /// `work` the multiply-adds of one entry.
-pub(crate) fn row_ranges(offsets: &[usize], work: u64, threads: usize, copies: usize) -> Vec<std::ops::Range<usize>> {
+pub(crate) fn row_ranges(
+    offsets: &[usize],
+    work: u64,
+    threads: usize,
+    copies: usize,
+) -> Vec<std::ops::Range<usize>> {
     let rows = offsets.len() - 1;
     // An empty row costs about one entry: its zeros are written too.
     let weight = |row: usize| ((offsets[row] - offsets[0]) + row) as u64 * work;

@@ -38,13 +38,7 @@ unsafe fn by_8(rect: &Rect, dst: *mut u32, dst_row: usize) {
 
 /// Walks the tiles, along the runs first, then the values that no tile covers.
 #[inline(always)]
-unsafe fn tiles(
-    rect: &Rect,
-    dst: *mut u32,
-    dst_row: usize,
-    side: usize,
-    tile: impl Fn(*const u8, *mut u32),
-) {
+unsafe fn tiles(rect: &Rect, dst: *mut u32, dst_row: usize, side: usize, tile: impl Fn(*const u8, *mut u32)) {
     let (rows, cols) = (rect.rows, rect.cols);
     let (full_rows, full_cols) = (rows / side * side, cols / side * side);
     // SAFETY: every index stays inside the rectangle.
