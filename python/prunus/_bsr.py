@@ -41,13 +41,13 @@ class BSR(Operators):
         * a dense array of at least two dimensions: keeps every block with a non-zero.
     shape : tuple of int, optional
         Shape with batch dimensions; inferred from the indices where left out.
-    blocksize : int or tuple of int, optional
-        Rows and columns of a block. A dense array without it is cut into the largest square that is at
-        least 70 % non-zero.
     dtype : dtype-like, optional
         Converts the values.
     copy : bool, optional
         None copies only if needed, True always; False raises where a copy would be needed.
+    blocksize : int or tuple of int, optional
+        Rows and columns of a block. A dense array without it is cut into the largest square that is at
+        least 70 % non-zero.
 
     Raises
     ------
@@ -79,9 +79,9 @@ class BSR(Operators):
         self,
         arg: Any,
         shape: tuple[int, ...] | None = None,
-        blocksize: int | tuple[int, int] | None = None,
         dtype: DTypeLike | None = None,
         copy: bool | None = None,
+        blocksize: int | tuple[int, int] | None = None,
     ) -> None:
         if copy is not None and not isinstance(copy, (bool, np.bool_)):
             raise TypeError(f"copy must be None, True or False, got {copy!r}")

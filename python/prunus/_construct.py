@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from prunus._mask import BlockMask
 
 
+NORMS = frozenset({"fro", "max", "l1"})
+# Values that norms look at in one go: 2 MiB of float64.
+_STRIP = 1 << 18
+
+
 class Parts(NamedTuple):
     """What a BSR is made of, before the lazy transpose.
 
@@ -293,19 +298,36 @@ def _grid(op: np.ufunc, dense: Array, br: int, bc: int, dtype: DType | None = No
 
 def block_norms(dense: Array, blocksize: tuple[int, int], norm: str) -> Array:
     """Return the norm of every block of ``dense`` (m, n) in float64: "fro", "max" or "l1"; NaN stays NaN."""
+    if norm not in NORMS:
+        raise ValueError(f'norm must be "fro", "max" or "l1", got {norm!r}')
     br, bc = blocksize
-    wide = np.dtype(np.float64)
-    size = np.abs(dense).astype(wide)
+    # In strips of whole block rows that stay in the cache: the float64 values are only passing through.
+    rows = max(_STRIP // max(br * dense.shape[1], 1), 1) * br
+    norms = np.zeros((lay.blocks_along(dense.shape[0], br), lay.blocks_along(dense.shape[1], bc)))
+    for start in range(0, dense.shape[0], rows):
+        strip = _strip_norms(dense[start : start + rows], blocksize, norm)
+        norms[start // br : start // br + len(strip)] = strip
+    return norms
+
+
+def _strip_norms(dense: Array, blocksize: tuple[int, int], norm: str) -> Array:
+    br, bc = blocksize
+    size = np.abs(dense.astype(np.float64) if dense.dtype.kind != "c" else dense).astype(
+        np.float64, copy=False
+    )
     if norm == "max":
         return _grid(np.maximum, size, br, bc)
     if norm == "l1":
         return _grid(np.add, size, br, bc)
-    if norm == "fro":
-        # Scaled by the largest value, so that squares of float64 neither overflow nor vanish.
-        top = float(np.nanmax(size, initial=0.0, where=np.isfinite(size)))
-        scale = top if top > 0 else 1.0
-        return np.asarray(np.sqrt(_grid(np.add, (size / scale) ** 2, br, bc)) * scale)
-    raise ValueError(f'norm must be "fro", "max" or "l1", got {norm!r}')
+    # Scaled near 1, so that squares of float64 neither overflow nor vanish; by a power of two, which rounds
+    # nothing, so that equal blocks of two strips tie.
+    top = float(size.max(initial=0.0))
+    if not np.isfinite(top):
+        top = float(np.max(size, initial=0.0, where=np.isfinite(size)))
+    scale = math.ldexp(1.0, math.frexp(top)[1] - 1) if top > 0 else 1.0
+    size /= scale
+    size *= size
+    return np.asarray(np.sqrt(_grid(np.add, size, br, bc)) * scale)
 
 
 def live_blocks(dense: Array, blocksize: tuple[int, int], density: float | None, norm: str) -> Array:
@@ -389,7 +411,7 @@ def from_dense(
     dense = as_dense(w, dtype)
     size = estimate_blocksize(dense) if blocksize is None else lay.as_blocksize(blocksize)
     batch = dense.shape[:-2]
-    if norm not in ("fro", "max", "l1"):
+    if norm not in NORMS:
         raise ValueError(f'norm must be "fro", "max" or "l1", got {norm!r}')
     rows, cols = (lay.blocks_along(n, b) for n, b in zip(dense.shape[-2:], size, strict=True))
     lay.check_positions(math.prod(batch), rows, cols)

@@ -271,6 +271,20 @@ def test_huge_values_have_norms():
     np.testing.assert_array_equal(W.toarray(), w)
 
 
+def test_equal_blocks_tie_wherever_they_stand():
+    w = np.zeros((600, 512))
+    w[300:302, 4:6] = w[0:2, 2:4] = [[0.1, 0.7], [0.3, 1 / 3]]
+    w[298, 500] = 1e-3 / 3
+    w[1, 500] = 0.4  # strips with other largest values
+    W = pr.BSR.from_dense(w, blocksize=2, density=1 / (300 * 256))
+    assert W.mask.to_blocks()[0, 1]
+
+
+def test_arguments_stand_in_scipys_order():
+    W = pr.BSR(triple(), (4, 6), np.float64, True, (2, 2))
+    assert (W.shape, W.dtype, W.blocksize) == ((4, 6), np.float64, (2, 2))
+
+
 def test_estimated_blocksize():
     w = np.kron(np.eye(4), np.ones((16, 16)))
     assert pr.BSR(w).blocksize == (16, 16)
