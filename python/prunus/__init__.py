@@ -14,6 +14,7 @@ True
 """
 
 from prunus._bsr import BSR
+from prunus._config import show_config
 from prunus._core import __version__
 from prunus._errors import PrunusError
 from prunus._mask import BlockMask
@@ -31,4 +32,5 @@ __all__ = [
     "matmul",
     "num_threads",
     "sddmm",
+    "show_config",
 ]

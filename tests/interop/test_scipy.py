@@ -1,8 +1,9 @@
 """SciPy sparse arrays, both ways."""
 
 import numpy as np
-import prunus as pr
 import pytest
+
+import prunus as pr
 
 sparse = pytest.importorskip("scipy.sparse")
 

@@ -4,8 +4,9 @@ import sys
 
 import ml_dtypes
 import numpy as np
-import prunus as pr
 import pytest
+
+import prunus as pr
 
 torch = pytest.importorskip("torch")
 

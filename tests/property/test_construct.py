@@ -5,11 +5,12 @@ import pickle
 
 import ml_dtypes
 import numpy as np
-import prunus as pr
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+import prunus as pr
 
 # Sums of arbitrary values overflow as NumPy's do.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")

@@ -2,8 +2,9 @@
 
 import ml_dtypes
 import numpy as np
-import prunus as pr
 import pytest
+
+import prunus as pr
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.float32, np.float64, np.float16, BF16, np.int8, np.int32]

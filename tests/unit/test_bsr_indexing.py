@@ -1,8 +1,9 @@
 """W[...] against NumPy's indexing of the dense array."""
 
 import numpy as np
-import prunus as pr
 import pytest
+
+import prunus as pr
 
 
 def make(shape=(11, 13), blocksize=(3, 4), seed=0):

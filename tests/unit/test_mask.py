@@ -4,8 +4,9 @@ import copy
 import pickle
 
 import numpy as np
-import prunus as pr
 import pytest
+
+import prunus as pr
 
 GRID = np.array([[True, False, True], [False, False, True]])
 

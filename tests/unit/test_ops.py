@@ -6,8 +6,9 @@ import threading
 
 import ml_dtypes
 import numpy as np
-import prunus as pr
 import pytest
+
+import prunus as pr
 from prunus import engines
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

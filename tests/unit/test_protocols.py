@@ -2,8 +2,9 @@
 
 import ml_dtypes
 import numpy as np
-import prunus as pr
 import pytest
+
+import prunus as pr
 
 rng = np.random.default_rng(0)
 DENSE = (rng.integers(-3, 4, (6, 8)) * (rng.random((6, 8)) < 0.4)).astype(np.float32)

@@ -42,8 +42,10 @@ def as_array(tensor: torch.Tensor) -> Array:
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         # torch has no NumPy bfloat16: the same 16 bits under another name.
-        return tensor.view(torch.int16).numpy().view(BFLOAT16)
-    return tensor.numpy()
+        bits: Array = tensor.view(torch.int16).numpy()
+        return bits.view(BFLOAT16)
+    array: Array = tensor.numpy()
+    return array
 
 
 def as_tensor(array: Array) -> torch.Tensor:
