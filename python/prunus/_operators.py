@@ -159,11 +159,14 @@ class Operators(BlockStorage):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         # ``ndarray @ BSR`` arrives here, as NumPy's operators do not defer to a type with this method.
-        if ufunc is _matmul and not kwargs and len(inputs) == 2 and method == "__call__":
+        if ufunc is _matmul and len(inputs) == 2 and method == "__call__":
             a, b = inputs
-            if type(a) is _ndarray:
+            if kwargs:
+                if len(kwargs) == 1 and "out" in kwargs:
+                    return ops.matmul(a, b, kwargs["out"][0])
+            elif type(a) is _ndarray:
                 return b.__rmatmul__(a)
-            if a is self and type(b) is _ndarray:
+            elif a is self and type(b) is _ndarray:
                 return self.__matmul__(b)
         return _protocols.array_ufunc(ufunc, method, inputs, kwargs)
 

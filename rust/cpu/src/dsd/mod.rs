@@ -197,6 +197,16 @@ impl Dsd<'_> {
             return fault("bias", (m, 1), (bias.len, 1));
         }
         let integer = compute_type(self.w.dtype, self.x.dtype, out.dtype) == Some(DType::I32);
+        if let Some(bias) = &self.epilogue.bias
+            && integer
+            && !matches!(bias.dtype, DType::I8 | DType::I32)
+        {
+            return Err(Error::Choice {
+                what: "bias of an integer product",
+                expected: "int8, int32".to_owned(),
+                got: bias.dtype.name().to_owned(),
+            });
+        }
         let float_only = matches!(self.epilogue.activation, Activation::Gelu | Activation::Silu);
         if integer && float_only {
             return Err(Error::Choice {
