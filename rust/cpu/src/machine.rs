@@ -136,7 +136,7 @@ pub fn measure_flops(context: &Context<'_>, dtype: &str, seconds: f64) -> Result
 fn rate<L: Lanes>(context: &Context<'_>, seconds: f64) -> Result<f64, Error> {
     const WORDS: usize = 32;
     let rows = if L::REGISTERS == 32 { 8 } else { 4 };
-    let (tile, rows) = L::tile(rows, 3);
+    let (tile, rows) = L::tile(rows, 3, false);
     let total = AtomicU64::new(0);
     for_each(context, context.threads, |_| {
         let width = 3 * L::LANES;

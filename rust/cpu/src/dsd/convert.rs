@@ -1,5 +1,7 @@
 //! Copies between storage types and the element types that kernels compute in.
 
+use std::any::TypeId;
+
 use half::{bf16, f16};
 use prunus_core::DType;
 
@@ -9,7 +11,7 @@ use crate::level;
 use crate::level::Level;
 
 /// Conversion of one value from its storage type, exact in every case used.
-pub(crate) trait Cast<E>: Copy {
+pub(crate) trait Cast<E>: Copy + 'static {
     fn cast(self) -> E;
 }
 
@@ -34,6 +36,11 @@ casts! {
     bf16 => f64: |v| f64::from(v.to_f32()),
     f16 => f32: |v| v.to_f32(),
     f16 => f64: |v| v.to_f64(),
+}
+
+/// Whether two types are one.
+fn same<S: 'static, E: 'static>() -> bool {
+    TypeId::of::<S>() == TypeId::of::<E>()
 }
 
 /// A rectangle to copy: `rows × cols` values at any strides, in bytes.
@@ -80,12 +87,12 @@ element!(i16, None, { I8 => i8 });
 ///
 /// # Safety
 /// The rectangle must be readable, and `dst` writeable for `rows` rows.
-unsafe fn convert_as<S: Cast<E>, E: Copy>(rect: &Rect, dst: *mut E, dst_row: usize) {
+unsafe fn convert_as<S: Cast<E>, E: Copy + 'static>(rect: &Rect, dst: *mut E, dst_row: usize) {
     let level = level::current();
-    let moves = size_of::<E>() == 4 && size_of::<S>() == 4;
+    let moves = size_of::<E>() == 4 && same::<S, E>();
     if moves && rect.row_stride == 4 && rect.col_stride != 4 && transpose::is_available(level) {
         // SAFETY: 4-byte values of one type are moved unchanged; the level is there.
-        unsafe { transpose::transpose_32(rect, dst.cast(), dst_row) };
+        unsafe { transpose::transpose_32(level, rect, dst.cast(), dst_row) };
         return;
     }
     #[cfg(target_arch = "x86_64")]
@@ -101,13 +108,13 @@ unsafe fn convert_as<S: Cast<E>, E: Copy>(rect: &Rect, dst: *mut E, dst_row: usi
 /// The same loop, compiled for wider vectors.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn convert_avx2<S: Cast<E>, E: Copy>(rect: &Rect, dst: *mut E, dst_row: usize) {
+unsafe fn convert_avx2<S: Cast<E>, E: Copy + 'static>(rect: &Rect, dst: *mut E, dst_row: usize) {
     // SAFETY: the caller's promise.
     unsafe { convert_loop::<S, E>(rect, dst, dst_row) }
 }
 
 #[inline(always)]
-unsafe fn convert_loop<S: Cast<E>, E: Copy>(rect: &Rect, dst: *mut E, dst_row: usize) {
+unsafe fn convert_loop<S: Cast<E>, E: Copy + 'static>(rect: &Rect, dst: *mut E, dst_row: usize) {
     let size = size_of::<S>() as isize;
     // SAFETY: the caller's promise; values may lie at any alignment.
     unsafe {
@@ -115,7 +122,9 @@ unsafe fn convert_loop<S: Cast<E>, E: Copy>(rect: &Rect, dst: *mut E, dst_row: u
             for i in 0..rect.rows {
                 let src = rect.src.offset(i as isize * rect.row_stride);
                 let out = dst.add(i * dst_row);
-                if rect.col_stride == size {
+                if rect.col_stride == size && same::<S, E>() {
+                    std::ptr::copy_nonoverlapping(src.cast::<E>(), out, rect.cols);
+                } else if rect.col_stride == size {
                     let src = src.cast::<S>();
                     for j in 0..rect.cols {
                         *out.add(j) = src.add(j).read_unaligned().cast();

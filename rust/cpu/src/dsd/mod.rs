@@ -7,14 +7,18 @@ mod convert;
 mod panel;
 mod plan;
 mod store;
+pub(crate) mod thin;
 pub(crate) mod tile;
 mod transpose;
 
+use convert::Element;
 use prunus_core::{Activation, BsrRef, DType, Epilogue, Error, MatMut, MatRef};
 
 use crate::level::{self, Level};
+use crate::simd::Lanes;
 use crate::simd::scalar::Plain;
 use crate::threads::Context;
+use store::Sum;
 
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2, avx512};
@@ -52,27 +56,19 @@ impl Dsd<'_> {
         }
         let level = level::current();
         match compute_type(self.w.dtype, self.x.dtype, self.out.view.dtype) {
-            Some(DType::F32) => match level {
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 | Level::Avx512Dot | Level::Amx => {
-                    panel::run::<avx512::F32x16>(self, context).map(|()| "panel f32 avx512")
-                }
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => panel::run::<avx2::F32x8>(self, context).map(|()| "panel f32 avx2"),
-                #[cfg(target_arch = "aarch64")]
-                Level::Neon => panel::run::<neon::F32x4>(self, context).map(|()| "panel f32 neon"),
-                _ => panel::run::<Plain<f32>>(self, context).map(|()| "panel f32 scalar"),
-            },
+            Some(DType::F32) => self.run_float(level, context),
             Some(DType::F64) => match level {
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx512 | Level::Avx512Dot | Level::Amx => {
-                    panel::run::<avx512::F64x8>(self, context).map(|()| "panel f64 avx512")
+                    self.by_width::<avx512::F64x8>(context, ["thin f64 avx512", "panel f64 avx512"])
                 }
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => panel::run::<avx2::F64x4>(self, context).map(|()| "panel f64 avx2"),
+                Level::Avx2 => {
+                    self.by_width::<avx2::F64x4>(context, ["thin f64 avx2", "panel f64 avx2"])
+                }
                 #[cfg(target_arch = "aarch64")]
-                Level::Neon => panel::run::<neon::F64x2>(self, context).map(|()| "panel f64 neon"),
-                _ => panel::run::<Plain<f64>>(self, context).map(|()| "panel f64 scalar"),
+                Level::Neon => self.by_width::<neon::F64x2>(context, ["thin f64 neon", "panel f64 neon"]),
+                _ => self.by_width::<Plain<f64>>(context, ["thin f64 scalar", "panel f64 scalar"]),
             },
             Some(DType::Bf16) => self.run_bf16(level, context),
             Some(DType::I32) => match level {
@@ -97,23 +93,41 @@ impl Dsd<'_> {
     /// bfloat16 with bfloat16: pairs where the machine multiplies them, else widened to float32.
     fn run_bf16(&self, level: Level, context: &Context<'_>) -> Result<&'static str, Error> {
         #[cfg(target_arch = "x86_64")]
-        if level >= Level::Avx512Dot && level::has_avx512_bf16() {
+        if level >= Level::Avx512Dot
+            && level::has_avx512_bf16()
+            && !thin::applies::<avx512::F32x16>(self)
+        {
             return panel::run::<avx512::Bf16x32>(self, context).map(|()| "panel bf16 avx512-bf16");
         }
+        self.run_float(level, context)
+    }
+
+    /// Everything that is summed in float32, widened to it where it is not stored so.
+    fn run_float(&self, level: Level, context: &Context<'_>) -> Result<&'static str, Error> {
         match level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx512Dot | Level::Amx => {
-                panel::run::<avx512::F32x16>(self, context).map(|()| "panel bf16 as f32 avx512")
+                self.by_width::<avx512::F32x16>(context, ["thin f32 avx512", "panel f32 avx512"])
             }
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => {
-                panel::run::<avx2::F32x8>(self, context).map(|()| "panel bf16 as f32 avx2")
-            }
+            Level::Avx2 => self.by_width::<avx2::F32x8>(context, ["thin f32 avx2", "panel f32 avx2"]),
             #[cfg(target_arch = "aarch64")]
-            Level::Neon => {
-                panel::run::<neon::F32x4>(self, context).map(|()| "panel bf16 as f32 neon")
-            }
-            _ => panel::run::<Plain<f32>>(self, context).map(|()| "panel bf16 as f32 scalar"),
+            Level::Neon => self.by_width::<neon::F32x4>(context, ["thin f32 neon", "panel f32 neon"]),
+            _ => self.by_width::<Plain<f32>>(context, ["thin f32 scalar", "panel f32 scalar"]),
+        }
+    }
+
+    /// The kernel for a few columns, or that for many.
+    fn by_width<L>(&self, context: &Context<'_>, names: [&'static str; 2]) -> Result<&'static str, Error>
+    where
+        L: Lanes,
+        L::Elem: Element,
+        L::Acc: Sum,
+    {
+        if thin::applies::<L>(self) {
+            thin::run::<L>(self, context).map(|()| names[0])
+        } else {
+            panel::run::<L>(self, context).map(|()| names[1])
         }
     }
 

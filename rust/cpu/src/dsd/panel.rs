@@ -19,7 +19,9 @@ use crate::simd::Lanes;
 use crate::threads::{Context, for_each};
 
 /// Rows of x that one packing task copies.
-const PACK_ROWS: usize = 1024;
+const PACK_ROWS: usize = 256;
+/// Rows copied to one panel after another where rows are contiguous: read from memory once, in order.
+const PACK_STRIP: usize = 8;
 
 /// A panel of x as the kernel reads it.
 #[derive(Clone, Copy)]
@@ -66,6 +68,7 @@ where
     let native_w = <L::Elem as Element>::NATIVE == Some(call.w.dtype)
         && (L::STEP == 1
             || (!call.w.transposed && block_cols.is_multiple_of(L::STEP) && k.is_multiple_of(L::STEP)));
+    let reuse = pattern.len() * block_rows / pattern.block_cols().max(1);
     let turn = plan::columns_per_turn(k, size_of::<L::Elem>(), L::LANES);
     for first in (0..call.x.cols).step_by(turn) {
         let cols = turn.min(call.x.cols - first);
@@ -80,7 +83,7 @@ where
                 && <L::Elem as Element>::NATIVE == Some(x.dtype)
                 && x.col_stride == size
                 && x.row_stride % size == 0
-                && plan::reads_in_place(x.row_stride)
+                && plan::reads_in_place(x.row_stride, reuse)
                 && panel.cols == panel.vectors * L::LANES
         };
         let packs_any = panels.iter().any(|panel| !in_place(panel));
@@ -113,10 +116,9 @@ where
         if !to_pack.is_empty() {
             let grid = pattern.block_cols();
             let step = (PACK_ROWS / block_cols).max(1);
-            let slices = grid.div_ceil(step).max(1);
-            for_each(context, to_pack.len() * slices, |task| {
-                let first = task % slices * step;
-                job.pack(to_pack[task / slices], first..grid.min(first + step));
+            for_each(context, grid.div_ceil(step), |task| {
+                let columns = task * step..grid.min((task + 1) * step);
+                job.pack(&to_pack, columns);
                 Ok(())
             })?;
         }
@@ -137,20 +139,31 @@ where
     L::Elem: Element,
     L::Acc: Sum,
 {
-    /// Copies the rows of x that block columns `columns` multiply into a panel: converted, in the
+    /// Copies the rows of x that block columns `columns` multiply into panels: converted, in the
     /// kernel's word order, padded with zeros.
-    fn pack(&self, panel: usize, columns: Range<usize>) {
+    fn pack(&self, panels: &[usize], columns: Range<usize>) {
         let (_, block_cols) = self.call.w.op_blocksize();
         let k = self.call.x.rows;
         let block_words = block_cols.div_ceil(L::STEP);
-        if block_cols.is_multiple_of(L::STEP) {
-            let rows = columns.start * block_cols..k.min(columns.end * block_cols);
-            self.pack_rows(panel, rows, columns.start * block_words);
+        let x = &self.call.x;
+        let by_rows = x.col_stride.abs() < x.row_stride.abs();
+        let strip = if by_rows { PACK_STRIP } else { usize::MAX };
+        if !block_cols.is_multiple_of(L::STEP) {
+            for column in columns {
+                let rows = column * block_cols..k.min((column + 1) * block_cols);
+                for &p in panels {
+                    self.pack_rows(p, rows.clone(), column * block_words);
+                }
+            }
             return;
         }
-        for column in columns {
-            let rows = column * block_cols..k.min((column + 1) * block_cols);
-            self.pack_rows(panel, rows, column * block_words);
+        let (mut first, end) = (columns.start * block_cols, k.min(columns.end * block_cols));
+        while first < end {
+            let rows = first..end.min(first.saturating_add(strip));
+            first = rows.end;
+            for &p in panels {
+                self.pack_rows(p, rows.clone(), rows.start / L::STEP);
+            }
         }
     }
 
@@ -350,7 +363,7 @@ where
             _ => (sums, width),
         };
         let longest = blocks[0].words.max(1);
-        let burst = (plan::BURST_WORDS / longest).max(1);
+        let burst = (plan::burst_words(view.word * size_of::<L::Elem>()) / longest).max(1);
         let bursts = blocks.len().div_ceil(burst);
         for (b, now) in blocks.chunks(burst).enumerate() {
             let next = blocks.get((b + 1) * burst..).unwrap_or(&[]);
@@ -358,7 +371,7 @@ where
             let mut row = 0;
             let mut line = 0;
             while row < part.rows {
-                let (tile, rows) = L::tile(part.rows - row, panel.vectors);
+                let (tile, rows) = L::tile(part.rows - row, panel.vectors, false);
                 // Sums wait in the scratch and move to the result with the last burst.
                 let (to, to_row) = if ends { (out, out_row) } else { (sums, width) };
                 let so_far = sums.wrapping_add(row * width).cast_const();

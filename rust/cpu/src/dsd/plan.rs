@@ -10,9 +10,15 @@ pub(crate) const SEGMENT_ROWS: usize = 64;
 /// Bytes of a block row's W that are swept by all panels before the next part is taken.
 pub(crate) const SWEEP_BYTES: usize = 256 << 10;
 /// Bytes of packed x kept at a time; more columns than that are done in turns.
-const PACKED_BYTES: usize = 48 << 20;
+const PACKED_BYTES: usize = 4 << 20;
 /// A row of x this long or shorter is read in place: its panels share cache sets evenly enough.
 const IN_PLACE_ROW_BYTES: isize = 1024;
+/// Rows as short as a panel's are always read in place; longer ones only where x is used too little
+/// to pay for a copy.
+const IN_PLACE_ALWAYS_BYTES: isize = 256;
+const IN_PLACE_REUSE: usize = 600;
+/// A multiply-add of the thin kernel waits for memory about as long as this many of the others take.
+pub(crate) const THIN_WEIGHT: usize = 8;
 /// Multiply-adds worth a task of their own, and the most that may pass before signals are seen.
 const TASK_MIN: u64 = 1 << 21;
 const TASK_MAX: u64 = 1 << 29;
@@ -85,9 +91,17 @@ pub(crate) fn columns_per_turn(k: usize, element_bytes: usize, lanes: usize) -> 
     (PACKED_BYTES / (k.max(1) * element_bytes) / unit).max(1) * unit
 }
 
-/// Whether rows of x `row_stride` bytes apart may be read where they lie.
-pub(crate) fn reads_in_place(row_stride: isize) -> bool {
-    (0..=IN_PLACE_ROW_BYTES).contains(&row_stride)
+/// Whether rows of x `row_stride` bytes apart are read where they lie, when each is used by `reuse`
+/// rows of W on average.
+pub(crate) fn reads_in_place(row_stride: isize, reuse: usize) -> bool {
+    let limit = if reuse < IN_PLACE_REUSE { IN_PLACE_ROW_BYTES } else { IN_PLACE_ALWAYS_BYTES };
+    (0..=limit).contains(&row_stride)
+}
+
+/// Words in a burst for a panel whose words are `word_bytes` apart. A panel read in place spreads over
+/// some of the cache's sets only, so its bursts are shorter.
+pub(crate) fn burst_words(word_bytes: usize) -> usize {
+    if word_bytes > IN_PLACE_ALWAYS_BYTES as usize { BURST_WORDS / 2 } else { BURST_WORDS }
 }
 
 /// Cuts block rows into ranges of about equal work. `offsets` are the rows' entries as prefix sums,

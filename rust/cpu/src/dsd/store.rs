@@ -172,7 +172,7 @@ unsafe fn store_as<A: Sum + Round<O>, O: Copy>(finished: &Finished<A>, epilogue:
             col_stride: 4 * f.sums_row as isize,
         };
         // SAFETY: values are moved unchanged; the level is there.
-        unsafe { transpose::transpose_32(&rect, f.out.cast(), f.col_stride as usize / 4) };
+        unsafe { transpose::transpose_32(level, &rect, f.out.cast(), f.col_stride as usize / 4) };
         return;
     }
     #[cfg(target_arch = "x86_64")]

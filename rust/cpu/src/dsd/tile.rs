@@ -48,6 +48,9 @@ pub(crate) struct Tile<L: Lanes> {
     pub fetch_w: bool,
 }
 
+/// Steps of the inner loop that are laid out one after another.
+const UNROLL: usize = 4;
+
 /// Elements of `E` in a cache line.
 const fn line<E>() -> usize {
     64 / size_of::<E>()
@@ -58,7 +61,7 @@ const fn line<E>() -> usize {
 /// # Safety
 /// Every pointer in `args` covers what the tile reads or writes: rows `0..R` and `V` vectors of each.
 #[inline(always)]
-pub(crate) unsafe fn run<L: Lanes, const R: usize, const V: usize>(args: &Tile<L>) {
+pub(crate) unsafe fn run<L: Lanes, const R: usize, const V: usize, const GROUPED: bool>(args: &Tile<L>) {
     // SAFETY: the caller vouches for the pointers and for the instruction set.
     unsafe {
         let mut acc = [[L::zero(); V]; R];
@@ -69,13 +72,16 @@ pub(crate) unsafe fn run<L: Lanes, const R: usize, const V: usize>(args: &Tile<L
                 }
             }
         }
-        let (w_row, w_word, x_word) = (args.w_row, args.w_word, args.x_word);
+        // Packed operands have their rows grouped by the tile: constant strides, one stream.
+        let (w_row, w_word) = if GROUPED { (L::STEP, R * L::STEP) } else { (args.w_row, args.w_word) };
+        let x_word = args.x_word;
         for b in 0..args.count {
             let block = &*args.blocks.add(b);
             let mut w = block.w.add(args.w_offset);
             let mut x = args.x.add(block.k * x_word);
-            // One cache line of the next burst's x (and W) a step: enough, and cheap beside R × V
-            // multiply-adds. Where there is no next burst the hint falls on this block again.
+            // A cache line of the next burst's x (and W) every few steps: enough to start the
+            // hardware's own prefetch, and cheap beside the multiply-adds. Where there is no next
+            // burst the hint falls on this block again.
             let next = if args.next_count == 0 {
                 block
             } else {
@@ -83,25 +89,23 @@ pub(crate) unsafe fn run<L: Lanes, const R: usize, const V: usize>(args: &Tile<L
             };
             let mut next_x = args.x.add(next.k * x_word).wrapping_add(args.next_line * line::<L::Elem>());
             let mut next_w = next.w.wrapping_add(args.w_offset);
-            for _ in 0..block.words {
+            let mut left = block.words;
+            while left >= UNROLL {
                 L::prefetch(next_x);
                 next_x = next_x.wrapping_add(line::<L::Elem>());
                 if args.fetch_w {
                     L::prefetch(next_w);
-                    next_w = next_w.wrapping_add(R);
+                    next_w = next_w.wrapping_add(UNROLL * R * L::STEP);
                 }
-                // Over all of V, although the first is loaded: a loop that skips it is not unrolled
-                // and takes the vectors through memory.
-                let mut xv = [L::load_x(x); V];
-                for (v, vector) in xv.iter_mut().enumerate() {
-                    *vector = L::load_x(x.add(v * L::LANES * L::STEP));
+                for u in 0..UNROLL {
+                    step::<L, R, V>(&mut acc, w.add(u * w_word), w_row, x.add(u * x_word));
                 }
-                for (r, row) in acc.iter_mut().enumerate() {
-                    let wv = L::splat(w.add(r * w_row));
-                    for (v, sum) in row.iter_mut().enumerate() {
-                        *sum = L::mul_add(wv, xv[v], *sum);
-                    }
-                }
+                w = w.add(UNROLL * w_word);
+                x = x.add(UNROLL * x_word);
+                left -= UNROLL;
+            }
+            for _ in 0..left {
+                step::<L, R, V>(&mut acc, w, w_row, x);
                 w = w.add(w_word);
                 x = x.add(x_word);
             }
@@ -109,6 +113,31 @@ pub(crate) unsafe fn run<L: Lanes, const R: usize, const V: usize>(args: &Tile<L
         for (r, row) in acc.iter().enumerate() {
             for (v, sum) in row.iter().enumerate() {
                 L::store(args.out.add(r * args.out_row + v * L::LANES), *sum);
+            }
+        }
+    }
+}
+
+/// One word of the summed dimension: `R` broadcasts against `V` vectors.
+#[inline(always)]
+unsafe fn step<L: Lanes, const R: usize, const V: usize>(
+    acc: &mut [[L::V; V]; R],
+    w: *const L::Elem,
+    w_row: usize,
+    x: *const L::Elem,
+) {
+    // SAFETY: as in `run`.
+    unsafe {
+        // Over all of V, although the first is loaded: a loop that skips it is not unrolled and takes
+        // the vectors through memory.
+        let mut xv = [L::load_x(x); V];
+        for (v, vector) in xv.iter_mut().enumerate() {
+            *vector = L::load_x(x.add(v * L::LANES * L::STEP));
+        }
+        for (r, row) in acc.iter_mut().enumerate() {
+            let wv = L::splat(w.add(r * w_row));
+            for (v, sum) in row.iter_mut().enumerate() {
+                *sum = L::mul_add(wv, xv[v], *sum);
             }
         }
     }

@@ -15,59 +15,70 @@ pub(crate) fn is_available(level: Level) -> bool {
 }
 
 /// Copies a rectangle whose columns are contiguous runs (`row_stride == 4`) to `dst`, where rows are
-/// contiguous: a transposition of tiles in registers, edges by single values.
+/// contiguous: tiles are transposed in registers, edges go by single values.
+///
+/// Tiles are as wide as a cache line where AVX-512 is there: runs often lie a power of two apart, in
+/// one cache set, and a line that is used whole need not stay.
 ///
 /// # Safety
-/// A level for which [`is_available`] holds must be present, the rectangle readable and `dst`
-/// writeable for `rows` rows of `cols`.
-pub(crate) unsafe fn transpose_32(rect: &Rect, dst: *mut u32, dst_row: usize) {
-    // SAFETY: the caller's promise; every level with a transposing copy has AVX2 or is AArch64.
+/// [`is_available`] must hold for `level`, and this machine have it; the rectangle must be readable
+/// and `dst` writeable for `rows` rows of `cols`.
+pub(crate) unsafe fn transpose_32(level: Level, rect: &Rect, dst: *mut u32, dst_row: usize) {
+    // SAFETY: the level has the instruction set; the rest is the caller's promise.
     unsafe {
-        #[cfg(target_arch = "x86_64")]
-        transpose_avx2(rect, dst, dst_row);
-        #[cfg(target_arch = "aarch64")]
-        cut::<4>(rect, dst, dst_row, |src, run, dst, row| tile_4x4(src, run, dst, row));
-        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        cut::<1>(rect, dst, dst_row, |src, _, dst, _| dst.write(src.cast::<u32>().read_unaligned()));
-    }
-}
-
-/// Cuts the rectangle into `S × S` tiles and does the edges.
-///
-/// # Safety
-/// As [`transpose_32`]; `tile` transposes `S` runs of `S` values into `S` rows.
-#[inline(always)]
-unsafe fn cut<const S: usize>(
-    rect: &Rect,
-    dst: *mut u32,
-    dst_row: usize,
-    tile: impl Fn(*const u8, isize, *mut u32, usize),
-) {
-    let (rows, cols) = (rect.rows, rect.cols);
-    let (full_rows, full_cols) = (rows / S * S, cols / S * S);
-    // SAFETY: tiles and single values stay inside the rectangle.
-    unsafe {
-        for i in (0..full_rows).step_by(S) {
-            for j in (0..full_cols).step_by(S) {
-                let src = rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
-                tile(src, rect.col_stride, dst.add(i * dst_row + j), dst_row);
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => by_8(rect, dst, dst_row),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Avx512Dot | Level::Amx => by_16(rect, dst, dst_row),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => {
+                tiles(rect, dst, dst_row, 4, |src, to| tile_4x4(src, rect.col_stride, to, dst_row));
             }
-        }
-        for i in 0..rows {
-            let from = if i < full_rows { full_cols } else { 0 };
-            for j in from..cols {
-                let src = rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
-                dst.add(i * dst_row + j).write(src.cast::<u32>().read_unaligned());
-            }
+            _ => tiles(rect, dst, dst_row, 1, |src, to| to.write(src.cast::<u32>().read_unaligned())),
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn by_16(rect: &Rect, dst: *mut u32, dst_row: usize) {
+    // SAFETY: as in `transpose_32`; tiles stay inside the rectangle.
+    unsafe { tiles(rect, dst, dst_row, 16, |src, to| tile_16x16(src, rect.col_stride, to, dst_row)) }
+}
+
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn transpose_avx2(rect: &Rect, dst: *mut u32, dst_row: usize) {
-    // SAFETY: the caller's promise, handed on tile by tile.
-    unsafe { cut::<8>(rect, dst, dst_row, |src, run, dst, row| tile_8x8(src, run, dst, row)) }
+unsafe fn by_8(rect: &Rect, dst: *mut u32, dst_row: usize) {
+    // SAFETY: as in `transpose_32`; tiles stay inside the rectangle.
+    unsafe { tiles(rect, dst, dst_row, 8, |src, to| tile_8x8(src, rect.col_stride, to, dst_row)) }
+}
+
+/// Walks the tiles, along the runs first, then the values that no tile covers.
+#[inline(always)]
+unsafe fn tiles(
+    rect: &Rect,
+    dst: *mut u32,
+    dst_row: usize,
+    side: usize,
+    tile: impl Fn(*const u8, *mut u32),
+) {
+    let (rows, cols) = (rect.rows, rect.cols);
+    let (full_rows, full_cols) = (rows / side * side, cols / side * side);
+    // SAFETY: every index stays inside the rectangle.
+    unsafe {
+        let at = |i: usize, j: usize| rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
+        for j in (0..full_cols).step_by(side) {
+            for i in (0..full_rows).step_by(side) {
+                tile(at(i, j), dst.add(i * dst_row + j));
+            }
+        }
+        for i in 0..rows {
+            for j in if i < full_rows { full_cols } else { 0 }..cols {
+                *dst.add(i * dst_row + j) = at(i, j).cast::<u32>().read_unaligned();
+            }
+        }
+    }
 }
 
 /// Transposes one 8 × 8 tile: run `j` of the source becomes column `j` of the destination.
@@ -88,6 +99,42 @@ unsafe fn tile_8x8(src: *const u8, run_stride: isize, dst: *mut u32, dst_row: us
         for (i, (p, q)) in [(p0, q0), (p1, q1), (p2, q2), (p3, q3)].into_iter().enumerate() {
             put(i, _mm256_permute2f128_ps::<0x20>(p, q));
             put(i + 4, _mm256_permute2f128_ps::<0x31>(p, q));
+        }
+    }
+}
+
+/// Transposes one 16 × 16 tile.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn tile_16x16(src: *const u8, run_stride: isize, dst: *mut u32, dst_row: usize) {
+    // SAFETY: the caller provides 16 runs of 16 values, and 16 rows of 16 to write.
+    unsafe {
+        // Four runs to four vectors, each of whose 128-bit lanes holds one value of each run.
+        let quad = |j: isize| {
+            let run = |j: isize| _mm512_loadu_ps(src.offset(j * run_stride).cast());
+            let (a, b, c, d) = (run(j), run(j + 1), run(j + 2), run(j + 3));
+            let (ab0, ab1) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let (cd0, cd1) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            [
+                _mm512_shuffle_ps::<0x44>(ab0, cd0),
+                _mm512_shuffle_ps::<0xEE>(ab0, cd0),
+                _mm512_shuffle_ps::<0x44>(ab1, cd1),
+                _mm512_shuffle_ps::<0xEE>(ab1, cd1),
+            ]
+        };
+        let (p, q, r, s) = (quad(0), quad(4), quad(8), quad(12));
+        for i in 0..4 {
+            // Lane l of p[i] is row 4 l + i, runs 0 to 3; q, r and s hold the other runs.
+            let even_pq = _mm512_shuffle_f32x4::<0x88>(p[i], q[i]);
+            let odd_pq = _mm512_shuffle_f32x4::<0xDD>(p[i], q[i]);
+            let even_rs = _mm512_shuffle_f32x4::<0x88>(r[i], s[i]);
+            let odd_rs = _mm512_shuffle_f32x4::<0xDD>(r[i], s[i]);
+            let put = |row: usize, v| _mm512_storeu_ps(dst.add(row * dst_row).cast(), v);
+            put(i, _mm512_shuffle_f32x4::<0x88>(even_pq, even_rs));
+            put(i + 4, _mm512_shuffle_f32x4::<0x88>(odd_pq, odd_rs));
+            put(i + 8, _mm512_shuffle_f32x4::<0xDD>(even_pq, even_rs));
+            put(i + 12, _mm512_shuffle_f32x4::<0xDD>(odd_pq, odd_rs));
         }
     }
 }
@@ -116,9 +163,6 @@ mod tests {
 
     #[test]
     fn every_value_lands_at_its_place_and_nowhere_else() {
-        if !level::available().into_iter().any(is_available) {
-            return;
-        }
         let sizes = [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 33];
         for rows in sizes {
             for cols in sizes {
@@ -136,18 +180,20 @@ mod tests {
                         col_stride: run,
                     };
                     let dst_row = cols + 3;
-                    let mut dst = vec![0xDEAD_BEEFu32; rows * dst_row + 1];
-                    // SAFETY: a level is there; every run lies in `src`, every row in `dst`.
-                    unsafe { transpose_32(&rect, dst.as_mut_ptr(), dst_row) };
-                    for (at, got) in dst.into_iter().enumerate() {
-                        let (i, j) = (at / dst_row, at % dst_row);
-                        let want = if i < rows && j < cols {
-                            let from = (first as isize + 4 * i as isize + run * j as isize) as usize;
-                            u32::from_ne_bytes(src[from..from + 4].try_into().unwrap())
-                        } else {
-                            0xDEAD_BEEF
-                        };
-                        assert_eq!(got, want, "({i}, {j}) of {rows} x {cols}, runs {run} apart");
+                    let at = |i: usize, j: usize| (first as isize + 4 * i as isize + run * j as isize) as usize;
+                    for level in level::available() {
+                        let mut dst = vec![0xDEAD_BEEFu32; rows * dst_row + 1];
+                        // SAFETY: the level is there; every run lies in `src`, every row in `dst`.
+                        unsafe { transpose_32(level, &rect, dst.as_mut_ptr(), dst_row) };
+                        for (to, got) in dst.into_iter().enumerate() {
+                            let (i, j) = (to / dst_row, to % dst_row);
+                            let want = if i < rows && j < cols {
+                                u32::from_ne_bytes(src[at(i, j)..][..4].try_into().unwrap())
+                            } else {
+                                0xDEAD_BEEF
+                            };
+                            assert_eq!(got, want, "({i}, {j}) of {rows} x {cols}, runs {run} apart");
+                        }
                     }
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Lanes, TileFn, tile_table};
+use super::{Lanes, TileFn, thin_table, tile_table};
 
 /// Eight single-precision lanes.
 #[derive(Clone, Copy)]
@@ -52,10 +52,14 @@ impl Lanes for F32x8 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_f32(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_f32(rows, vectors, grouped)
+    }
+    fn thin(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<Self> {
+        thin_f32(cols, by_columns)
     }
 }
+thin_table!(thin_f32, F32x8, [target_feature(enable = "avx2,fma,f16c")]);
 tile_table!(tile_f32, F32x8, [target_feature(enable = "avx2,fma,f16c")], {
     3: [4, 2, 1], 2: [4, 2, 1], 1: [8, 4, 2, 1], 6: [2, 1],
 });
@@ -108,10 +112,14 @@ impl Lanes for F64x4 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_f64(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_f64(rows, vectors, grouped)
+    }
+    fn thin(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<Self> {
+        thin_f64(cols, by_columns)
     }
 }
+thin_table!(thin_f64, F64x4, [target_feature(enable = "avx2,fma,f16c")]);
 tile_table!(tile_f64, F64x4, [target_feature(enable = "avx2,fma,f16c")], {
     3: [4, 2, 1], 2: [4, 2, 1], 1: [8, 4, 2, 1], 6: [2, 1],
 });
@@ -164,10 +172,14 @@ impl Lanes for I16x16 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_i16(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_i16(rows, vectors, grouped)
+    }
+    fn thin(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<Self> {
+        thin_i16(cols, by_columns)
     }
 }
+thin_table!(thin_i16, I16x16, [target_feature(enable = "avx2,fma,f16c")]);
 tile_table!(tile_i16, I16x16, [target_feature(enable = "avx2,fma,f16c")], {
     3: [4, 2, 1], 2: [4, 2, 1], 1: [8, 4, 2, 1], 6: [2, 1],
 });

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{Lanes, TileFn, tile_table};
+use super::{Lanes, TileFn, thin_table, tile_table};
 
 /// Sixteen single-precision lanes.
 #[derive(Clone, Copy)]
@@ -54,10 +54,14 @@ impl Lanes for F32x16 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_f32(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_f32(rows, vectors, grouped)
+    }
+    fn thin(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<Self> {
+        thin_f32(cols, by_columns)
     }
 }
+thin_table!(thin_f32, F32x16, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]);
 tile_table!(tile_f32, F32x16, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")], {
     3: [8, 4, 2, 1], 2: [8, 4, 2, 1], 1: [16, 8, 4, 2, 1], 6: [4, 2, 1],
 });
@@ -110,10 +114,14 @@ impl Lanes for F64x8 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_f64(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_f64(rows, vectors, grouped)
+    }
+    fn thin(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<Self> {
+        thin_f64(cols, by_columns)
     }
 }
+thin_table!(thin_f64, F64x8, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]);
 tile_table!(tile_f64, F64x8, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")], {
     3: [8, 4, 2, 1], 2: [8, 4, 2, 1], 1: [16, 8, 4, 2, 1], 6: [4, 2, 1],
 });
@@ -166,10 +174,14 @@ impl Lanes for I16x32 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_i16(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_i16(rows, vectors, grouped)
+    }
+    fn thin(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<Self> {
+        thin_i16(cols, by_columns)
     }
 }
+thin_table!(thin_i16, I16x32, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]);
 tile_table!(tile_i16, I16x32, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")], {
     3: [8, 4, 2, 1], 2: [8, 4, 2, 1], 1: [16, 8, 4, 2, 1], 6: [4, 2, 1],
 });
@@ -222,10 +234,14 @@ impl Lanes for I16x32Vnni {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_i16_vnni(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_i16_vnni(rows, vectors, grouped)
+    }
+    fn thin(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<Self> {
+        thin_i16_vnni(cols, by_columns)
     }
 }
+thin_table!(thin_i16_vnni, I16x32Vnni, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512vnni")]);
 tile_table!(tile_i16_vnni, I16x32Vnni, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512vnni")], {
     3: [8, 4, 2, 1], 2: [8, 4, 2, 1], 1: [16, 8, 4, 2, 1], 6: [4, 2, 1],
 });
@@ -278,10 +294,14 @@ impl Lanes for Bf16x32 {
         // SAFETY: a hint; never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_bf16(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_bf16(rows, vectors, grouped)
+    }
+    fn thin(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<Self> {
+        thin_bf16(cols, by_columns)
     }
 }
+thin_table!(thin_bf16, Bf16x32, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512bf16")]);
 tile_table!(tile_bf16, Bf16x32, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512bf16")], {
     3: [8, 4, 2, 1], 2: [8, 4, 2, 1], 1: [16, 8, 4, 2, 1], 6: [4, 2, 1],
 });

@@ -12,6 +12,7 @@ pub(crate) mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 
+use crate::dsd::thin::ThinFn;
 use crate::dsd::tile::Tile;
 
 /// One vector type with multiply-accumulate, as one instruction set has it.
@@ -50,7 +51,10 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     unsafe fn prefetch(_at: *const Self::Elem) {}
     /// Entry point of the tile kernel with at most `rows × vectors` accumulators, and the rows and
     /// vectors that it really has.
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize);
+    /// `grouped` is the form for packed operands: words of `rows` rows lie together.
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize);
+    /// Entry point of the kernel for `cols` columns (1 to 4), over blocks stored by rows or by columns.
+    fn thin(cols: usize, by_columns: bool) -> ThinFn<Self>;
 }
 
 /// A compiled tile kernel.
@@ -60,15 +64,51 @@ pub(crate) type TileFn<L> = unsafe fn(&Tile<L>);
 /// register file (`vectors: [rows, …]`, rows descending), each compiled with the given features.
 macro_rules! tile_table {
     ($name:ident, $lane:ty, [$($feature:meta)?], { $( $vectors:literal : [$($rows:literal),+] ),+ $(,)? }) => {
-        fn $name(rows: usize, vectors: usize) -> (crate::simd::TileFn<$lane>, usize) {
+        fn $name(rows: usize, vectors: usize, grouped: bool) -> (crate::simd::TileFn<$lane>, usize) {
             $(#[$feature])?
-            unsafe fn run<const R: usize, const V: usize>(args: &crate::dsd::tile::Tile<$lane>) {
+            unsafe fn run<const R: usize, const V: usize, const G: bool>(
+                args: &crate::dsd::tile::Tile<$lane>,
+            ) {
                 // SAFETY: the caller vouches for the pointers, and that the features are present.
-                unsafe { crate::dsd::tile::run::<$lane, R, V>(args) }
+                unsafe { crate::dsd::tile::run::<$lane, R, V, G>(args) }
             }
-            $( $( if vectors == $vectors && rows >= $rows { return (run::<$rows, $vectors>, $rows); } )+ )+
+            $( $( if vectors == $vectors && rows >= $rows {
+                return match grouped {
+                    true => (run::<$rows, $vectors, true>, $rows),
+                    false => (run::<$rows, $vectors, false>, $rows),
+                };
+            } )+ )+
             unreachable!("no tile of {rows} rows by {vectors} vectors")
         }
     };
 }
 pub(crate) use tile_table;
+
+/// Defines the function behind [`Lanes::thin`] for one vector type.
+macro_rules! thin_table {
+    ($name:ident, $lane:ty, [$($feature:meta)?]) => {
+        fn $name(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<$lane> {
+            $(#[$feature])?
+            unsafe fn dot<const N: usize>(piece: &crate::dsd::thin::Piece<$lane>) {
+                // SAFETY: the caller vouches for the pointers, and that the features are present.
+                unsafe { crate::dsd::thin::dot::<$lane, N>(piece) }
+            }
+            $(#[$feature])?
+            unsafe fn axpy<const N: usize>(piece: &crate::dsd::thin::Piece<$lane>) {
+                // SAFETY: as above.
+                unsafe { crate::dsd::thin::axpy::<$lane, N>(piece) }
+            }
+            match (cols, by_columns) {
+                (1, false) => dot::<1>,
+                (2, false) => dot::<2>,
+                (3, false) => dot::<3>,
+                (_, false) => dot::<4>,
+                (1, true) => axpy::<1>,
+                (2, true) => axpy::<2>,
+                (3, true) => axpy::<3>,
+                (_, true) => axpy::<4>,
+            }
+        }
+    };
+}
+pub(crate) use thin_table;

@@ -6,7 +6,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{Lanes, TileFn, tile_table};
+use super::{Lanes, TileFn, thin_table, tile_table};
 
 /// Asks for the cache line at `at`.
 #[inline(always)]
@@ -67,10 +67,14 @@ impl Lanes for F32x4 {
         // SAFETY: a hint; never faults.
         unsafe { prefetch_line(at) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_f32(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_f32(rows, vectors, grouped)
+    }
+    fn thin(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<Self> {
+        thin_f32(cols, by_columns)
     }
 }
+thin_table!(thin_f32, F32x4, [target_feature(enable = "neon")]);
 tile_table!(tile_f32, F32x4, [target_feature(enable = "neon")], {
     3: [8, 4, 2, 1], 2: [8, 4, 2, 1], 1: [16, 8, 4, 2, 1], 6: [4, 2, 1],
 });
@@ -127,10 +131,14 @@ impl Lanes for F64x2 {
         // SAFETY: a hint; never faults.
         unsafe { prefetch_line(at) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_f64(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_f64(rows, vectors, grouped)
+    }
+    fn thin(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<Self> {
+        thin_f64(cols, by_columns)
     }
 }
+thin_table!(thin_f64, F64x2, [target_feature(enable = "neon")]);
 tile_table!(tile_f64, F64x2, [target_feature(enable = "neon")], {
     3: [8, 4, 2, 1], 2: [8, 4, 2, 1], 1: [16, 8, 4, 2, 1], 6: [4, 2, 1],
 });
@@ -195,10 +203,14 @@ impl Lanes for I16x8 {
         // SAFETY: a hint; never faults.
         unsafe { prefetch_line(at) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_i16(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_i16(rows, vectors, grouped)
+    }
+    fn thin(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<Self> {
+        thin_i16(cols, by_columns)
     }
 }
+thin_table!(thin_i16, I16x8, [target_feature(enable = "neon")]);
 tile_table!(tile_i16, I16x8, [target_feature(enable = "neon")], {
     3: [4, 2, 1], 2: [4, 2, 1], 1: [8, 4, 2, 1], 6: [2, 1],
 });

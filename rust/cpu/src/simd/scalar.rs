@@ -1,6 +1,6 @@
 //! Plain Rust: runs everywhere, and is the twin that other levels are tested against.
 
-use super::{Lanes, TileFn, tile_table};
+use super::{Lanes, TileFn, thin_table, tile_table};
 
 const N: usize = 4;
 
@@ -9,7 +9,7 @@ const N: usize = 4;
 pub(crate) struct Plain<E>(std::marker::PhantomData<E>);
 
 macro_rules! plain_float {
-    ($t:ty, $table:ident) => {
+    ($t:ty, $table:ident, $thin:ident) => {
         impl Lanes for Plain<$t> {
             type Elem = $t;
             type Acc = $t;
@@ -47,18 +47,22 @@ macro_rules! plain_float {
                 // SAFETY: the caller provides N writeable elements.
                 unsafe { to.cast::<[$t; N]>().write_unaligned(v) }
             }
-            fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-                $table(rows, vectors)
+            fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+                $table(rows, vectors, grouped)
             }
+    fn thin(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<Self> {
+        $thin(cols, by_columns)
+    }
         }
+        thin_table!($thin, Plain<$t>, []);
         tile_table!($table, Plain<$t>, [], {
             3: [4, 2, 1], 2: [4, 2, 1], 1: [8, 4, 2, 1], 6: [2, 1],
         });
     };
 }
 
-plain_float!(f32, tile_f32);
-plain_float!(f64, tile_f64);
+plain_float!(f32, tile_f32, thin_f32);
+plain_float!(f64, tile_f64, thin_f64);
 
 impl Lanes for Plain<i16> {
     type Elem = i16;
@@ -100,10 +104,14 @@ impl Lanes for Plain<i16> {
         // SAFETY: the caller provides N writeable elements.
         unsafe { to.cast::<[i32; N]>().write_unaligned(v) }
     }
-    fn tile(rows: usize, vectors: usize) -> (TileFn<Self>, usize) {
-        tile_i16(rows, vectors)
+    fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize) {
+        tile_i16(rows, vectors, grouped)
+    }
+    fn thin(cols: usize, by_columns: bool) -> crate::dsd::thin::ThinFn<Self> {
+        thin_i16(cols, by_columns)
     }
 }
+thin_table!(thin_i16, Plain<i16>, []);
 tile_table!(tile_i16, Plain<i16>, [], {
     3: [4, 2, 1], 2: [4, 2, 1], 1: [8, 4, 2, 1], 6: [2, 1],
 });
