@@ -123,7 +123,9 @@ unsafe fn convert_loop<S: Cast<E>, E: Copy + 'static>(rect: &Rect, dst: *mut E, 
                 let src = rect.src.offset(i as isize * rect.row_stride);
                 let out = dst.add(i * dst_row);
                 if rect.col_stride == size && same::<S, E>() {
-                    std::ptr::copy_nonoverlapping(src.cast::<E>(), out, rect.cols);
+                    // Bytes, since the source may lie at any alignment.
+                    let bytes = rect.cols * size_of::<E>();
+                    std::ptr::copy_nonoverlapping(src, out.cast::<u8>(), bytes);
                 } else if rect.col_stride == size {
                     let src = src.cast::<S>();
                     for j in 0..rect.cols {
