@@ -105,7 +105,7 @@ fn blocks() -> impl Strategy<Value = (usize, usize)> {
 
 fn cases() -> impl Strategy<Value = Case> {
     let form = (blocks(), (0..5usize, 0..5usize), (0..64usize, 0..64usize));
-    let columns = prop_oneof![3 => 0..40usize, 1 => 0..=200usize];
+    let columns = prop_oneof![2 => 0..6usize, 3 => 0..40usize, 1 => 0..=200usize];
     let pattern = (0..=4usize, any::<[bool; 2]>(), 0..3usize);
     let operand = (columns, any::<[bool; 4]>(), 0..LAYOUTS, 0..WRITEABLE);
     let epilogue = (prop::option::of((0..3usize, 0..WRITEABLE)), 0..4usize);

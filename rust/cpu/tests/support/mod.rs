@@ -28,7 +28,7 @@ impl Rng {
         if matches!(dtype, DType::I8 | DType::I32) {
             return (random % 256) as f64 - 128.0;
         }
-        if specials && random % 89 == 0 {
+        if specials && random.is_multiple_of(89) {
             return [f64::NAN, f64::INFINITY, f64::NEG_INFINITY][self.below(3)];
         }
         random as f64 / (1u64 << 52) as f64 - 1.0
