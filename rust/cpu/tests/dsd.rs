@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 use proptest::prelude::*;
 use prunus_core::{Activation, BlockSource, DType, Error, Interrupt, MemoryBlocks, Never};
 use prunus_cpu::{Context, level};
-use support::{Dense, LAYOUTS, Product, Rng, Scattered, Sparse, WRITEABLE};
+use support::{Dense, LAYOUTS, Product, Rng, Scattered, Sparse, WRITEABLE, poison};
 
 use DType::{Bf16, F16, F32, F64, I8, I32};
 
@@ -55,6 +55,7 @@ fn check(product: &Product<'_>, dtype: DType, layout: usize) {
     let shape = (product.rows(), product.x.cols);
     for level in level::available() {
         level::set(level);
+        poison();
         let mut one = Dense::new(dtype, shape, layout);
         product.run(&mut one, &context(1)).unwrap();
         product.check(&one);
