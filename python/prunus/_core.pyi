@@ -9,6 +9,24 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "Packed",
+    "__version__",
+    "available_levels",
+    "cpu_info",
+    "default_threads",
+    "dsd",
+    "dsd_packed",
+    "last_path",
+    "level",
+    "measure_bandwidth",
+    "measure_flops",
+    "pack",
+    "sdd",
+    "set_level",
+    "ssd",
+]
+
 __version__: str
 
 @final

@@ -93,12 +93,7 @@ impl<'a> MatMut<'a> {
     ///
     /// # Safety
     /// As [`MatRef::new`], and the memory must be writeable and used by nobody else for `'a`.
-    pub unsafe fn new(
-        ptr: *mut u8,
-        dtype: DType,
-        shape: (usize, usize),
-        strides: (isize, isize),
-    ) -> Self {
+    pub unsafe fn new(ptr: *mut u8, dtype: DType, shape: (usize, usize), strides: (isize, isize)) -> Self {
         // SAFETY: the caller's promise includes that of MatRef::new.
         Self { view: unsafe { MatRef::new(ptr, dtype, shape, strides) } }
     }
@@ -142,6 +137,10 @@ pub struct BsrRef<'a> {
     pub blocksize: (usize, usize),
     /// Use the transpose in place of the stored matrix.
     pub transposed: bool,
+    /// Rows whose words lie together: 0 for blocks in C order; `g` for a packed operand whose blocks
+    /// are `[row group][column][row in group]` in groups of `g` rows, the last one shorter where `g`
+    /// does not divide the block.
+    pub group: usize,
     /// The transpose's pattern, where it was made ahead of time (packed operands).
     pub by_column: Option<&'a Pattern>,
 }
@@ -164,10 +163,6 @@ impl<'a> BsrRef<'a> {
 
     /// Rows and columns of a block of the operand, after transposition.
     pub fn op_blocksize(&self) -> (usize, usize) {
-        if self.transposed {
-            (self.blocksize.1, self.blocksize.0)
-        } else {
-            self.blocksize
-        }
+        if self.transposed { (self.blocksize.1, self.blocksize.0) } else { self.blocksize }
     }
 }

@@ -56,16 +56,13 @@ impl Pattern {
             }
             columns.push(value as u32);
         }
-        let mut pattern =
-            Self { indptr: offsets, indices: columns, blocks: None, block_cols, sorted: true };
+        let mut pattern = Self { indptr: offsets, indices: columns, blocks: None, block_cols, sorted: true };
         pattern.sorted = pattern.check_sorted();
         Ok(pattern)
     }
 
     fn check_sorted(&self) -> bool {
-        self.indptr
-            .windows(2)
-            .all(|w| self.indices[w[0]..w[1]].windows(2).all(|pair| pair[0] <= pair[1]))
+        self.indptr.windows(2).all(|w| self.indices[w[0]..w[1]].windows(2).all(|pair| pair[0] <= pair[1]))
     }
 
     /// Number of block rows.

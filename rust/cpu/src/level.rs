@@ -59,11 +59,9 @@ impl Level {
                     && is_x86_feature_detected!("avx512vl")
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Dot => {
-                Self::Avx512.is_available() && is_x86_feature_detected!("avx512vnni")
-            }
+            Self::Avx512Dot => Self::Avx512.is_available() && is_x86_feature_detected!("avx512vnni"),
             #[cfg(target_arch = "x86_64")]
-            Self::Amx => Self::Avx512Dot.is_available() && has_avx512_bf16() && false,
+            Self::Amx => Self::Avx512Dot.is_available() && has_avx512_bf16() && crate::amx::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -145,6 +143,8 @@ pub fn check_environment() -> Result<(), Error> {
 }
 
 /// Uses `level` from now on, in every thread (for tests and comparisons).
+///
+/// Not checked, unlike [`parse`]: tests that emulate instructions use levels that the machine lacks.
 pub fn set(level: Level) {
     PINNED.store(level as u8, Ordering::Relaxed);
 }

@@ -6,6 +6,8 @@ pub mod machine;
 pub mod memory;
 pub mod threads;
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod simd;
 
 pub use dsd::Dsd;

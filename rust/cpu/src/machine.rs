@@ -14,9 +14,13 @@ use crate::simd::scalar::Plain;
 use crate::threads::{Context, for_each};
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{avx2, avx512};
+use crate::amx;
+#[cfg(target_arch = "x86_64")]
+use crate::amx::kernel::{Pass, Step, step_work};
 #[cfg(target_arch = "aarch64")]
 use crate::simd::neon;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{avx2, avx512};
 
 /// The CPU's name as the system tells it.
 pub fn model() -> String {
@@ -101,22 +105,24 @@ pub fn measure_flops(context: &Context<'_>, dtype: &str, seconds: f64) -> Result
         ("float32", Level::Neon) => rate::<neon::F32x4>(context, seconds),
         ("float32", _) => rate::<Plain<f32>>(context, seconds),
         #[cfg(target_arch = "x86_64")]
-        ("float64", Level::Avx512 | Level::Avx512Dot | Level::Amx) => {
-            rate::<avx512::F64x8>(context, seconds)
-        }
+        ("float64", Level::Avx512 | Level::Avx512Dot | Level::Amx) => rate::<avx512::F64x8>(context, seconds),
         #[cfg(target_arch = "x86_64")]
         ("float64", Level::Avx2) => rate::<avx2::F64x4>(context, seconds),
         #[cfg(target_arch = "aarch64")]
         ("float64", Level::Neon) => rate::<neon::F64x2>(context, seconds),
         ("float64", _) => rate::<Plain<f64>>(context, seconds),
         #[cfg(target_arch = "x86_64")]
-        ("bfloat16", Level::Avx512Dot | Level::Amx) if level::has_avx512_bf16() => {
+        ("bfloat16", Level::Amx) => tile_rate::<amx::Bf16>(context, seconds),
+        #[cfg(target_arch = "x86_64")]
+        ("int8", Level::Amx) => tile_rate::<amx::Int8>(context, seconds),
+        #[cfg(target_arch = "x86_64")]
+        ("bfloat16", Level::Avx512Dot) if level::has_avx512_bf16() => {
             rate::<avx512::Bf16x32>(context, seconds)
         }
         // Without pairs of bfloat16, products run as float32.
         ("bfloat16" | "float16", _) => measure_flops(context, "float32", seconds),
         #[cfg(target_arch = "x86_64")]
-        ("int8", Level::Avx512Dot | Level::Amx) => rate::<avx512::I16x32Vnni>(context, seconds),
+        ("int8", Level::Avx512Dot) => rate::<avx512::I16x32Vnni>(context, seconds),
         #[cfg(target_arch = "x86_64")]
         ("int8", Level::Avx512) => rate::<avx512::I16x32>(context, seconds),
         #[cfg(target_arch = "x86_64")]
@@ -165,23 +171,73 @@ fn rate<L: Lanes>(context: &Context<'_>, seconds: f64) -> Result<f64, Error> {
             next_line: 0,
             fetch_w: false,
         };
-        let end = Duration::from_secs_f64(seconds.clamp(0.0, 60.0));
-        let (mut done, mut best) = (0u64, 0f64);
-        let start = Instant::now();
-        while start.elapsed() < end || done == 0 {
-            let slice = Instant::now();
-            for _ in 0..1000 {
-                // SAFETY: buffers of the tile's size.
-                unsafe { tile(black_box(&args)) };
-            }
-            done += 1;
-            let work = 1000.0 * 2.0 * (rows * width * WORDS * L::STEP) as f64;
-            best = best.max(work / slice.elapsed().as_secs_f64());
-        }
+        let best = best_rate(seconds, 2.0 * (rows * width * WORDS * L::STEP) as f64, || {
+            // SAFETY: buffers of the tile's size.
+            unsafe { tile(black_box(&args)) };
+        });
         total.fetch_add(best as u64, Ordering::Relaxed);
         Ok(())
     })?;
     Ok(total.into_inner() as f64)
+}
+
+/// The same with AMX tiles: eight steps of 2 × 2 tiles, over and over.
+#[cfg(target_arch = "x86_64")]
+fn tile_rate<P: amx::Product>(context: &Context<'_>, seconds: f64) -> Result<f64, Error> {
+    const STEPS: usize = 8;
+    const TILE: usize = amx::ROWS * amx::ROW_BYTES;
+    let total = AtomicU64::new(0);
+    for_each(context, context.threads, |_| {
+        let buffers = Buffer::new((4 * STEPS + 4) * TILE);
+        // SAFETY: the buffer's own bytes. Zeros: no rate depends on the values here.
+        unsafe { buffers.as_ptr().write_bytes(0, buffers.len()) };
+        let (w, x) = (buffers.as_ptr(), buffers.as_ptr().wrapping_add(2 * STEPS * TILE));
+        let out = x.wrapping_add(2 * STEPS * TILE);
+        let steps: Vec<_> = (0..STEPS).map(|i| Step { w: w.wrapping_add(2 * i * TILE), x: i }).collect();
+        let pass = Pass {
+            steps: steps.as_ptr(),
+            count: STEPS,
+            w_pitch: amx::ROW_BYTES as isize,
+            w_bytes: amx::ROW_BYTES,
+            w_rows: 2 * amx::ROWS,
+            x: [x, x],
+            x_pitch: [2 * TILE, 0],
+            x_tile: TILE,
+            init: std::ptr::null(),
+            out,
+            init_pitch: 0,
+            out_pitch: 2 * amx::ROW_BYTES as isize,
+            fetch: false,
+        };
+        // SAFETY: the level in use has AMX; nothing else here uses tiles.
+        let mut tiles = unsafe { amx::Tiles::new() };
+        tiles.set(amx::Shape { rows: [amx::ROWS; 2], depth_bytes: amx::ROW_BYTES });
+        let best = best_rate(seconds, 2.0 * (STEPS * step_work::<P>()) as f64, || {
+            // SAFETY: tiles of full size; the buffer holds the steps' operands and the result.
+            unsafe { amx::kernel::run::<P>((2, 2), black_box(&pass)) };
+        });
+        total.fetch_add(best as u64, Ordering::Relaxed);
+        Ok(())
+    })?;
+    Ok(total.into_inner() as f64)
+}
+
+/// The best rate among slices of a thousand calls, each of which does `work`.
+fn best_rate(seconds: f64, work: f64, mut call: impl FnMut()) -> f64 {
+    const CALLS: usize = 1000;
+    let end = Duration::from_secs_f64(seconds.clamp(0.0, 60.0));
+    let mut best = 0f64;
+    let start = Instant::now();
+    loop {
+        let slice = Instant::now();
+        for _ in 0..CALLS {
+            call();
+        }
+        best = best.max(CALLS as f64 * work / slice.elapsed().as_secs_f64());
+        if start.elapsed() >= end {
+            return best;
+        }
+    }
 }
 
 /// Bytes a second that the threads together read from a buffer far larger than the caches.
@@ -202,9 +258,8 @@ pub fn measure_bandwidth(context: &Context<'_>, seconds: f64) -> Result<f64, Err
         let pass = Instant::now();
         for_each(context, slices, |i| {
             // SAFETY: slice i of a buffer that was filled above.
-            let bytes: &[u64] = unsafe {
-                std::slice::from_raw_parts(buffer.as_ptr().add(i * SLICE).cast(), SLICE / 8)
-            };
+            let bytes: &[u64] =
+                unsafe { std::slice::from_raw_parts(buffer.as_ptr().add(i * SLICE).cast(), SLICE / 8) };
             let mut sums = [0u64; 16];
             for chunk in bytes.chunks_exact(16) {
                 for (sum, value) in sums.iter_mut().zip(chunk) {

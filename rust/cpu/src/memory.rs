@@ -83,9 +83,7 @@ impl Workspace {
     pub fn take(bytes: usize) -> Self {
         // After a fork another thread may own the lock for ever: never wait for it.
         let kept = FREE.try_lock().ok().and_then(|mut free| {
-            let best = (0..free.len())
-                .filter(|&i| free[i].len() >= bytes)
-                .min_by_key(|&i| free[i].len())?;
+            let best = (0..free.len()).filter(|&i| free[i].len() >= bytes).min_by_key(|&i| free[i].len())?;
             Some(free.swap_remove(best))
         });
         Self(Some(kept.unwrap_or_else(|| Buffer::new(bytes))))

@@ -1,9 +1,9 @@
 //! The engine's own threads: a pool that survives `fork`, and the loop that runs tasks on it.
 
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::Arc;
 
 use prunus_core::{Error, Interrupt};
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -59,11 +59,8 @@ fn pool(threads: usize) -> Option<Arc<ThreadPool>> {
     {
         return Some(Arc::clone(&found.pool));
     }
-    let built = ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|i| format!("prunus-{i}"))
-        .build()
-        .ok()?;
+    let built =
+        ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("prunus-{i}")).build().ok()?;
     let built = Arc::new(built);
     let old = slot.replace(Pool { process, threads, pool: Arc::clone(&built) });
     if let Some(old) = old
@@ -116,11 +113,7 @@ where
             if i >= count {
                 break;
             }
-            let result = if interrupted() {
-                Err(Error::Interrupted)
-            } else {
-                task(i)
-            };
+            let result = if interrupted() { Err(Error::Interrupted) } else { task(i) };
             if let Err(error) = result {
                 stop.store(true, Ordering::Relaxed);
                 fault.lock().unwrap_or_else(|held| held.into_inner()).get_or_insert(error);

@@ -161,8 +161,8 @@ fn run(case: &Case) {
     let lead = if grid.1 == 0 { 0 } else { case.lead };
     let w = Sparse::new(w_type, shape, block, &rows, lead, || rng.value(w_type, case.specials));
     let (m, k) = if case.transposed { (shape.1, shape.0) } else { shape };
-    let x = Dense::new(x_type, (k, case.columns), case.x_layout)
-        .fill(|_, _| rng.value(x_type, case.specials));
+    let x =
+        Dense::new(x_type, (k, case.columns), case.x_layout).fill(|_, _| rng.value(x_type, case.specials));
     let bias = case.bias.map(|(dtype, layout)| {
         let choices = if integers { [I8, I32, I32] } else { [F32, F64, Bf16] };
         Dense::new(choices[dtype], (m, 1), layout).fill(|_, _| rng.value(choices[dtype], case.specials))

@@ -60,12 +60,7 @@ impl<'a> Nd<'a> {
     /// Describes an array to read.
     pub(crate) fn read(array: &'a Bound<'_, PyUntypedArray>) -> PyResult<Self> {
         let dtype = dtype_of(array)?;
-        Ok(Self {
-            ptr: data_ptr(array),
-            dtype,
-            shape: array.shape(),
-            strides: array.strides(),
-        })
+        Ok(Self { ptr: data_ptr(array), dtype, shape: array.shape(), strides: array.strides() })
     }
 
     /// Describes an array to write.
@@ -135,7 +130,8 @@ impl<'a> Indices<'a> {
 
     /// Values along the last axis of batch member `index`.
     fn values(&self, batch: &[usize], index: usize) -> impl ExactSizeIterator<Item = i64> {
-        let as_nd = Nd { ptr: self.ptr.cast_mut(), dtype: DType::I32, shape: self.shape, strides: self.strides };
+        let as_nd =
+            Nd { ptr: self.ptr.cast_mut(), dtype: DType::I32, shape: self.shape, strides: self.strides };
         let start = as_nd.member(batch, index).cast_const();
         let last = self.shape.len() - 1;
         let (len, stride, wide) = (self.shape[last], self.strides[last], self.wide);
@@ -161,6 +157,5 @@ pub(crate) fn pattern(
     member: usize,
     block_cols: usize,
 ) -> PyResult<Pattern> {
-    Pattern::new(indptr.values(batch, member), indices.values(&[], 0), block_cols)
-        .map_err(to_python)
+    Pattern::new(indptr.values(batch, member), indices.values(&[], 0), block_cols).map_err(to_python)
 }

@@ -3,9 +3,7 @@
 use std::cell::Cell;
 
 use numpy::{PyArrayDescr, PyUntypedArray};
-use prunus_core::{
-    Activation, BsrRef, DType, Epilogue, MatMut, MatRef, MemoryBlocks, Pattern, VecRef,
-};
+use prunus_core::{Activation, BsrRef, DType, Epilogue, MatMut, MatRef, MemoryBlocks, Pattern, VecRef};
 use prunus_cpu::Dsd;
 use prunus_cpu::memory::Buffer;
 use pyo3::exceptions::PyValueError;
@@ -164,6 +162,7 @@ pub(crate) fn dsd(
                 shape,
                 blocksize,
                 transposed,
+                group: 0,
                 by_column: None,
             };
             path = call.member(i, w).run(context)?;
@@ -184,6 +183,7 @@ pub(crate) struct Packed {
     blocksize: (usize, usize),
     rows: Pattern,
     columns: Pattern,
+    group: usize,
 }
 
 impl Packed {
@@ -194,22 +194,30 @@ impl Packed {
 
 #[pymethods]
 impl Packed {
-    /// The values as stored: a read-only array of shape (blocks, rows, columns).
+    /// The values in C order: a copy, of shape (blocks, rows, columns), in the order of the rows.
     #[getter]
     fn data<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let this = slf.get();
         let py = slf.py();
+        let numpy = py.import("numpy")?;
         let dtype = match this.dtype {
             DType::Bf16 => py.import("ml_dtypes")?.getattr("bfloat16")?,
             other => PyArrayDescr::new(py, other.name())?.into_any(),
         };
-        let numpy = py.import("numpy")?;
+        let (rows, cols) = this.blocksize;
         // A bytes-like export of the pages keeps this object alive under the array.
         let raw = numpy.call_method1("frombuffer", (slf, "uint8"))?;
         let count = this.stored * this.block_bytes();
         let raw = raw.get_item(pyo3::types::PySlice::new(py, 0, count as isize, 1))?;
         let typed = raw.call_method1("view", (dtype,))?;
-        typed.call_method1("reshape", ((this.stored, this.blocksize.0, this.blocksize.1),))
+        let blocks = match this.group {
+            0 => typed.call_method1("reshape", ((this.stored, rows, cols),))?,
+            g => typed
+                .call_method1("reshape", ((this.stored, rows / g, cols, g),))?
+                .call_method1("swapaxes", (-1, -2))?
+                .call_method1("reshape", ((this.stored, rows, cols),))?,
+        };
+        blocks.call_method0("copy")
     }
 
     /// Bytes of values and patterns.
@@ -239,6 +247,37 @@ impl Packed {
             )
         };
         if status == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+    }
+}
+
+/// Copies one block of `size`-byte values into its packed layout, with zeros past column `depth`.
+///
+/// # Safety
+/// Both blocks must be whole.
+unsafe fn lay_down(
+    from: *const u8,
+    to: *mut u8,
+    (rows, cols): (usize, usize),
+    depth: usize,
+    group: usize,
+    size: usize,
+) {
+    for r in 0..rows {
+        for c in 0..cols {
+            let at = match group {
+                0 => r * cols + c,
+                g => r / g * g * cols + c * g + r % g,
+            };
+            // SAFETY: both positions are inside the block.
+            unsafe {
+                let to = to.add(at * size);
+                if c < depth {
+                    std::ptr::copy_nonoverlapping(from.add((r * cols + c) * size), to, size);
+                } else {
+                    to.write_bytes(0, size);
+                }
+            }
+        }
     }
 }
 
@@ -278,20 +317,28 @@ pub(crate) fn pack(
     let values = Buffer::new(stored * block_bytes);
     // Blocks are laid down in the order in which rows are computed.
     let (first, order) = (rows.indptr()[0], &rows);
+    let group = prunus_cpu::dsd::group_rows(data.dtype, blocksize.0);
     for i in 0..stored {
+        let column = rows.indices()[first + i] as usize;
+        let depth = blocksize.1.min(shape.1 - column * blocksize.1);
         // SAFETY: block(e) is below the number of blocks that `data` holds; `values` has room.
         unsafe {
             let from = data.ptr.add(order.block(first + i) * block_bytes);
-            std::ptr::copy_nonoverlapping(from, values.as_ptr().add(i * block_bytes), block_bytes);
+            let to = values.as_ptr().add(i * block_bytes);
+            lay_down(from, to, blocksize, depth, group, data.dtype.size());
         }
     }
     let offsets = rows.indptr().iter().map(|&p| (p - first) as i64);
     let block_cols = rows.block_cols();
     let columns = rows.indices()[first..first + stored].iter().map(|&c| i64::from(c));
-    let rows = Pattern::new(offsets.collect::<Vec<_>>().into_iter(), columns.collect::<Vec<_>>().into_iter(), block_cols)
-        .map_err(crate::door::to_python)?;
+    let rows = Pattern::new(
+        offsets.collect::<Vec<_>>().into_iter(),
+        columns.collect::<Vec<_>>().into_iter(),
+        block_cols,
+    )
+    .map_err(crate::door::to_python)?;
     let columns = rows.transposed();
-    Ok(Packed { values, dtype: data.dtype, stored, shape, blocksize, rows, columns })
+    Ok(Packed { values, dtype: data.dtype, stored, shape, blocksize, rows, columns, group })
 }
 
 /// As `dsd`, with a packed operand.
@@ -322,6 +369,7 @@ pub(crate) fn dsd_packed(
                 shape: packed.shape,
                 blocksize: packed.blocksize,
                 transposed,
+                group: packed.group,
                 by_column: Some(&packed.columns),
             };
             path = call.member(i, w).run(context)?;

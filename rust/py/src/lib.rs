@@ -19,8 +19,8 @@ mod _core {
     use super::dsd::{Packed, dsd, dsd_packed, pack};
     #[pymodule_export]
     use super::info::{
-        available_levels, cpu_info, default_threads, last_path, level, measure_bandwidth,
-        measure_flops, set_level,
+        available_levels, cpu_info, default_threads, last_path, level, measure_bandwidth, measure_flops,
+        set_level,
     };
 
     #[pymodule_init]

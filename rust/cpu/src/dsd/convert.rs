@@ -92,7 +92,7 @@ unsafe fn convert_as<S: Cast<E>, E: Copy + 'static>(rect: &Rect, dst: *mut E, ds
     let moves = size_of::<E>() == 4 && same::<S, E>();
     if moves && rect.row_stride == 4 && rect.col_stride != 4 && transpose::is_available(level) {
         // SAFETY: 4-byte values of one type are moved unchanged; the level is there.
-        unsafe { transpose::transpose_32(level, rect, dst.cast(), dst_row) };
+        unsafe { transpose::transpose_32(rect, dst.cast(), dst_row) };
         return;
     }
     #[cfg(target_arch = "x86_64")]
@@ -123,9 +123,8 @@ unsafe fn convert_loop<S: Cast<E>, E: Copy + 'static>(rect: &Rect, dst: *mut E, 
                 let src = rect.src.offset(i as isize * rect.row_stride);
                 let out = dst.add(i * dst_row);
                 if rect.col_stride == size && same::<S, E>() {
-                    // Bytes, since the source may lie at any alignment.
-                    let bytes = rect.cols * size_of::<E>();
-                    std::ptr::copy_nonoverlapping(src, out.cast::<u8>(), bytes);
+                    // As bytes: values may lie at any alignment.
+                    std::ptr::copy_nonoverlapping(src, out.cast::<u8>(), rect.cols * size_of::<E>());
                 } else if rect.col_stride == size {
                     let src = src.cast::<S>();
                     for j in 0..rect.cols {
@@ -191,7 +190,11 @@ mod tests {
                     for j in 0..cols {
                         let value = values[(first + i as isize * row + j as isize * col) as usize];
                         let got = dst[i * (cols + 2) + j];
-                        assert!(same(got, value), "{got:?} at ({i}, {j}), strides {row}, {col}, {}", level.name());
+                        assert!(
+                            same(got, value),
+                            "{got:?} at ({i}, {j}), strides {row}, {col}, {}",
+                            level.name()
+                        );
                     }
                 }
             }

@@ -3,10 +3,13 @@
 //! One entry serves every layout: `x @ W` is `op(W)ᵀ · xᵀ` on swapped strides. [`panel`] holds the
 //! general kernel's driver, [`plan`] the fixed rules by which work is cut up.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod blocks;
 mod convert;
 mod panel;
 mod plan;
-mod store;
+pub(crate) mod store;
 pub(crate) mod thin;
 pub(crate) mod tile;
 mod transpose;
@@ -21,13 +24,33 @@ use crate::threads::Context;
 use store::Sum;
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{avx2, avx512};
+use crate::amx as tiles;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::neon;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{avx2, avx512};
 
 /// The fixed constants by which work is cut up, for reports.
 pub fn constants() -> Vec<(&'static str, u64)> {
-    plan::constants()
+    let mut constants = plan::constants();
+    #[cfg(target_arch = "x86_64")]
+    constants.extend(amx::constants());
+    constants
+}
+
+/// Rows that packing lays together for the kernels of the level in use (see [`BsrRef::group`]); 0 where
+/// blocks are used as they are.
+pub fn group_rows(dtype: DType, block_rows: usize) -> usize {
+    let registers = match level::current() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx512Dot | Level::Amx => avx512::F32x16::REGISTERS,
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => neon::F32x4::REGISTERS,
+        _ => Plain::<f32>::REGISTERS,
+    };
+    let group = registers / 4;
+    let native = matches!(dtype, DType::F32 | DType::F64);
+    if native && block_rows.is_multiple_of(group) { group } else { 0 }
 }
 
 /// One product of a block-sparse with a dense matrix.
@@ -63,9 +86,7 @@ impl Dsd<'_> {
                     self.by_width::<avx512::F64x8>(context, ["thin f64 avx512", "panel f64 avx512"])
                 }
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => {
-                    self.by_width::<avx2::F64x4>(context, ["thin f64 avx2", "panel f64 avx2"])
-                }
+                Level::Avx2 => self.by_width::<avx2::F64x4>(context, ["thin f64 avx2", "panel f64 avx2"]),
                 #[cfg(target_arch = "aarch64")]
                 Level::Neon => self.by_width::<neon::F64x2>(context, ["thin f64 neon", "panel f64 neon"]),
                 _ => self.by_width::<Plain<f64>>(context, ["thin f64 scalar", "panel f64 scalar"]),
@@ -73,13 +94,13 @@ impl Dsd<'_> {
             Some(DType::Bf16) => self.run_bf16(level, context),
             Some(DType::I32) => match level {
                 #[cfg(target_arch = "x86_64")]
+                Level::Amx if amx::pays::<tiles::Int8>(self) => amx::run::<tiles::Int8>(self, context),
+                #[cfg(target_arch = "x86_64")]
                 Level::Avx512Dot | Level::Amx => {
                     panel::run::<avx512::I16x32Vnni>(self, context).map(|()| "panel int8 vnni")
                 }
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => {
-                    panel::run::<avx512::I16x32>(self, context).map(|()| "panel int8 avx512")
-                }
+                Level::Avx512 => panel::run::<avx512::I16x32>(self, context).map(|()| "panel int8 avx512"),
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => panel::run::<avx2::I16x16>(self, context).map(|()| "panel int8 avx2"),
                 #[cfg(target_arch = "aarch64")]
@@ -90,11 +111,16 @@ impl Dsd<'_> {
         }
     }
 
-    /// bfloat16 with bfloat16: pairs where the machine multiplies them, else widened to float32.
+    /// bfloat16 with bfloat16: in tiles or pairs where the machine multiplies them, else widened to
+    /// float32.
     fn run_bf16(&self, level: Level, context: &Context<'_>) -> Result<&'static str, Error> {
         #[cfg(target_arch = "x86_64")]
-        if level >= Level::Avx512Dot
-            && level::has_avx512_bf16()
+        if level == Level::Amx && amx::pays::<tiles::Bf16>(self) {
+            return amx::run::<tiles::Bf16>(self, context);
+        }
+        // Whatever has tiles has the pairs too.
+        #[cfg(target_arch = "x86_64")]
+        if (level == Level::Amx || (level == Level::Avx512Dot && level::has_avx512_bf16()))
             && !thin::applies::<avx512::F32x16>(self)
         {
             return panel::run::<avx512::Bf16x32>(self, context).map(|()| "panel bf16 avx512-bf16");

@@ -10,6 +10,7 @@ use std::ptr;
 use prunus_core::{Error, Pattern};
 
 use super::Dsd;
+use super::blocks::{BlockLayout, copy_block};
 use super::convert::{Convert, Element, Rect};
 use super::plan::{self, Panel};
 use super::store::{Finished, Store, Sum};
@@ -65,9 +66,13 @@ where
     let block_words = block_cols.div_ceil(L::STEP);
     let words = pattern.block_cols() * block_words;
     // A word may not straddle two rows of a block or run into the padding past the last column.
+    // Words of a grouped operand are single elements.
     let native_w = <L::Elem as Element>::NATIVE == Some(call.w.dtype)
         && (L::STEP == 1
-            || (!call.w.transposed && block_cols.is_multiple_of(L::STEP) && k.is_multiple_of(L::STEP)));
+            || (!call.w.transposed
+                && call.w.group == 0
+                && block_cols.is_multiple_of(L::STEP)
+                && k.is_multiple_of(L::STEP)));
     let reuse = pattern.len() * block_rows / pattern.block_cols().max(1);
     let turn = plan::columns_per_turn(k, size_of::<L::Elem>(), L::LANES);
     for first in (0..call.x.cols).step_by(turn) {
@@ -283,10 +288,22 @@ where
         let base = w.source.contiguous();
         let block_bytes = w.blocksize.0 * stored_cols * size;
         let padded = block_cols.next_multiple_of(L::STEP);
+        let grouped = w.group > 0;
         let layout = match (self.native_w, w.transposed) {
-            (true, false) => BlockLayout { offset: part.offset * stored_cols, row: stored_cols, word: L::STEP },
-            (true, true) => BlockLayout { offset: part.offset, row: 1, word: stored_cols },
-            (false, _) => BlockLayout { offset: 0, row: padded, word: L::STEP },
+            (false, _) => BlockLayout::Strided { offset: 0, row: padded, word: L::STEP },
+            (true, false) if grouped => BlockLayout::Grouped {
+                first_row: part.offset,
+                group: w.group,
+                group_size: w.group * stored_cols,
+                step: L::STEP,
+            },
+            (true, true) if grouped => {
+                BlockLayout::Strided { offset: part.offset * w.group, row: w.group, word: 1 }
+            }
+            (true, false) => {
+                BlockLayout::Strided { offset: part.offset * stored_cols, row: stored_cols, word: L::STEP }
+            }
+            (true, true) => BlockLayout::Strided { offset: part.offset, row: 1, word: stored_cols },
         };
         let converted = if self.native_w {
             ptr::null_mut()
@@ -307,22 +324,11 @@ where
             let values = if self.native_w {
                 stored.cast::<L::Elem>()
             } else {
-                let (row_stride, col_stride) = if w.transposed {
-                    (size as isize, (stored_cols * size) as isize)
-                } else {
-                    ((stored_cols * size) as isize, size as isize)
-                };
-                let rect = Rect {
-                    src: stored.wrapping_offset(part.offset as isize * row_stride),
-                    rows: part.rows,
-                    cols: depth,
-                    row_stride,
-                    col_stride,
-                };
                 let dst = converted.wrapping_add(i * part.rows * padded);
                 // SAFETY: the block is readable, and its slot holds `rows` rows of `padded` elements.
                 unsafe {
-                    (self.convert_w)(&rect, dst, padded);
+                    let rows = part.offset..part.offset + part.rows;
+                    copy_block(w, stored, rows, depth, self.convert_w, dst, padded);
                     for r in 0..part.rows {
                         for c in depth..depth.next_multiple_of(L::STEP) {
                             dst.add(r * padded + c).write(L::Elem::default());
@@ -331,11 +337,22 @@ where
                 }
                 dst.cast_const()
             };
+            if self.native_w && w.transposed && grouped {
+                // The summed dimension runs through one row group after another.
+                for first in (0..depth).step_by(w.group) {
+                    scratch.blocks.push(Block {
+                        w: values.wrapping_add(first * stored_cols),
+                        k: column + first,
+                        words: w.group.min(depth - first),
+                    });
+                }
+                continue;
+            }
             // Long blocks are summed piece by piece: a piece of x must fit the first cache.
             let words = depth.div_ceil(L::STEP);
             for word in (0..words).step_by(plan::BURST_WORDS) {
                 scratch.blocks.push(Block {
-                    w: values.wrapping_add(word * layout.word),
+                    w: values.wrapping_add(word * layout.word()),
                     k: indices[e] as usize * padded / L::STEP + word,
                     words: plan::BURST_WORDS.min(words - word),
                 });
@@ -371,16 +388,21 @@ where
             let mut row = 0;
             let mut line = 0;
             while row < part.rows {
-                let (tile, rows) = L::tile(part.rows - row, panel.vectors, false);
+                let at = layout.rows(row);
+                let wanted = at.most.min(part.rows - row);
+                let (mut tile, rows) = L::tile(wanted, panel.vectors, false);
+                if at.whole_group && rows == at.most {
+                    tile = L::tile(rows, panel.vectors, true).0;
+                }
                 // Sums wait in the scratch and move to the result with the last burst.
                 let (to, to_row) = if ends { (out, out_row) } else { (sums, width) };
                 let so_far = sums.wrapping_add(row * width).cast_const();
                 let args = Tile::<L> {
                     blocks: now.as_ptr(),
                     count: now.len(),
-                    w_offset: layout.offset + row * layout.row,
-                    w_row: layout.row,
-                    w_word: layout.word,
+                    w_offset: at.offset,
+                    w_row: at.row,
+                    w_word: at.word,
                     x: view.x,
                     x_word: view.word,
                     init: if starts { ptr::null() } else { so_far },
@@ -453,14 +475,6 @@ struct RowPart {
     /// First row in the block.
     offset: usize,
     rows: usize,
-}
-
-/// Strides of a block in elements: of the part's first row, from row to row, from word to word.
-#[derive(Clone, Copy)]
-struct BlockLayout {
-    offset: usize,
-    row: usize,
-    word: usize,
 }
 
 /// A task's own memory.

@@ -10,7 +10,7 @@ pub(crate) const SEGMENT_ROWS: usize = 64;
 /// Bytes of a block row's W that are swept by all panels before the next part is taken.
 pub(crate) const SWEEP_BYTES: usize = 256 << 10;
 /// Bytes of packed x kept at a time; more columns than that are done in turns.
-const PACKED_BYTES: usize = 4 << 20;
+pub(crate) const PACKED_BYTES: usize = 4 << 20;
 /// A row of x this long or shorter is read in place: its panels share cache sets evenly enough.
 const IN_PLACE_ROW_BYTES: isize = 1024;
 /// Rows as short as a panel's are always read in place; longer ones only where x is used too little
@@ -106,7 +106,12 @@ pub(crate) fn burst_words(word_bytes: usize) -> usize {
 
 /// Cuts block rows into ranges of about equal work. `offsets` are the rows' entries as prefix sums,
 /// `work` the multiply-adds of one entry.
-pub(crate) fn row_ranges(offsets: &[usize], work: u64, threads: usize, copies: usize) -> Vec<std::ops::Range<usize>> {
+pub(crate) fn row_ranges(
+    offsets: &[usize],
+    work: u64,
+    threads: usize,
+    copies: usize,
+) -> Vec<std::ops::Range<usize>> {
     let rows = offsets.len() - 1;
     // An empty row costs about one entry: its zeros are written too.
     let weight = |row: usize| ((offsets[row] - offsets[0]) + row) as u64 * work;

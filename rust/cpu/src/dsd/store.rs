@@ -1,5 +1,8 @@
 //! The last step of a tile: bias, activation, rounding to the result's type, any strides.
 
+#[cfg(target_arch = "x86_64")]
+use std::mem::MaybeUninit;
+
 use half::{bf16, f16};
 use prunus_core::{Activation, DType, Epilogue, VecRef};
 
@@ -158,7 +161,7 @@ impl Sum for i32 {
 ///
 /// # Safety
 /// Sums must be readable and the result writeable over `rows × cols`.
-unsafe fn store_as<A: Sum + Round<O>, O: Copy>(finished: &Finished<A>, epilogue: &Epilogue<'_>) {
+unsafe fn store_as<A: Sum + Round<A> + Round<O>, O: Copy>(finished: &Finished<A>, epilogue: &Epilogue<'_>) {
     let (level, f) = (level::current(), finished);
     let moves = size_of::<A>() == 4 && size_of::<O>() == 4 && epilogue.is_identity();
     let by_columns = f.row_stride == 4 && f.col_stride > 0 && f.col_stride % 4 == 0;
@@ -172,12 +175,18 @@ unsafe fn store_as<A: Sum + Round<O>, O: Copy>(finished: &Finished<A>, epilogue:
             col_stride: 4 * f.sums_row as isize,
         };
         // SAFETY: values are moved unchanged; the level is there.
-        unsafe { transpose::transpose_32(level, &rect, f.out.cast(), f.col_stride as usize / 4) };
+        unsafe { transpose::transpose_32(&rect, f.out.cast(), f.col_stride as usize / 4) };
         return;
     }
     #[cfg(target_arch = "x86_64")]
     if level >= Level::Avx2 {
-        // SAFETY: AVX2, FMA and F16C are there; the rest is the caller's promise.
+        let along_rows = f.col_stride == size_of::<O>() as isize;
+        if size_of::<A>() == 4 && f.row_stride == size_of::<O>() as isize && !along_rows {
+            // SAFETY: AVX2, FMA and F16C are there; the rest is the caller's promise.
+            unsafe { store_turned::<A, O>(finished, epilogue) };
+            return;
+        }
+        // SAFETY: as above.
         unsafe { store_avx2::<A, O>(finished, epilogue) };
         return;
     }
@@ -191,6 +200,60 @@ unsafe fn store_as<A: Sum + Round<O>, O: Copy>(finished: &Finished<A>, epilogue:
 unsafe fn store_avx2<A: Sum + Round<O>, O: Copy>(f: &Finished<A>, epilogue: &Epilogue<'_>) {
     // SAFETY: the caller's promise.
     unsafe { store_loop::<A, O>(f, epilogue) }
+}
+
+/// Writes to a result whose columns are contiguous. The sums are transposed, so that the epilogue runs
+/// along the rows of the sums and the rounding along the columns of the result, both in vectors.
+#[cfg(target_arch = "x86_64")]
+unsafe fn store_turned<A: Sum + Round<A> + Round<O>, O: Copy>(f: &Finished<A>, epilogue: &Epilogue<'_>) {
+    const ROWS: usize = 32;
+    const COLS: usize = 64;
+    let mut finished = [const { MaybeUninit::<A>::uninit() }; ROWS * COLS];
+    let mut turned = [const { MaybeUninit::<A>::uninit() }; ROWS * COLS];
+    for r in (0..f.rows).step_by(ROWS) {
+        for c in (0..f.cols).step_by(COLS) {
+            let (rows, cols) = (ROWS.min(f.rows - r), COLS.min(f.cols - c));
+            // SAFETY: parts of the sums and of the result; `rows × cols` values fit the two arrays,
+            // and are written before they are read.
+            unsafe {
+                let mut sums = f.sums.add(r * f.sums_row + c);
+                let mut sums_row = f.sums_row;
+                if !epilogue.is_identity() {
+                    let part = Finished {
+                        sums,
+                        sums_row,
+                        rows,
+                        cols,
+                        first_row: f.first_row + r,
+                        out: finished.as_mut_ptr().cast(),
+                        row_stride: (COLS * size_of::<A>()) as isize,
+                        col_stride: size_of::<A>() as isize,
+                    };
+                    store_avx2::<A, A>(&part, epilogue);
+                    (sums, sums_row) = (finished.as_ptr().cast(), COLS);
+                }
+                let rect = Rect {
+                    src: sums.cast(),
+                    rows: cols,
+                    cols: rows,
+                    row_stride: 4,
+                    col_stride: 4 * sums_row as isize,
+                };
+                super::transpose::transpose_32(&rect, turned.as_mut_ptr().cast(), ROWS);
+                let part = Finished {
+                    sums: turned.as_ptr().cast::<A>(),
+                    sums_row: ROWS,
+                    rows: cols,
+                    cols: rows,
+                    first_row: 0,
+                    out: f.out.offset(r as isize * f.row_stride + c as isize * f.col_stride),
+                    row_stride: f.col_stride,
+                    col_stride: f.row_stride,
+                };
+                store_avx2::<A, O>(&part, &Epilogue::default());
+            }
+        }
+    }
 }
 
 #[inline(always)]
@@ -273,9 +336,7 @@ mod tests {
     /// Values around every bfloat16: it, its ties with the next, and their neighbours.
     fn around_bfloat16() -> Vec<f32> {
         let low = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF];
-        (0..=u16::MAX)
-            .flat_map(|high| low.map(|low| f32::from_bits(u32::from(high) << 16 | low)))
-            .collect()
+        (0..=u16::MAX).flat_map(|high| low.map(|low| f32::from_bits(u32::from(high) << 16 | low))).collect()
     }
 
     #[test]
@@ -318,8 +379,13 @@ mod tests {
             let sums = shifts.map(|shift| near(-bits, shift));
             let above = 1.0 + 2f64.powi(1 - bits);
             let got: Vec<f64> = match to {
-                DType::Bf16 => stored::<f64, bf16>(&sums, to, |v| v.to_bits().into()).into_iter().map(f64::from).collect(),
-                _ => stored::<f64, f16>(&sums, to, |v| v.to_bits().into()).into_iter().map(f64::from).collect(),
+                DType::Bf16 => stored::<f64, bf16>(&sums, to, |v| v.to_bits().into())
+                    .into_iter()
+                    .map(f64::from)
+                    .collect(),
+                _ => {
+                    stored::<f64, f16>(&sums, to, |v| v.to_bits().into()).into_iter().map(f64::from).collect()
+                }
             };
             assert_eq!(got, [1.0, above, 1.0, above, 1.0]);
         }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use prunus_core::{Error, Pattern};
 
 use super::Dsd;
+use super::blocks::copy_block;
 use super::convert::{Convert, Element, Rect};
 use super::plan;
 use super::store::{Finished, Store, Sum};
@@ -105,7 +106,9 @@ struct Job<'a, L: Lanes> {
     convert_w: Convert<L::Elem>,
     store: Store<L::Acc>,
     x: *const L::Elem,
-    /// Words of one block's slice of x, padded to whole vectors.
+    /// Elements of one block's slice of x.
+    slice_len: usize,
+    /// Words of a block, padded to whole vectors.
     padded: usize,
     form: Form,
 }
@@ -117,6 +120,8 @@ enum Form {
     Rows,
     /// As they are, the summed dimension outermost.
     Columns,
+    /// As they are, groups of rows together: a vector holds some words of a whole group.
+    Groups(usize),
     /// Through a copy, row by row.
     Copied,
 }
@@ -138,13 +143,25 @@ where
     let pattern = call.w.op_pattern();
     let (block_rows, block_cols) = call.w.op_blocksize();
     let native = <L::Elem as Element>::NATIVE == Some(call.w.dtype);
+    let group = call.w.group;
     let form = match (native, call.w.transposed) {
+        (true, false)
+            if group > 0
+                && L::LANES.is_multiple_of(group)
+                && (block_cols * group).is_multiple_of(L::LANES) =>
+        {
+            Form::Groups(group)
+        }
+        (true, _) if group > 0 => Form::Copied,
         (true, false) if block_cols.is_multiple_of(L::LANES) => Form::Rows,
         (true, true) if block_rows.is_multiple_of(L::LANES) => Form::Columns,
         _ => Form::Copied,
     };
     let padded = block_cols.next_multiple_of(L::LANES);
-    let length = pattern.block_cols() * padded;
+    // Each word of x stands as often as a group has rows.
+    let repeat = if let Form::Groups(group) = form { group } else { 1 };
+    let slice_len = if repeat > 1 { block_cols * repeat } else { padded };
+    let length = pattern.block_cols() * slice_len;
     let x = Workspace::take(length * call.x.cols * size_of::<L::Elem>());
     let to: *mut L::Elem = x.as_ptr().cast();
     for column in 0..call.x.cols {
@@ -158,17 +175,24 @@ where
                 row_stride: call.x.col_stride,
                 col_stride: call.x.row_stride,
             };
-            // SAFETY: x is readable there, and its slice has room for `padded` elements.
+            // SAFETY: x is readable there, and its slice has room.
             unsafe {
-                let slice = to.add(column * length + block * padded);
-                convert_x(&rect, slice, padded);
-                for i in depth..padded {
+                let slice = to.add(column * length + block * slice_len);
+                convert_x(&rect, slice, depth);
+                for i in depth..slice_len / repeat {
                     slice.add(i).write(L::Elem::default());
+                }
+                // Back to front, so that no word is overwritten before it is spread.
+                for word in (0..slice_len / repeat).rev().take_while(|_| repeat > 1) {
+                    let value = *slice.add(word);
+                    for i in 0..repeat {
+                        slice.add(word * repeat + i).write(value);
+                    }
                 }
             }
         }
     }
-    let job = Job::<L> { call, pattern: &pattern, convert_w, store, x: to, padded, form };
+    let job = Job::<L> { call, pattern: &pattern, convert_w, store, x: to, slice_len, padded, form };
     let work = (block_rows * block_cols * call.x.cols * plan::THIN_WEIGHT) as u64;
     let ranges = plan::row_ranges(pattern.indptr(), work, context.threads, 1);
     for_each(context, ranges.len(), |task| job.rows(&ranges[task]))
@@ -194,7 +218,7 @@ where
         let dot = L::thin(n, false);
         let base = w.source.contiguous();
         let block_bytes = block_rows * block_cols * w.dtype.size();
-        let length = self.pattern.block_cols() * self.padded;
+        let length = self.pattern.block_cols() * self.slice_len;
         let (indptr, indices) = (self.pattern.indptr(), self.pattern.indices());
         let entries = indptr[rows.start]..indptr[rows.end];
         w.source.announce(&mut entries.map(|e| self.pattern.block(e)));
@@ -203,18 +227,19 @@ where
             let count = block_rows.min(self.call.out.view.rows - first);
             // SAFETY: the sums have room for a block row.
             unsafe { clear(sums, block_rows * n * lanes) };
-            for e in indptr[row]..indptr[row + 1] {
+            let entries = indptr[row]..indptr[row + 1];
+            for (e, &column) in entries.clone().zip(&indices[entries]) {
                 let block = self.pattern.block(e);
                 let stored = match base {
                     Some(base) => base.wrapping_add(block * block_bytes),
                     None => w.source.block(block)?,
                 };
-                let column = indices[e] as usize;
+                let column = column as usize;
                 let depth = block_cols.min(self.call.x.rows - column * block_cols);
-                let x = self.x.wrapping_add(column * self.padded);
-                let piece = |w: *const L::Elem, words: usize| Piece::<L> {
+                let x = self.x.wrapping_add(column * self.slice_len);
+                let piece = |w: *const L::Elem, rows: usize, words: usize| Piece::<L> {
                     w,
-                    rows: block_rows,
+                    rows,
                     words,
                     x,
                     x_col: length,
@@ -224,13 +249,20 @@ where
                 // (Columns of a transposed operand are outermost: they are simply left off.)
                 match self.form {
                     // SAFETY: sizes are multiples of the vector; the block and its slice are whole.
-                    Form::Rows if depth == block_cols => unsafe { kernel(&piece(stored.cast(), block_cols)) },
+                    Form::Rows if depth == block_cols => unsafe {
+                        kernel(&piece(stored.cast(), block_rows, block_cols))
+                    },
                     // SAFETY: as above.
-                    Form::Columns => unsafe { kernel(&piece(stored.cast(), depth)) },
+                    Form::Columns => unsafe { kernel(&piece(stored.cast(), block_rows, depth)) },
+                    // Packing zeroed what lies past the last column.
+                    // SAFETY: as above.
+                    Form::Groups(g) => unsafe {
+                        dot(&piece(stored.cast(), block_rows / g, block_cols * g));
+                    },
                     // SAFETY: the copy has room for a padded block.
                     _ => unsafe {
                         self.copy(stored, depth, copy);
-                        dot(&piece(copy, self.padded));
+                        dot(&piece(copy, block_rows, self.padded));
                     },
                 }
             }
@@ -238,10 +270,12 @@ where
             unsafe {
                 for r in 0..count {
                     for c in 0..n {
-                        let total = if lanes == 1 {
-                            *sums.add(c * block_rows + r)
-                        } else {
-                            add_lanes(sums.add((r * n + c) * lanes), lanes)
+                        let total = match self.form {
+                            Form::Columns => *sums.add(c * block_rows + r),
+                            Form::Groups(g) => {
+                                add_lanes(sums.add((r / g * n + c) * lanes + r % g), lanes / g, g)
+                            }
+                            _ => add_lanes(sums.add((r * n + c) * lanes), lanes, 1),
                         };
                         totals.add(r * n + c).write(total);
                     }
@@ -256,13 +290,9 @@ where
     unsafe fn copy(&self, stored: *const u8, depth: usize, to: *mut L::Elem) {
         let w = &self.call.w;
         let (block_rows, _) = w.op_blocksize();
-        let size = w.dtype.size() as isize;
-        let row = w.blocksize.1 as isize * size;
-        let (row_stride, col_stride) = if w.transposed { (size, row) } else { (row, size) };
-        let rect = Rect { src: stored, rows: block_rows, cols: depth, row_stride, col_stride };
         // SAFETY: the caller provides a block and room for `block_rows × padded`.
         unsafe {
-            (self.convert_w)(&rect, to, self.padded);
+            copy_block(w, stored, 0..block_rows, depth, self.convert_w, to, self.padded);
             for r in 0..block_rows {
                 for c in depth..self.padded {
                     to.add(r * self.padded + c).write(L::Elem::default());
@@ -295,14 +325,17 @@ unsafe fn clear<A: Default>(at: *mut A, count: usize) {
     }
 }
 
-/// Adds up partial sums pairwise, in an order that depends on nothing but their number.
-unsafe fn add_lanes<A: Sum>(at: *mut A, lanes: usize) -> A {
+/// Adds up partial sums `stride` apart, pairwise, in an order that depends on nothing but their number.
+unsafe fn add_lanes<A: Sum>(at: *mut A, lanes: usize, stride: usize) -> A {
     let mut left = lanes;
     while left > 1 {
         left /= 2;
         for i in 0..left {
-            // SAFETY: the caller provides `lanes` elements, a power of two.
-            unsafe { *at.add(i) = (*at.add(i)).add(*at.add(i + left)) };
+            // SAFETY: the caller provides `lanes` sums, a power of two.
+            unsafe {
+                let sum = (*at.add(i * stride)).add(*at.add((i + left) * stride));
+                at.add(i * stride).write(sum);
+            }
         }
     }
     // SAFETY: as above.

@@ -82,11 +82,7 @@ pub(crate) unsafe fn run<L: Lanes, const R: usize, const V: usize, const GROUPED
             // A cache line of the next burst's x (and W) every few steps: enough to start the
             // hardware's own prefetch, and cheap beside the multiply-adds. Where there is no next
             // burst the hint falls on this block again.
-            let next = if args.next_count == 0 {
-                block
-            } else {
-                &*args.next.add(b.min(args.next_count - 1))
-            };
+            let next = if args.next_count == 0 { block } else { &*args.next.add(b.min(args.next_count - 1)) };
             let mut next_x = args.x.add(next.k * x_word).wrapping_add(args.next_line * line::<L::Elem>());
             let mut next_w = next.w.wrapping_add(args.w_offset);
             let mut left = block.words;

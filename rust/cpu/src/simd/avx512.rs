@@ -32,7 +32,7 @@ impl Lanes for F32x16 {
     #[inline(always)]
     unsafe fn splat(from: *const f32) -> Self::X {
         // SAFETY: the caller provides a readable word.
-        unsafe { _mm512_set1_ps(*from) }
+        unsafe { _mm512_set1_ps(from.read_unaligned()) }
     }
     #[inline(always)]
     unsafe fn mul_add(w: Self::X, x: Self::X, acc: Self::V) -> Self::V {
@@ -92,7 +92,7 @@ impl Lanes for F64x8 {
     #[inline(always)]
     unsafe fn splat(from: *const f64) -> Self::X {
         // SAFETY: the caller provides a readable word.
-        unsafe { _mm512_set1_pd(*from) }
+        unsafe { _mm512_set1_pd(from.read_unaligned()) }
     }
     #[inline(always)]
     unsafe fn mul_add(w: Self::X, x: Self::X, acc: Self::V) -> Self::V {
@@ -241,7 +241,11 @@ impl Lanes for I16x32Vnni {
         thin_i16_vnni(cols, by_columns)
     }
 }
-thin_table!(thin_i16_vnni, I16x32Vnni, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512vnni")]);
+thin_table!(
+    thin_i16_vnni,
+    I16x32Vnni,
+    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512vnni")]
+);
 tile_table!(tile_i16_vnni, I16x32Vnni, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512vnni")], {
     3: [8, 4, 2, 1], 2: [8, 4, 2, 1], 1: [16, 8, 4, 2, 1], 6: [4, 2, 1],
 });
@@ -272,7 +276,9 @@ impl Lanes for Bf16x32 {
     #[inline(always)]
     unsafe fn splat(from: *const bf16) -> Self::X {
         // SAFETY: the caller provides a readable word.
-        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(from.cast::<i32>().read_unaligned())) }
+        unsafe {
+            std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(from.cast::<i32>().read_unaligned()))
+        }
     }
     #[inline(always)]
     unsafe fn mul_add(w: Self::X, x: Self::X, acc: Self::V) -> Self::V {
@@ -301,7 +307,11 @@ impl Lanes for Bf16x32 {
         thin_bf16(cols, by_columns)
     }
 }
-thin_table!(thin_bf16, Bf16x32, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512bf16")]);
+thin_table!(
+    thin_bf16,
+    Bf16x32,
+    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512bf16")]
+);
 tile_table!(tile_bf16, Bf16x32, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512bf16")], {
     3: [8, 4, 2, 1], 2: [8, 4, 2, 1], 1: [16, 8, 4, 2, 1], 6: [4, 2, 1],
 });

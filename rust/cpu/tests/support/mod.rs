@@ -1,9 +1,7 @@
 //! Operands with every layout, and the naive product that kernels are compared with.
 
 use half::{bf16, f16};
-use prunus_core::{
-    Activation, BlockSource, BsrRef, DType, Epilogue, Error, MatMut, MatRef, Pattern, VecRef,
-};
+use prunus_core::{Activation, BlockSource, BsrRef, DType, Epilogue, Error, MatMut, MatRef, Pattern, VecRef};
 use prunus_cpu::memory::Workspace;
 use prunus_cpu::{Context, Dsd};
 
@@ -270,6 +268,7 @@ impl Product<'_> {
             shape: self.w.shape,
             blocksize: self.w.block,
             transposed: self.transposed,
+            group: 0,
             by_column: self.by_column,
         };
         let epilogue = Epilogue { bias, activation: self.activation };
