@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 use proptest::prelude::*;
 use prunus_core::{Activation, BlockSource, DType, Error, Interrupt, MemoryBlocks, Never};
 use prunus_cpu::{Context, level};
-use support::{Dense, LAYOUTS, Product, Rng, Scattered, Sparse, WRITEABLE};
+use support::{Dense, LAYOUTS, Product, Rng, Scattered, Sparse, WRITEABLE, poison};
 
 use DType::{Bf16, F16, F32, F64, I8, I32};
 
@@ -55,6 +55,7 @@ fn check(product: &Product<'_>, dtype: DType, layout: usize) {
     let shape = (product.rows(), product.x.cols);
     for level in level::available() {
         level::set(level);
+        poison();
         let mut one = Dense::new(dtype, shape, layout);
         product.run(&mut one, &context(1)).unwrap();
         product.check(&one);
@@ -105,7 +106,7 @@ fn blocks() -> impl Strategy<Value = (usize, usize)> {
 
 fn cases() -> impl Strategy<Value = Case> {
     let form = (blocks(), (0..5usize, 0..5usize), (0..64usize, 0..64usize));
-    let columns = prop_oneof![3 => 0..40usize, 1 => 0..=200usize];
+    let columns = prop_oneof![2 => 0..6usize, 3 => 0..40usize, 1 => 0..=200usize];
     let pattern = (0..=4usize, any::<[bool; 2]>(), 0..3usize);
     let operand = (columns, any::<[bool; 4]>(), 0..LAYOUTS, 0..WRITEABLE);
     let epilogue = (prop::option::of((0..3usize, 0..WRITEABLE)), 0..4usize);

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 use prunus_core::{Activation, BlockSource, BsrRef, DType, Epilogue, Error, MatMut, MatRef, Pattern, VecRef};
+use prunus_cpu::memory::Workspace;
 use prunus_cpu::{Context, Dsd};
 
 /// A small generator (xorshift64*): the same values from the same seed everywhere.
@@ -317,6 +318,21 @@ impl Product<'_> {
             }
         }
     }
+}
+
+/// Leaves NaN in the workspaces that the next call will take: it must read nothing that it did not
+/// write.
+pub(crate) fn poison() {
+    let taken: Vec<Workspace> = (6..=16)
+        .flat_map(|log| [1 << log; 3])
+        .map(|bytes| {
+            let workspace = Workspace::take(bytes);
+            // SAFETY: the workspace has as many bytes, and nobody else has it.
+            unsafe { workspace.as_ptr().write_bytes(u8::MAX, bytes) };
+            workspace
+        })
+        .collect();
+    drop(taken);
 }
 
 fn activate(v: f64, activation: Activation) -> f64 {
