@@ -4,9 +4,15 @@ pub mod dsd;
 pub mod level;
 pub mod machine;
 pub mod memory;
+pub mod sdd;
+pub mod ssd;
 pub mod threads;
 
+mod dispatch;
+mod product;
 mod simd;
 
 pub use dsd::Dsd;
+pub use sdd::Sdd;
+pub use ssd::Ssd;
 pub use threads::Context;
