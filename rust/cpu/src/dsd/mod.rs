@@ -6,9 +6,9 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod blocks;
-mod convert;
+pub(crate) mod convert;
 mod panel;
-mod plan;
+pub(crate) mod plan;
 pub(crate) mod store;
 pub(crate) mod thin;
 pub(crate) mod tile;
@@ -211,7 +211,7 @@ impl Dsd<'_> {
 
 /// Type that sums are computed in: what the operands' elements are turned into for the kernel.
 /// `Bf16` stands for products of bfloat16 pairs summed in float32.
-fn compute_type(w: DType, x: DType, out: DType) -> Option<DType> {
+pub(crate) fn compute_type(w: DType, x: DType, out: DType) -> Option<DType> {
     use DType::{Bf16, F64, I8, I32};
     match (w, x, out) {
         (I8, I8, I32) => Some(I32),
