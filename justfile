@@ -40,7 +40,7 @@ doc:
 
 # The engine and property suites on every SIMD level that this CPU has.
 levels:
-    for level in $(python -c 'from prunus import _core; print(*_core.available_levels())'); do \
+    @for level in $(python -c 'from prunus import _core; print(*_core.available_levels())'); do \
         echo "SIMD level $level"; \
         PRUNUS_SIMD=$level pytest -q tests/engines tests/property; \
     done

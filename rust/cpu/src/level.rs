@@ -39,6 +39,23 @@ impl Level {
         }
     }
 
+    /// Bytes of a vector as the kernels use it.
+    pub(crate) const fn vector_bytes(self) -> usize {
+        match self {
+            Self::Scalar | Self::Neon => 16,
+            Self::Avx2 => 32,
+            Self::Avx512 | Self::Avx512Dot | Self::Amx => 64,
+        }
+    }
+
+    /// Vector registers that kernels may count on.
+    pub(crate) const fn vector_registers(self) -> usize {
+        match self {
+            Self::Scalar | Self::Avx2 => 16,
+            Self::Neon | Self::Avx512 | Self::Avx512Dot | Self::Amx => 32,
+        }
+    }
+
     /// Whether this machine can run the level.
     pub fn is_available(self) -> bool {
         match self {

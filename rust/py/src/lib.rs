@@ -9,6 +9,8 @@ mod arrays;
 mod door;
 mod dsd;
 mod info;
+mod sdd;
+mod ssd;
 
 /// Compiled part of prunus.
 #[pymodule]
@@ -24,6 +26,11 @@ mod _core {
         available_levels, cpu_info, default_threads, last_path, level, measure_bandwidth, measure_flops,
         set_level,
     };
+
+    #[pymodule_export]
+    use super::sdd::sdd;
+    #[pymodule_export]
+    use super::ssd::ssd;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -6,13 +6,14 @@
 
 use std::ops::Range;
 
-use prunus_core::{Error, Pattern};
+use prunus_core::{DType, Error, Pattern};
 
 use super::Dsd;
 use super::blocks::copy_block;
 use super::convert::{Convert, Element, Rect};
 use super::plan;
 use super::store::{Finished, Store, Sum};
+use crate::level;
 use crate::memory::Workspace;
 use crate::simd::Lanes;
 use crate::threads::{Context, for_each};
@@ -22,10 +23,15 @@ pub(crate) const MAX_COLS: usize = 4;
 /// Bytes by which W is asked for ahead of its use: across the page that hardware prefetch stops at.
 const AHEAD: usize = 2048;
 
-/// Whether a product goes this way: few columns, and blocks at least a vector long where they are
-/// summed or written.
-pub(crate) fn applies<L: Lanes>(call: &Dsd<'_>) -> bool {
-    call.x.cols <= MAX_COLS && L::STEP == 1 && call.w.op_blocksize().1 >= L::LANES
+/// Whether a product computed in `compute` goes this way: few columns, floating point, and blocks at
+/// least a vector long where they are summed.
+pub(crate) fn applies(call: &Dsd<'_>, compute: Option<DType>) -> bool {
+    let lanes = match compute {
+        Some(DType::F32) => level::current().vector_bytes() / 4,
+        Some(DType::F64) => level::current().vector_bytes() / 8,
+        _ => return false,
+    };
+    call.x.cols <= MAX_COLS && call.w.op_blocksize().1 >= lanes
 }
 
 /// One block with its slice of x, as the kernels see it. `rows × words`, padded to whole vectors.
