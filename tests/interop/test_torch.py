@@ -130,3 +130,15 @@ def test_torch_is_imported_only_when_used():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_writes_through_torch_are_seen_by_the_next_product(dtype):
+    _, t = tensor(dtype)
+    W = pr.BSR.from_torch(t, copy=False)
+    x = np.ones((6, 3), DTYPES[dtype])
+    before = W @ x
+    t.values().mul_(2)
+    np.testing.assert_array_equal(W @ x, 2 * before)
+    W.to_torch(copy=False).values().fill_(1)
+    np.testing.assert_array_equal((W @ x).astype(float), 3)

@@ -39,7 +39,8 @@ def test_constants_exist():
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_same_parameters(name):
     arguments = FUNCTIONS[name].args
-    written = [a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]]
+    rest = [a for a in (arguments.vararg, arguments.kwarg) if a]
+    written = [a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *rest]]
     assert list(inspect.signature(getattr(_core, name)).parameters) == written
 
 
