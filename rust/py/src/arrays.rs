@@ -132,10 +132,7 @@ fn extent(array: &Bound<'_, PyUntypedArray>) -> Option<(usize, usize)> {
 /// share memory, and their range of addresses is apart from those of the inputs.
 #[pyfunction]
 #[pyo3(signature = (out, *inputs))]
-pub(crate) fn writes_apart(
-    out: &Bound<'_, PyUntypedArray>,
-    inputs: &Bound<'_, PyTuple>,
-) -> PyResult<bool> {
+pub(crate) fn writes_apart(out: &Bound<'_, PyUntypedArray>, inputs: &Bound<'_, PyTuple>) -> PyResult<bool> {
     // SAFETY: a live array object.
     let flags = unsafe { (*out.as_array_ptr()).fields.flags };
     if flags & NPY_ARRAY_ALIGNED == 0 || !elements_apart(out) {
