@@ -26,9 +26,9 @@ use crate::threads::Context;
 
 /// The fixed constants by which work is cut up, for reports.
 pub fn constants() -> Vec<(&'static str, u64)> {
-    let mut constants = plan::constants();
+    let constants = plan::constants();
     #[cfg(target_arch = "x86_64")]
-    constants.extend(amx::constants());
+    let constants = [&constants[..], &amx::constants()].concat();
     constants
 }
 
