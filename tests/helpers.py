@@ -7,9 +7,9 @@ A product is compared with the same sum in float64 over the operands' stored val
 
     (K + 2) * eps(sums) * (|a| @ |b|)  +  eps(result) * |exact|  +  tiny(result)
 
-(Higham, *Accuracy and Stability of Numerical Algorithms*, 3.1; eps is twice the unit roundoff, which covers the
-second-order terms). ``sums`` is float32, or float64 where an operand or the result is float64; the second term
-is the one rounding of the result, and ``tiny`` what it loses among subnormal numbers. Integers are exact.
+(Higham, *Accuracy and Stability of Numerical Algorithms*, 3.1; eps is twice the unit roundoff, which covers
+the second-order terms). ``sums`` is float32, or float64 where an operand or the result is float64; the second
+term is the one rounding of the result, and ``tiny`` what it loses among subnormal numbers. Integers are exact.
 """
 
 import os

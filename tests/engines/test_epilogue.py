@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from helpers import BF16, F16, F32, F64, I8, I32, bound, close, dense, eps, natural, sparse, values
 
 import prunus as pr
+from helpers import BF16, F16, F32, F64, I8, I32, bound, close, dense, eps, natural, sparse, values
 
 
 def erf(value):

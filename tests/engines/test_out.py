@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from helpers import BF16, F16, F32, F64, I8, check, dense, layouts, natural, sparse, values
 
 import prunus as pr
+from helpers import BF16, F16, F32, F64, I8, check, dense, layouts, natural, sparse, values
 
 
 @pytest.mark.parametrize("dtype", [F32, F64, F16, BF16, I8], ids=str)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from helpers import BF16, F16, F32, F64, I8, check, dense, layouts, natural, sparse, values
 
 import prunus as pr
+from helpers import BF16, F16, F32, F64, I8, check, dense, layouts, natural, sparse, values
 
 # Blocks that a vector divides and that none does, rows and columns of values, blocks larger than the array.
 BLOCKS = [(1, 1), (1, 16), (16, 1), (5, 7), (8, 4), (16, 16), (32, 32), (3, 48), (64, 64), (128, 96)]

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import BF16, F16, F32, F64, FLOATS, I8, I32, OPERANDS, check, dense, natural, sparse, values
 
 import prunus as pr
+from helpers import BF16, F16, F32, F64, FLOATS, I8, I32, OPERANDS, check, dense, natural, sparse, values
 
 PAIRS = list(itertools.product(OPERANDS, OPERANDS))
 

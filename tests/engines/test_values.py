@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from helpers import BF16, F16, F32, F64, FLOATS, check, dense, sparse, values
 
 import prunus as pr
+from helpers import BF16, F16, F32, F64, FLOATS, check, dense, sparse, values
 
 
 def by_blocks(W, x):

@@ -10,6 +10,7 @@ from prunus.engines.base import Blocks
 
 __all__ = ["CpuEngine"]
 
+
 class CpuEngine:
     """Products on the host's cores, with the SIMD level chosen when the package was loaded."""
 
