@@ -1,6 +1,6 @@
 //! Block-sparse products at the AMX level, instruction by instruction: on machines without AMX (and
 //! without `vdpbf16ps`) the kernels' machine code runs under an emulator of those instructions.
-#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![cfg(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
 
 #[path = "support/emulator/mod.rs"]
 mod emulator;

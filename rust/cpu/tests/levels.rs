@@ -1,5 +1,4 @@
 //! Block-sparse products at every level that this machine has.
-#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 #[path = "support/product.rs"]
 mod product;
