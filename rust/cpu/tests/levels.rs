@@ -24,6 +24,7 @@ fn every_level_gives_the_product() {
         if dtype != DType::I8 {
             case.out_dtype = random.pick(&[DType::F32, DType::Bf16, DType::F16]);
         }
+        case.loose = random.below(4) == 0;
         case.seed = seed;
         for level in level::available() {
             level::set(level);
