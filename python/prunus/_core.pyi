@@ -9,6 +9,25 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "Packed",
+    "__version__",
+    "available_levels",
+    "cpu_info",
+    "default_threads",
+    "dsd",
+    "dsd_packed",
+    "last_path",
+    "level",
+    "measure_bandwidth",
+    "measure_flops",
+    "pack",
+    "sdd",
+    "set_level",
+    "ssd",
+    "writes_apart",
+]
+
 __version__: str
 
 @final
@@ -48,10 +67,13 @@ def ssd(
     a_data: NDArray[Any],
     a_indices: NDArray[Any],
     a_indptr: NDArray[Any],
+    a_shape: tuple[int, int],
+    a_transposed: bool,
     b_data: NDArray[Any],
     b_indices: NDArray[Any],
     b_indptr: NDArray[Any],
-    n_block_cols: int,
+    b_shape: tuple[int, int],
+    b_transposed: bool,
     out_dtype: np.dtype[Any],
     threads: int,
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]: ...
@@ -63,6 +85,7 @@ def sdd(
     out_data: NDArray[Any],
     threads: int,
 ) -> None: ...
+def writes_apart(out: NDArray[Any], *inputs: NDArray[Any] | None) -> bool: ...
 def available_levels() -> list[str]: ...
 def level() -> str: ...
 def set_level(name: str) -> None: ...

@@ -3,6 +3,7 @@
 //! Nothing here multiplies, reads a file or knows Python. Engines and pagers both depend on this
 //! crate and never on each other; [`BlockSource`] is the seam between them.
 
+mod blocks;
 mod dtype;
 mod epilogue;
 mod error;
@@ -11,6 +12,7 @@ mod matrix;
 mod pattern;
 mod source;
 
+pub use blocks::BlocksMut;
 pub use dtype::DType;
 pub use epilogue::{Activation, Epilogue};
 pub use error::Error;

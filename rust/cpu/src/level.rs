@@ -39,6 +39,23 @@ impl Level {
         }
     }
 
+    /// Bytes of a vector as the kernels use it.
+    pub(crate) const fn vector_bytes(self) -> usize {
+        match self {
+            Self::Scalar | Self::Neon => 16,
+            Self::Avx2 => 32,
+            Self::Avx512 | Self::Avx512Dot | Self::Amx => 64,
+        }
+    }
+
+    /// Vector registers that kernels may count on.
+    pub(crate) const fn vector_registers(self) -> usize {
+        match self {
+            Self::Scalar | Self::Avx2 => 16,
+            Self::Neon | Self::Avx512 | Self::Avx512Dot | Self::Amx => 32,
+        }
+    }
+
     /// Whether this machine can run the level.
     pub fn is_available(self) -> bool {
         match self {
@@ -159,4 +176,17 @@ pub fn parse(name: &str) -> Result<Level, Error> {
         expected: available().iter().map(|level| level.name()).collect::<Vec<_>>().join(", "),
         got: name.to_owned(),
     })
+}
+
+/// Runs `f` at every level of this machine in turn; tests that set the level wait for each other.
+#[cfg(test)]
+pub(crate) fn each(mut f: impl FnMut(Level)) {
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(|held| held.into_inner());
+    let before = PINNED.load(Ordering::Relaxed);
+    for level in available() {
+        set(level);
+        f(level);
+    }
+    PINNED.store(before, Ordering::Relaxed);
 }

@@ -4,11 +4,17 @@ pub mod dsd;
 pub mod level;
 pub mod machine;
 pub mod memory;
+pub mod sdd;
+pub mod ssd;
 pub mod threads;
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod dispatch;
+mod product;
 mod simd;
 
 pub use dsd::Dsd;
+pub use sdd::Sdd;
+pub use ssd::Ssd;
 pub use threads::Context;

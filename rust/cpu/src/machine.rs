@@ -17,6 +17,8 @@ use crate::threads::{Context, for_each};
 use crate::amx;
 #[cfg(target_arch = "x86_64")]
 use crate::amx::kernel::{Pass, Step, step_work};
+#[cfg(target_arch = "aarch64")]
+use crate::simd::neon;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2, avx512};
 
@@ -99,11 +101,15 @@ pub fn measure_flops(context: &Context<'_>, dtype: &str, seconds: f64) -> Result
         }
         #[cfg(target_arch = "x86_64")]
         ("float32", Level::Avx2) => rate::<avx2::F32x8>(context, seconds),
+        #[cfg(target_arch = "aarch64")]
+        ("float32", Level::Neon) => rate::<neon::F32x4>(context, seconds),
         ("float32", _) => rate::<Plain<f32>>(context, seconds),
         #[cfg(target_arch = "x86_64")]
         ("float64", Level::Avx512 | Level::Avx512Dot | Level::Amx) => rate::<avx512::F64x8>(context, seconds),
         #[cfg(target_arch = "x86_64")]
         ("float64", Level::Avx2) => rate::<avx2::F64x4>(context, seconds),
+        #[cfg(target_arch = "aarch64")]
+        ("float64", Level::Neon) => rate::<neon::F64x2>(context, seconds),
         ("float64", _) => rate::<Plain<f64>>(context, seconds),
         #[cfg(target_arch = "x86_64")]
         ("bfloat16", Level::Amx) => tile_rate::<amx::Bf16>(context, seconds),
@@ -121,6 +127,8 @@ pub fn measure_flops(context: &Context<'_>, dtype: &str, seconds: f64) -> Result
         ("int8", Level::Avx512) => rate::<avx512::I16x32>(context, seconds),
         #[cfg(target_arch = "x86_64")]
         ("int8", Level::Avx2) => rate::<avx2::I16x16>(context, seconds),
+        #[cfg(target_arch = "aarch64")]
+        ("int8", Level::Neon) => rate::<neon::I16x8>(context, seconds),
         ("int8", _) => rate::<Plain<i16>>(context, seconds),
         _ => Err(Error::Choice {
             what: "dtype",

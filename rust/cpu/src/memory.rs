@@ -106,3 +106,69 @@ impl Drop for Workspace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_large_enough() {
+        for bytes in [0, 1, 63, 64, 65, 4096, HUGE - 1, HUGE, HUGE + 1, 3 * HUGE] {
+            let buffer = Buffer::new(bytes);
+            assert!(buffer.len() >= bytes && buffer.len() >= LINE && !buffer.is_empty());
+            let align = if bytes >= HUGE { HUGE } else { LINE };
+            assert_eq!(buffer.as_ptr().addr() % align, 0);
+            // SAFETY: the buffer's own bytes.
+            unsafe {
+                buffer.as_ptr().write_bytes(1, buffer.len());
+                assert_eq!(buffer.as_ptr().add(buffer.len() - 1).read(), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn workspaces_in_use_are_apart_and_kept_after() {
+        // Of a size that no other test asks for; other tests may hold the list at any moment, so that
+        // a single hand-back can be lost: try until one was kept.
+        const SIZE: usize = 5 * LINE + 12_345;
+        let (a, b) = (Workspace::take(SIZE), Workspace::take(SIZE));
+        assert!(a.as_ptr().addr().abs_diff(b.as_ptr().addr()) >= SIZE);
+        drop((a, b));
+        let reused = (0..1000).any(|_| {
+            let before = Workspace::take(SIZE);
+            let address = before.as_ptr().addr();
+            drop(before);
+            Workspace::take(SIZE).as_ptr().addr() == address
+        });
+        assert!(reused);
+    }
+
+    #[test]
+    fn what_is_kept_has_a_limit() {
+        drop((0..100).map(|_| Workspace::take(LINE)).collect::<Vec<_>>());
+        drop(Workspace::take(KEPT_BYTES + 1));
+        let free = FREE.lock().unwrap();
+        assert!(free.len() <= 64);
+        assert!(free.iter().map(Buffer::len).sum::<usize>() <= KEPT_BYTES);
+    }
+
+    #[test]
+    fn many_threads_take_and_return() {
+        std::thread::scope(|scope| {
+            for thread in 0..8u8 {
+                scope.spawn(move || {
+                    for i in 0..200 {
+                        let bytes = (i * 37 + usize::from(thread) * 101) % 5000;
+                        let workspace = Workspace::take(bytes);
+                        // SAFETY: the workspace holds `bytes`, and nobody else has it.
+                        unsafe {
+                            workspace.as_ptr().write_bytes(thread, bytes);
+                            std::thread::yield_now();
+                            assert!((0..bytes).all(|at| workspace.as_ptr().add(at).read() == thread));
+                        }
+                    }
+                });
+            }
+        });
+    }
+}

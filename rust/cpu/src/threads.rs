@@ -137,3 +137,106 @@ where
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use prunus_core::Never;
+
+    use super::*;
+
+    fn context(threads: usize) -> Context<'static> {
+        Context { threads, interrupt: &Never }
+    }
+
+    #[test]
+    fn every_task_runs_once() {
+        for threads in [1, 2, 3, 9] {
+            for count in [0, 1, 2, 100] {
+                let runs: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                let task = |i: usize| {
+                    runs[i].fetch_add(1, Ordering::Relaxed);
+                    Ok(())
+                };
+                for_each(&context(threads), count, task).unwrap();
+                assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn many_callers_at_once_and_calls_inside_tasks() {
+        let total = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for caller in 0..16 {
+                let total = &total;
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        for_each(&context(1 + caller % 5), 8, |_| {
+                            for_each(&context(3), 4, |_| {
+                                total.fetch_add(1, Ordering::Relaxed);
+                                Ok(())
+                            })
+                        })
+                        .unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(total.into_inner(), 16 * 20 * 8 * 4);
+    }
+
+    #[test]
+    fn an_error_comes_back_and_stops_what_has_not_begun() {
+        for threads in [1, 2, 4] {
+            let begun = Mutex::new(HashSet::new());
+            let result = for_each(&context(threads), 10_000, |i| {
+                begun.lock().unwrap().insert(i);
+                if i == 5 { Err(Error::Pattern("task 5".to_owned())) } else { Ok(()) }
+            });
+            assert_eq!(result, Err(Error::Pattern("task 5".to_owned())));
+            let begun = begun.into_inner().unwrap();
+            assert!((0..=5).all(|i| begun.contains(&i)));
+            assert!(threads > 1 || begun.len() == 6);
+        }
+    }
+
+    #[test]
+    fn an_error_inside_a_call_inside_a_task_comes_back() {
+        let inner = |i: usize| {
+            for_each(&context(2), 5, move |j| match (i, j) {
+                (3, 4) => Err(Error::Interrupted),
+                _ => Ok(()),
+            })
+        };
+        assert_eq!(for_each(&context(3), 6, inner), Err(Error::Interrupted));
+        // The pool works on after it.
+        for_each(&context(3), 6, |_| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn only_the_caller_is_asked_about_interrupts() {
+        struct Asks(std::thread::ThreadId);
+        impl Interrupt for Asks {
+            fn interrupted(&self) -> bool {
+                assert_eq!(std::thread::current().id(), self.0);
+                false
+            }
+        }
+        let interrupt = Asks(std::thread::current().id());
+        for_each(&Context { threads: 4, interrupt: &interrupt }, 1000, |_| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller_and_leaves_the_pool_alive() {
+        let caught = std::panic::catch_unwind(|| {
+            for_each(&context(3), 50, |i| {
+                assert!(i != 7, "task 7");
+                Ok(())
+            })
+        });
+        assert!(caught.is_err());
+        for_each(&context(3), 50, |_| Ok(())).unwrap();
+    }
+}

@@ -18,7 +18,7 @@ thread_local! {
 }
 
 /// Blocks of a call: `(*batch, blocks, rows, columns)`, the last three in C order.
-fn blocks_of<'a>(data: &'a Bound<'_, PyUntypedArray>) -> PyResult<(Nd<'a>, (usize, usize))> {
+pub(crate) fn blocks_of<'a>(data: &'a Bound<'_, PyUntypedArray>) -> PyResult<(Nd<'a>, (usize, usize))> {
     let nd = Nd::read(data)?;
     let n = nd.batch(3)?.len();
     let (shape, strides) = (&nd.shape[n..], &nd.strides[n..]);

@@ -9,6 +9,8 @@ mod arrays;
 mod door;
 mod dsd;
 mod info;
+mod sdd;
+mod ssd;
 
 /// Compiled part of prunus.
 #[pymodule]
@@ -16,12 +18,19 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
+    use super::arrays::writes_apart;
+    #[pymodule_export]
     use super::dsd::{Packed, dsd, dsd_packed, pack};
     #[pymodule_export]
     use super::info::{
         available_levels, cpu_info, default_threads, last_path, level, measure_bandwidth, measure_flops,
         set_level,
     };
+
+    #[pymodule_export]
+    use super::sdd::sdd;
+    #[pymodule_export]
+    use super::ssd::ssd;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

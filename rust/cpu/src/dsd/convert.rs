@@ -5,7 +5,10 @@ use std::any::TypeId;
 use half::{bf16, f16};
 use prunus_core::DType;
 
-use crate::level::{self, Level};
+use super::transpose;
+use crate::level;
+#[cfg(target_arch = "x86_64")]
+use crate::level::Level;
 
 /// Conversion of one value from its storage type, exact in every case used.
 pub(crate) trait Cast<E>: Copy + 'static {
@@ -85,24 +88,19 @@ element!(i16, None, { I8 => i8 });
 /// # Safety
 /// The rectangle must be readable, and `dst` writeable for `rows` rows.
 unsafe fn convert_as<S: Cast<E>, E: Copy + 'static>(rect: &Rect, dst: *mut E, dst_row: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if size_of::<E>() == 4
-        && same::<S, E>()
-        && rect.row_stride == 4
-        && rect.col_stride != 4
-        && level::current() >= Level::Avx2
-    {
-        // SAFETY: 4-byte values of one type are moved unchanged; AVX2 is there.
-        unsafe { super::transpose::transpose_32(rect, dst.cast(), dst_row) };
+    let level = level::current();
+    let moves = size_of::<E>() == 4 && same::<S, E>();
+    if moves && rect.row_stride == 4 && rect.col_stride != 4 && transpose::is_available(level) {
+        // SAFETY: 4-byte values of one type are moved unchanged; the level is there.
+        unsafe { transpose::transpose_32(rect, dst.cast(), dst_row) };
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if level::current() >= Level::Avx2 {
+    if level >= Level::Avx2 {
         // SAFETY: AVX2, FMA and F16C are there; the rest is the caller's promise.
         unsafe { convert_avx2::<S, E>(rect, dst, dst_row) };
         return;
     }
-    let _ = (level::current(), Level::Avx2);
     // SAFETY: the caller's promise.
     unsafe { convert_loop::<S, E>(rect, dst, dst_row) }
 }
@@ -125,7 +123,8 @@ unsafe fn convert_loop<S: Cast<E>, E: Copy + 'static>(rect: &Rect, dst: *mut E, 
                 let src = rect.src.offset(i as isize * rect.row_stride);
                 let out = dst.add(i * dst_row);
                 if rect.col_stride == size && same::<S, E>() {
-                    std::ptr::copy_nonoverlapping(src.cast::<E>(), out, rect.cols);
+                    // As bytes: values may lie at any alignment.
+                    std::ptr::copy_nonoverlapping(src, out.cast::<u8>(), rect.cols * size_of::<E>());
                 } else if rect.col_stride == size {
                     let src = src.cast::<S>();
                     for j in 0..rect.cols {
@@ -153,5 +152,79 @@ unsafe fn convert_loop<S: Cast<E>, E: Copy + 'static>(rect: &Rect, dst: *mut E, 
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Converts with every level and layout; `want` gives each value's conversion.
+    fn check<S: Copy + PartialEq, E: Element + std::fmt::Debug>(
+        from: DType,
+        values: &[S],
+        same: impl Fn(E, S) -> bool,
+    ) {
+        let convert = E::convert(from).unwrap();
+        let size = size_of::<S>() as isize;
+        let (rows, cols) = (values.len() / 37, 37usize);
+        let end = (rows * cols - 1) as isize;
+        let (r, c) = (rows as isize, cols as isize);
+        let layouts = [(c, 1, 0), (1, r, 0), (-c, -1, end), (-1, -r, end), (0, 1, 0), (1, 0, 0), (3, 2, 0)];
+        level::each(|level| {
+            for (row, col, first) in layouts {
+                if row == 3 && (r - 1) * 3 + (c - 1) * 2 > end {
+                    continue;
+                }
+                let rect = Rect {
+                    src: values.as_ptr().wrapping_offset(first).cast(),
+                    rows,
+                    cols,
+                    row_stride: row * size,
+                    col_stride: col * size,
+                };
+                let mut dst = vec![E::default(); rows * (cols + 2)];
+                // SAFETY: the layouts stay inside `values`, the rows inside `dst`.
+                unsafe { convert(&rect, dst.as_mut_ptr(), cols + 2) };
+                for i in 0..rows {
+                    for j in 0..cols {
+                        let value = values[(first + i as isize * row + j as isize * col) as usize];
+                        let got = dst[i * (cols + 2) + j];
+                        assert!(
+                            same(got, value),
+                            "{got:?} at ({i}, {j}), strides {row}, {col}, {}",
+                            level.name()
+                        );
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn every_half_and_bfloat16_is_exact() {
+        let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        let same = |got: f32, v: f16| got.to_bits() == v.to_f32().to_bits() || got.is_nan() && v.is_nan();
+        check::<f16, f32>(DType::F16, &halves, same);
+        check::<f16, f64>(DType::F16, &halves, |got, v| got == v.to_f64() || got.is_nan() && v.is_nan());
+        let brains: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+        let same = |got: f32, v: bf16| got == v.to_f32() || got.is_nan() && v.is_nan();
+        check::<bf16, f32>(DType::Bf16, &brains, same);
+        check::<bf16, f64>(DType::Bf16, &brains, |got, v| got == v.to_f64() || got.is_nan() && v.is_nan());
+        check::<bf16, bf16>(DType::Bf16, &brains, |got, v| got.to_bits() == v.to_bits());
+    }
+
+    #[test]
+    fn other_types_are_exact() {
+        let bytes: Vec<i8> = (0..37 * 30).map(|i| (i * 7) as i8).collect();
+        check::<i8, i16>(DType::I8, &bytes, |got, v| got == i16::from(v));
+        check::<i8, f32>(DType::I8, &bytes, |got, v| got == f32::from(v));
+        check::<i8, f64>(DType::I8, &bytes, |got, v| got == f64::from(v));
+        let bits = (0..37 * 30u32).map(|i| i.wrapping_mul(0x9E37_79B9));
+        let singles: Vec<f32> = bits.map(f32::from_bits).collect();
+        // Copies keep every bit, NaN payloads too.
+        check::<f32, f32>(DType::F32, &singles, |got, v| got.to_bits() == v.to_bits());
+        let same = |got: f64, v: f32| got == f64::from(v) || got.is_nan() && v.is_nan();
+        check::<f32, f64>(DType::F32, &singles, same);
     }
 }

@@ -16,7 +16,7 @@ const IN_PLACE_ROW_BYTES: isize = 1024;
 /// Rows as short as a panel's are always read in place; longer ones only where x is used too little
 /// to pay for a copy.
 const IN_PLACE_ALWAYS_BYTES: isize = 256;
-const IN_PLACE_REUSE: usize = 600;
+const IN_PLACE_REUSE: usize = 250;
 /// A multiply-add of the thin kernel waits for memory about as long as this many of the others take.
 pub(crate) const THIN_WEIGHT: usize = 8;
 /// Multiply-adds worth a task of their own, and the most that may pass before signals are seen.

@@ -6,7 +6,10 @@ use prunus_core::{Activation, DType, Epilogue, VecRef};
 use super::convert::{Cast, Rect};
 #[cfg(target_arch = "x86_64")]
 use super::stages;
-use crate::level::{self, Level};
+use super::transpose;
+use crate::level;
+#[cfg(target_arch = "x86_64")]
+use crate::level::Level;
 
 /// Sums of finished rows, and where they go.
 #[derive(Clone, Copy, Debug)]
@@ -46,9 +49,23 @@ rounds! {
     f32 => f64: |v| f64::from(v),
     f64 => f32: |v| v as f32,
     f32 => f16: |v| f16::from_f32(v),
-    f64 => f16: |v| f16::from_f64(v),
-    f64 => bf16: |v| bf16::from_f64(v),
+    f64 => f16: |v| f16::from_f32(to_odd(v)),
+    f64 => bf16: |v| bf16_from(to_odd(v)),
     f32 => bf16: |v| bf16_from(v),
+}
+
+/// Rounds to odd: what is not exact becomes the neighbour with an odd last bit, so that rounding on
+/// to a shorter type is as good as from double precision (`half` drops the low bits instead, and
+/// takes values just above a tie for the tie).
+#[inline(always)]
+fn to_odd(v: f64) -> f32 {
+    let near = v as f32;
+    let back = f64::from(near);
+    if back == v || v.is_nan() {
+        return near;
+    }
+    let towards_zero = near.to_bits() - u32::from(back.abs() > v.abs());
+    f32::from_bits(towards_zero | 1)
 }
 
 /// Branch-free so that loops over it become vectors; NaN stays a quiet NaN.
@@ -147,26 +164,24 @@ unsafe fn store_as<A: Sum + Round<A> + Round<O>, O: Copy + 'static>(
     finished: &Finished<A>,
     epilogue: &Epilogue<'_>,
 ) {
+    let (level, f) = (level::current(), finished);
+    let moves = size_of::<A>() == 4 && size_of::<O>() == 4 && epilogue.is_identity();
+    let by_columns = f.row_stride == 4 && f.col_stride > 0 && f.col_stride % 4 == 0;
+    if moves && by_columns && transpose::is_available(level) {
+        // Seen from the result, whose rows are columns of the sums, this is a transposition.
+        let rect = Rect {
+            src: f.sums.cast(),
+            rows: f.cols,
+            cols: f.rows,
+            row_stride: 4,
+            col_stride: 4 * f.sums_row as isize,
+        };
+        // SAFETY: values are moved unchanged; the level is there.
+        unsafe { transpose::transpose_32(&rect, f.out.cast(), f.col_stride as usize / 4) };
+        return;
+    }
     #[cfg(target_arch = "x86_64")]
-    if level::current() >= Level::Avx2 {
-        let f = finished;
-        if size_of::<A>() == 4 && size_of::<O>() == 4 && f.row_stride == 4 && epilogue.is_identity() {
-            // Seen from the result, whose rows are columns of the sums, this is a transposition.
-            let rect = Rect {
-                src: f.sums.cast(),
-                rows: f.cols,
-                cols: f.rows,
-                row_stride: 4,
-                col_stride: 4 * f.sums_row as isize,
-            };
-            if f.col_stride % 4 == 0 && f.col_stride > 0 {
-                // SAFETY: values are moved unchanged; AVX2 is there.
-                unsafe {
-                    super::transpose::transpose_32(&rect, f.out.cast(), f.col_stride as usize / 4);
-                }
-                return;
-            }
-        }
+    if level >= Level::Avx2 {
         if stages::apply::<A, O>(f) {
             // SAFETY: AVX2 is there; the rest is the caller's promise.
             unsafe { stages::store::<A, O>(finished, epilogue) };
@@ -176,7 +191,6 @@ unsafe fn store_as<A: Sum + Round<A> + Round<O>, O: Copy + 'static>(
         unsafe { store_vectors::<A, O>(finished, epilogue) };
         return;
     }
-    let _ = (level::current(), Level::Avx2);
     // SAFETY: the caller's promise.
     unsafe { store_loop::<A, O>(finished, epilogue) }
 }
@@ -256,5 +270,100 @@ unsafe fn store_rows<A: Sum + Round<O>, O: Copy>(
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Stores `sums` as `O` at every level and returns the last result; levels must agree bit by bit.
+    fn stored<A: Sum, O: Copy + Default>(sums: &[A], to: DType, bits: impl Fn(O) -> u64) -> Vec<O> {
+        let store = A::store(to).unwrap();
+        let mut first: Option<Vec<O>> = None;
+        level::each(|level| {
+            let mut out = vec![O::default(); sums.len()];
+            let finished = Finished {
+                sums: sums.as_ptr(),
+                sums_row: sums.len(),
+                rows: 1,
+                cols: sums.len(),
+                first_row: 0,
+                out: out.as_mut_ptr().cast(),
+                row_stride: 0,
+                col_stride: size_of::<O>() as isize,
+            };
+            // SAFETY: one row of sums, and as many results.
+            unsafe { store(&finished, &Epilogue::default()) };
+            let seen = first.get_or_insert_with(|| out.clone());
+            let same = seen.iter().zip(&out).all(|(&a, &b)| bits(a) == bits(b));
+            assert!(same, "{} rounds otherwise", level.name());
+        });
+        first.unwrap()
+    }
+
+    /// Values around every bfloat16: it, its ties with the next, and their neighbours.
+    fn around_bfloat16() -> Vec<f32> {
+        let low = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF];
+        (0..=u16::MAX).flat_map(|high| low.map(|low| f32::from_bits(u32::from(high) << 16 | low))).collect()
+    }
+
+    #[test]
+    fn bfloat16_rounds_as_half_does() {
+        let sums = around_bfloat16();
+        for (got, &sum) in stored::<f32, bf16>(&sums, DType::Bf16, |v| v.to_bits().into()).iter().zip(&sums) {
+            let want = bf16::from_f32(sum);
+            if sum.is_nan() {
+                assert!(got.is_nan() && got.is_sign_negative() == sum.is_sign_negative(), "{sum}");
+                assert!(got.to_bits() & 0x40 != 0, "a signalling NaN from {:x}", sum.to_bits());
+            } else {
+                assert_eq!(got.to_bits(), want.to_bits(), "{sum} ({:x})", sum.to_bits());
+            }
+        }
+        let edges = [f32::MAX, -f32::MAX, f32::INFINITY, f32::NEG_INFINITY, -0.0, 3.389_531_4e38];
+        let got = stored::<f32, bf16>(&edges, DType::Bf16, |v| v.to_bits().into());
+        let bits: Vec<u16> = got.into_iter().map(bf16::to_bits).collect();
+        assert_eq!(bits, [0x7F80, 0xFF80, 0x7F80, 0xFF80, 0x8000, 0x7F7F]);
+    }
+
+    #[test]
+    fn other_types_round_to_nearest_even() {
+        let sums: Vec<f32> = around_bfloat16().into_iter().step_by(7).collect();
+        for (got, &sum) in stored::<f32, f16>(&sums, DType::F16, |v| v.to_bits().into()).iter().zip(&sums) {
+            let want = f16::from_f32_const(sum);
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{sum}");
+        }
+        let ties = [1.0 + 2f64.powi(-24), 1.0 + 3.0 * 2f64.powi(-24), 1e300, -1e300, f64::NAN, 1e-50];
+        let got = stored::<f64, f32>(&ties, DType::F32, |v| v.to_bits().into());
+        assert_eq!(got[..4], [1.0, 1.0 + 2f32.powi(-22), f32::INFINITY, f32::NEG_INFINITY]);
+        assert!(got[4].is_nan() && got[5] == 0.0);
+    }
+
+    #[test]
+    fn double_precision_rounds_once() {
+        // A tie of bfloat16 (or half), and its neighbours in double precision.
+        let near = |low: i32, shift: f64| 1.0 + 2f64.powi(low) + shift;
+        for (to, bits) in [(DType::Bf16, 8), (DType::F16, 11)] {
+            let shifts = [0.0, 2f64.powi(-52), -(2f64.powi(-52)), 2f64.powi(-40), -(2f64.powi(-30))];
+            let sums = shifts.map(|shift| near(-bits, shift));
+            let above = 1.0 + 2f64.powi(1 - bits);
+            let got: Vec<f64> = match to {
+                DType::Bf16 => stored::<f64, bf16>(&sums, to, |v| v.to_bits().into())
+                    .into_iter()
+                    .map(f64::from)
+                    .collect(),
+                _ => {
+                    stored::<f64, f16>(&sums, to, |v| v.to_bits().into()).into_iter().map(f64::from).collect()
+                }
+            };
+            assert_eq!(got, [1.0, above, 1.0, above, 1.0]);
+        }
+        let edges = [f64::MAX, -f64::INFINITY, f64::NAN, -0.0, 5e-324, 65519.99, 65520.0];
+        let got = stored::<f64, f16>(&edges, DType::F16, |v| v.to_bits().into());
+        assert!(got[0].is_infinite() && got[1] == f16::NEG_INFINITY && got[2].is_nan());
+        assert_eq!(got[3..].iter().map(|v| v.to_bits()).collect::<Vec<_>>(), [0x8000, 0, 0x7BFF, 0x7C00]);
+        let got = stored::<f64, bf16>(&edges, DType::Bf16, |v| v.to_bits().into());
+        assert!(got[0] == bf16::INFINITY && got[1] == bf16::NEG_INFINITY && got[2].is_nan());
+        assert_eq!(got[3..5].iter().map(|v| v.to_bits()).collect::<Vec<_>>(), [0x8000, 0]);
     }
 }

@@ -124,8 +124,10 @@ unsafe fn step<L: Lanes, const R: usize, const V: usize>(
 ) {
     // SAFETY: as in `run`.
     unsafe {
+        // Over all of V, although the first is loaded: a loop that skips it is not unrolled and takes
+        // the vectors through memory.
         let mut xv = [L::load_x(x); V];
-        for (v, vector) in xv.iter_mut().enumerate().skip(1) {
+        for (v, vector) in xv.iter_mut().enumerate() {
             *vector = L::load_x(x.add(v * L::LANES * L::STEP));
         }
         for (r, row) in acc.iter_mut().enumerate() {

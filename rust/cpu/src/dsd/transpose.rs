@@ -1,63 +1,92 @@
 //! Transposing copies of 32-bit values.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 use super::convert::Rect;
 use crate::level::{self, Level};
 
+/// Whether `level` has a transposing copy.
+pub(crate) fn is_available(level: Level) -> bool {
+    // Levels above scalar are of this machine's architecture: no other can be chosen.
+    level != Level::Scalar
+}
+
 /// Copies a rectangle whose columns are contiguous runs (`row_stride == 4`) to `dst`, where rows are
-/// contiguous: tiles are transposed in registers, edges go by single values.
+/// contiguous: a transposition of tiles in registers, edges by single values.
 ///
 /// Tiles are as wide as a cache line where AVX-512 is there: runs often lie a power of two apart, in
 /// one cache set, and a line that is used whole need not stay.
 ///
 /// # Safety
-/// AVX2 must be present, the rectangle readable and `dst` writeable for `rows` rows of `cols`.
+/// A level for which [`is_available`] holds must be present, the rectangle readable and `dst`
+/// writeable for `rows` rows of `cols`.
 pub(crate) unsafe fn transpose_32(rect: &Rect, dst: *mut u32, dst_row: usize) {
-    // SAFETY: the level in use has the instruction set; the rest is the caller's promise.
+    // SAFETY: the caller's promise; every level with a transposing copy has AVX2 or is AArch64.
     unsafe {
+        #[cfg(target_arch = "x86_64")]
         if level::current() >= Level::Avx512 {
-            by_16(rect, dst, dst_row);
+            transpose_avx512(rect, dst, dst_row);
         } else {
-            by_8(rect, dst, dst_row);
+            transpose_avx2(rect, dst, dst_row);
         }
+        #[cfg(target_arch = "aarch64")]
+        cut::<4>(rect, dst, dst_row, |src, run, dst, row| tile_4x4(src, run, dst, row));
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        cut::<1>(rect, dst, dst_row, |src, _, dst, _| dst.write(src.cast::<u32>().read_unaligned()));
     }
 }
 
-#[target_feature(enable = "avx512f")]
-unsafe fn by_16(rect: &Rect, dst: *mut u32, dst_row: usize) {
-    // SAFETY: as in `transpose_32`; tiles stay inside the rectangle.
-    unsafe { tiles(rect, dst, dst_row, 16, |src, to| tile_16x16(src, rect.col_stride, to, dst_row)) }
-}
-
-#[target_feature(enable = "avx2")]
-unsafe fn by_8(rect: &Rect, dst: *mut u32, dst_row: usize) {
-    // SAFETY: as in `transpose_32`; tiles stay inside the rectangle.
-    unsafe { tiles(rect, dst, dst_row, 8, |src, to| tile_8x8(src, rect.col_stride, to, dst_row)) }
-}
-
-/// Walks the tiles, along the runs first, then the values that no tile covers.
+/// Cuts the rectangle into `S × S` tiles and does the edges.
+///
+/// # Safety
+/// As [`transpose_32`]; `tile` transposes `S` runs of `S` values into `S` rows.
 #[inline(always)]
-unsafe fn tiles(rect: &Rect, dst: *mut u32, dst_row: usize, side: usize, tile: impl Fn(*const u8, *mut u32)) {
+unsafe fn cut<const S: usize>(
+    rect: &Rect,
+    dst: *mut u32,
+    dst_row: usize,
+    tile: impl Fn(*const u8, isize, *mut u32, usize),
+) {
     let (rows, cols) = (rect.rows, rect.cols);
-    let (full_rows, full_cols) = (rows / side * side, cols / side * side);
-    // SAFETY: every index stays inside the rectangle.
+    let (full_rows, full_cols) = (rows / S * S, cols / S * S);
+    // SAFETY: tiles and single values stay inside the rectangle.
     unsafe {
-        let at = |i: usize, j: usize| rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
-        for j in (0..full_cols).step_by(side) {
-            for i in (0..full_rows).step_by(side) {
-                tile(at(i, j), dst.add(i * dst_row + j));
+        // Along the runs first: each is read line after line.
+        for j in (0..full_cols).step_by(S) {
+            for i in (0..full_rows).step_by(S) {
+                let src = rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
+                tile(src, rect.col_stride, dst.add(i * dst_row + j), dst_row);
             }
         }
         for i in 0..rows {
-            for j in if i < full_rows { full_cols } else { 0 }..cols {
-                *dst.add(i * dst_row + j) = at(i, j).cast::<u32>().read_unaligned();
+            let from = if i < full_rows { full_cols } else { 0 };
+            for j in from..cols {
+                let src = rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
+                dst.add(i * dst_row + j).write(src.cast::<u32>().read_unaligned());
             }
         }
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose_avx2(rect: &Rect, dst: *mut u32, dst_row: usize) {
+    // SAFETY: the caller's promise, handed on tile by tile.
+    unsafe { cut::<8>(rect, dst, dst_row, |src, run, dst, row| tile_8x8(src, run, dst, row)) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose_avx512(rect: &Rect, dst: *mut u32, dst_row: usize) {
+    // SAFETY: the caller's promise, handed on tile by tile.
+    unsafe { cut::<16>(rect, dst, dst_row, |src, run, dst, row| tile_16x16(src, run, dst, row)) }
+}
+
 /// Transposes one 8 × 8 tile: run `j` of the source becomes column `j` of the destination.
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn tile_8x8(src: *const u8, run_stride: isize, dst: *mut u32, dst_row: usize) {
@@ -79,6 +108,7 @@ unsafe fn tile_8x8(src: *const u8, run_stride: isize, dst: *mut u32, dst_row: us
 }
 
 /// Transposes one 16 × 16 tile.
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 #[inline]
 unsafe fn tile_16x16(src: *const u8, run_stride: isize, dst: *mut u32, dst_row: usize) {
@@ -109,6 +139,69 @@ unsafe fn tile_16x16(src: *const u8, run_stride: isize, dst: *mut u32, dst_row: 
             put(i + 4, _mm512_shuffle_f32x4::<0x88>(odd_pq, odd_rs));
             put(i + 8, _mm512_shuffle_f32x4::<0xDD>(even_pq, even_rs));
             put(i + 12, _mm512_shuffle_f32x4::<0xDD>(odd_pq, odd_rs));
+        }
+    }
+}
+
+/// Transposes one 4 × 4 tile: run `j` of the source becomes column `j` of the destination.
+#[cfg(target_arch = "aarch64")]
+#[inline]
+unsafe fn tile_4x4(src: *const u8, run_stride: isize, dst: *mut u32, dst_row: usize) {
+    // SAFETY: the caller provides 4 runs of 4 values, at any alignment, and 4 rows of 4 to write.
+    unsafe {
+        let run = |j: isize| vreinterpretq_u32_u8(vld1q_u8(src.offset(j * run_stride)));
+        let (even, odd) = ((run(0), run(2)), (run(1), run(3)));
+        let (a, b) = (vzip1q_u32(even.0, even.1), vzip2q_u32(even.0, even.1));
+        let (c, d) = (vzip1q_u32(odd.0, odd.1), vzip2q_u32(odd.0, odd.1));
+        vst1q_u32(dst, vzip1q_u32(a, c));
+        vst1q_u32(dst.add(dst_row), vzip2q_u32(a, c));
+        vst1q_u32(dst.add(2 * dst_row), vzip1q_u32(b, d));
+        vst1q_u32(dst.add(3 * dst_row), vzip2q_u32(b, d));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::level;
+
+    #[test]
+    fn every_value_lands_at_its_place_and_nowhere_else() {
+        if !level::available().into_iter().any(is_available) {
+            return;
+        }
+        let sizes = [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 33];
+        for rows in sizes {
+            for cols in sizes {
+                // Runs apart, adjacent, backwards, repeated, and off any alignment.
+                let far = 4 * rows as isize + 12;
+                for (run, off) in [(far, 0), (4 * rows as isize, 0), (-far, 0), (0, 0), (far + 1, 3)] {
+                    let bytes = run.unsigned_abs() * cols + 4 * rows + 8;
+                    let src: Vec<u8> = (0..bytes).map(|i| (i * 131 % 251) as u8).collect();
+                    let first = if run < 0 { bytes - 4 * rows - 8 } else { off };
+                    let rect = Rect {
+                        src: src.as_ptr().wrapping_add(first),
+                        rows,
+                        cols,
+                        row_stride: 4,
+                        col_stride: run,
+                    };
+                    let dst_row = cols + 3;
+                    let mut dst = vec![0xDEAD_BEEFu32; rows * dst_row + 1];
+                    // SAFETY: a level is there; every run lies in `src`, every row in `dst`.
+                    unsafe { transpose_32(&rect, dst.as_mut_ptr(), dst_row) };
+                    for (at, got) in dst.into_iter().enumerate() {
+                        let (i, j) = (at / dst_row, at % dst_row);
+                        let want = if i < rows && j < cols {
+                            let from = (first as isize + 4 * i as isize + run * j as isize) as usize;
+                            u32::from_ne_bytes(src[from..from + 4].try_into().unwrap())
+                        } else {
+                            0xDEAD_BEEF
+                        };
+                        assert_eq!(got, want, "({i}, {j}) of {rows} x {cols}, runs {run} apart");
+                    }
+                }
+            }
         }
     }
 }

@@ -30,7 +30,7 @@ impl Lanes for F32x8 {
     #[inline(always)]
     unsafe fn splat(from: *const f32) -> Self::X {
         // SAFETY: the caller provides a readable word.
-        unsafe { _mm256_broadcast_ss(&*from) }
+        unsafe { _mm256_set1_ps(from.read_unaligned()) }
     }
     #[inline(always)]
     unsafe fn mul_add(w: Self::X, x: Self::X, acc: Self::V) -> Self::V {
@@ -90,7 +90,7 @@ impl Lanes for F64x4 {
     #[inline(always)]
     unsafe fn splat(from: *const f64) -> Self::X {
         // SAFETY: the caller provides a readable word.
-        unsafe { _mm256_broadcast_sd(&*from) }
+        unsafe { _mm256_set1_pd(from.read_unaligned()) }
     }
     #[inline(always)]
     unsafe fn mul_add(w: Self::X, x: Self::X, acc: Self::V) -> Self::V {

@@ -32,7 +32,7 @@ impl Lanes for F32x16 {
     #[inline(always)]
     unsafe fn splat(from: *const f32) -> Self::X {
         // SAFETY: the caller provides a readable word.
-        unsafe { _mm512_set1_ps(*from) }
+        unsafe { _mm512_set1_ps(from.read_unaligned()) }
     }
     #[inline(always)]
     unsafe fn mul_add(w: Self::X, x: Self::X, acc: Self::V) -> Self::V {
@@ -92,7 +92,7 @@ impl Lanes for F64x8 {
     #[inline(always)]
     unsafe fn splat(from: *const f64) -> Self::X {
         // SAFETY: the caller provides a readable word.
-        unsafe { _mm512_set1_pd(*from) }
+        unsafe { _mm512_set1_pd(from.read_unaligned()) }
     }
     #[inline(always)]
     unsafe fn mul_add(w: Self::X, x: Self::X, acc: Self::V) -> Self::V {

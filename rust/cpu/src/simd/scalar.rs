@@ -31,7 +31,7 @@ macro_rules! plain_float {
             #[inline(always)]
             unsafe fn splat(from: *const $t) -> Self::X {
                 // SAFETY: the caller provides one readable element.
-                [unsafe { *from }; N]
+                [unsafe { from.read_unaligned() }; N]
             }
             #[inline(always)]
             unsafe fn mul_add(w: Self::X, x: Self::X, acc: Self::V) -> Self::V {

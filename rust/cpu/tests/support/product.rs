@@ -2,7 +2,8 @@
 
 use half::bf16;
 use prunus_core::{
-    Activation, BsrRef, DType, Epilogue, MatMut, MatRef, MemoryBlocks, Never, Pattern, VecRef,
+    Activation, BlockSource, BsrRef, DType, Epilogue, Error, MatMut, MatRef, MemoryBlocks, Never, Pattern,
+    VecRef,
 };
 use prunus_cpu::{Context, Dsd};
 

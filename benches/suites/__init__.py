@@ -1,0 +1,1 @@
+"""asv suites: time and peak memory by operation, dtype, block, density and number of columns."""

@@ -1,0 +1,58 @@
+# What CI calls. Run in a virtual environment that has the package, its `test` extra and requirements-dev.txt.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+set windows-shell := ["bash", "-euo", "pipefail", "-c"]
+
+# List the recipes.
+default:
+    @just --list
+
+# Formatting, lints and types of both languages, and the stub of the compiled module.
+check: check-rust check-python stub
+
+# Rust: format and clippy, where a warning is an error.
+check-rust:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Python: lints, format and strict types.
+check-python:
+    ruff check .
+    ruff format --check .
+    mypy
+
+# The committed _core.pyi against the module that is installed.
+stub:
+    python -m mypy.stubtest --mypy-config-file pyproject.toml prunus._core
+
+# Everything that runs code; pytest comes last, so that its summary is the last line.
+test: test-rust doc levels
+    pytest
+
+# Unit and property tests of the crates.
+test-rust:
+    cargo test --workspace --locked
+
+# Examples in the README and in docstrings.
+doc:
+    pytest --doctest-glob='*.md' README.md
+    pytest --doctest-modules --pyargs prunus
+
+# The engine and property suites on every SIMD level that this CPU has.
+levels:
+    @for level in $(python -c 'from prunus import _core; print(*_core.available_levels())'); do \
+        echo "SIMD level $level"; \
+        PRUNUS_SIMD=$level pytest -q tests/engines tests/property; \
+    done
+
+# A wheel that keeps to the stable ABI and needs nothing but NumPy and ml_dtypes.
+wheel:
+    bash .ci/wheel
+
+# One quick round of a few asv benchmarks: they still run. `just bench .` runs all of them.
+bench pattern='float32.*, 32, 0\.1|Overhead':
+    cd benches && asv machine --yes >/dev/null && asv run --python=same --quick --show-stderr --bench '{{pattern}}'
+
+# Side by side with NumPy, torch and SciPy, whichever are installed.
+peers *arguments:
+    python -m prunus bench peers {{arguments}}

@@ -1,0 +1,9 @@
+"""The package's own exception."""
+
+
+class PrunusError(Exception):
+    """A request this build, machine or array cannot serve.
+
+    Raised where the arguments are well formed and of the right type, yet there is no such device, no such
+    engine or the array is frozen. Wrong shapes and values raise ``ValueError``, wrong types ``TypeError``.
+    """

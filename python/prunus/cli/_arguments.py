@@ -1,0 +1,56 @@
+"""Types of arguments that several commands take."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from prunus._config import cores
+
+__all__ = ["Commands", "choices", "densities", "numbers", "thread_counts"]
+
+# A string: argparse's class takes a parameter only in its stub.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def numbers(text: str) -> list[int]:
+    """Read whole numbers above 0, separated by commas."""
+    values = [_number(part) for part in text.split(",")]
+    if min(values) < 1:
+        raise argparse.ArgumentTypeError(f"numbers must be at least 1: {text!r}")
+    return values
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not a whole number: {text!r}") from None
+
+
+def densities(text: str) -> list[float]:
+    """Read per cents, separated by commas, as shares in ascending order."""
+    try:
+        values = sorted(float(part) / 100 for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not per cents separated by commas: {text!r}") from None
+    if not all(0 < value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(f"densities are per cents above 0, up to 100: {text!r}")
+    return values
+
+
+def thread_counts(text: str) -> list[int]:
+    """Read numbers of threads, where ``all`` is one for each core; each number once."""
+    return list(dict.fromkeys(cores() if part == "all" else numbers(part)[0] for part in text.split(",")))
+
+
+def choices(*allowed: str) -> Callable[[str], list[str]]:
+    """Make a type that reads names separated by commas, each of them one of `allowed`."""
+
+    def read(text: str) -> list[str]:
+        parts: Sequence[str] = text.split(",")
+        for part in parts:
+            if part not in allowed:
+                raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(allowed)}")
+        return list(parts)
+
+    return read

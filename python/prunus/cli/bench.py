@@ -1,0 +1,143 @@
+"""``python -m prunus bench``: comparisons with other libraries on this machine."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunus.cli._arguments import Commands, choices, densities, numbers, thread_counts
+from prunus.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from prunus.bench.run import Plan
+
+__all__ = ["add", "run"]
+
+_DESCRIPTION = """\
+Time prunus side by side with NumPy, torch, SciPy and torch BSR (MKL), whichever are installed: in one
+process, in interleaved rounds, and tell the medians. Values are random, never zeros; every result is checked
+before it is timed; X is packed inside the time; all libraries have the same number of threads."""
+
+
+def add(commands: Commands) -> None:
+    """Declare the command and its one comparison, ``peers``."""
+    command = commands.add_parser("bench", help="comparisons with other libraries on this machine")
+    kinds = command.add_subparsers(title="comparisons", metavar="COMPARISON", required=True)
+    peers = kinds.add_parser(
+        "peers", help="side by side with NumPy, torch and SciPy", description=_DESCRIPTION
+    )
+    arg = peers.add_argument
+    arg("--size", type=int, default=4096, help="height and width of W (default: %(default)s)")
+    arg("--blocks", type=numbers, default="16,32,64", help="block sizes (default: %(default)s)")
+    arg("--densities", type=densities, default="5,10,30,50", help="per cents (default: %(default)s)")
+    arg("--columns", type=numbers, default="1,16,128,512", help="columns N of X (default: %(default)s)")
+    dtypes = choices("float32", "bfloat16", "float64", "float16")
+    arg("--dtypes", type=dtypes, default="float32,bfloat16", help="types (default: %(default)s)")
+    arg("--layout", choices=["wx", "xwt", "both"], default="both", help="W @ X, x @ W.T, or both")
+    arg("--threads", type=thread_counts, default="1,all", help="numbers of threads (default: %(default)s)")
+    arg("--rounds", type=int, default=7, help="timed calls of each contestant (default: %(default)s)")
+    ops = choices("dsd", "sdd", "ssd")
+    arg("--ops", type=ops, default="dsd,sdd,ssd", help="operations (default: %(default)s)")
+    arg("--break-even", action="store_true", help="add densities of 70, 85 and 100 %%, to find the crossing")
+    flush = "flush the caches before each call (auto: where N <= 16)"
+    arg("--flush", choices=["auto", "always", "never"], default="auto", help=flush)
+    arg("--skip-slow", action="store_true", help="leave SciPy out")
+    scaling = "instead: the gain from threads at N = 512, and the overhead of one call"
+    arg("--scaling", action="store_true", help=scaling)
+    arg("--csv", metavar="PATH", help="write all results; 'auto': benches/results/CPU-DATE.csv")
+    arg("--plot", metavar="PATH", type=Path, help="draw density against speed-up (needs matplotlib)")
+    peers.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the comparison and print its tables."""
+    from prunus.bench.machine import pin_by_environment
+    from prunus.bench.peers import WrongResultError
+
+    try:
+        plan = _plan(options)
+        pin_by_environment([1] if options.scaling else plan.threads)
+        if options.scaling:
+            return _scaling(plan)
+        return _peers(plan, options)
+    except (ValueError, WrongResultError, OSError, ModuleNotFoundError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _plan(options: argparse.Namespace) -> "Plan":
+    from prunus.bench.run import Plan
+
+    if options.break_even:
+        options.densities = sorted({*options.densities, 0.7, 0.85, 1.0})
+    return Plan(
+        size=options.size,
+        blocks=options.blocks,
+        densities=options.densities,
+        columns=options.columns,
+        dtypes=options.dtypes,
+        layouts=["wx", "xwt"] if options.layout == "both" else [options.layout],
+        threads=options.threads,
+        ops=options.ops,
+        rounds=options.rounds,
+        flush={"auto": None, "always": True, "never": False}[options.flush],
+        skip_slow=options.skip_slow,
+    )
+
+
+def _say(text: str) -> None:
+    """Tell a log what is being done; a terminal has the progress bar."""
+    if not sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+
+
+def _peers(plan: "Plan", options: argparse.Namespace) -> int:
+    from prunus.bench.files import auto_path, write_csv
+    from prunus.bench.machine import cpu
+    from prunus.bench.peers import Peers
+    from prunus.bench.plot import plot, require_matplotlib
+    from prunus.bench.report import report
+    from prunus.bench.run import run as run_plan
+    from prunus.bench.targets import format_targets, targets
+
+    this = cpu()
+    # What would only fail at the end, after many minutes, fails now.
+    path = auto_path(this) if options.csv == "auto" else Path(options.csv) if options.csv else None
+    if options.plot is not None:
+        require_matplotlib()
+    peers = Peers(skip_slow=plan.skip_slow)
+    versions = peers.versions()
+    print(f"CPU: {this.name}; SIMD level: {this.level}; caches: {this.caches_text}")
+    print("contestants:", ", ".join(f"{name} {version}" for name, version in versions.items()))
+    if plan.skip_slow:
+        print("left out by --skip-slow: SciPy")
+    records = run_plan(plan, peers, _say)
+    print()
+    print(report(records))
+    reached = targets(records)
+    if reached:
+        print()
+        print(format_targets(reached))
+    if path is not None:
+        write_csv(path, records, this, versions)
+        print(f"\nresults: {path}")
+    if options.plot is not None:
+        plot(options.plot, records, this)
+        print(f"plot: {options.plot}")
+    return 0
+
+
+def _scaling(plan: "Plan") -> int:
+    from prunus.bench import scaling
+    from prunus.bench.machine import cpu
+
+    this = cpu()
+    print(f"CPU: {this.name}; SIMD level: {this.level}")
+    most = max(plan.threads)
+    if most > 1:
+        found = scaling.measure_scaling(plan, most)
+        print(scaling.format_scaling(found, most))
+    else:
+        print("one core: nothing to gain from threads")
+    print()
+    print(scaling.format_overhead(scaling.measure_overhead(plan.rounds)))
+    return 0

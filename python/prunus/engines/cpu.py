@@ -1,0 +1,47 @@
+"""The CPU engine: hands arrays to the compiled kernels in ``prunus._core``."""
+
+from __future__ import annotations
+
+from prunus import _core
+from prunus._dtypes import Array, DType
+from prunus._layout import Index
+from prunus._threads import THREADS
+from prunus.engines.base import Blocks
+
+__all__ = ["CpuEngine"]
+
+class CpuEngine:
+    """Products on the host's cores, with the SIMD level chosen when the package was loaded."""
+
+    name = "cpu"
+
+    def dsd(self, w: Blocks, x: Array, out: Array, bias: Array | None, activation: str | None) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        # The kernels take every pair of operand dtypes and round once, so nothing is converted here.
+        if w.packed is None:
+            _core.dsd(
+                w.data, w.indices, w.indptr, w.shape, w.transposed, x, out, bias, activation, THREADS.get()
+            )
+        else:
+            _core.dsd_packed(w.packed, w.transposed, x, out, bias, activation, THREADS.get())
+
+    def ssd(self, a: Blocks, b: Blocks, dtype: DType) -> tuple[Array, Index, Index]:
+        """See :class:`prunus.engines.base.Engine`."""
+        return _core.ssd(
+            a.data,
+            a.indices,
+            a.indptr,
+            a.shape,
+            a.transposed,
+            b.data,
+            b.indices,
+            b.indptr,
+            b.shape,
+            b.transposed,
+            dtype,
+            THREADS.get(),
+        )
+
+    def sdd(self, a: Array, b: Array, indices: Index, indptr: Index, out: Array) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        _core.sdd(a, b, indices, indptr, out, THREADS.get())

@@ -1,0 +1,413 @@
+"""Products: shapes and dtypes are checked here once, then an engine writes into memory chosen here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from prunus import _construct, _core, _elementwise, engines
+from prunus import _layout as lay
+from prunus._dtypes import HALVES, I8, I32, Array, DType, check_operand, result_dtype
+from prunus._mask import BlockMask
+from prunus._storage import BlockStorage
+from prunus.engines.base import ACTIVATIONS, Engine
+
+__all__ = ["matmul", "sddmm"]
+
+S = TypeVar("S", bound=BlockStorage)
+
+
+def matmul(
+    a: Any,
+    b: Any,
+    out: Array | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    bias: Array | None = None,
+    activation: str | None = None,
+    densify: bool = False,
+) -> Any:
+    """Return the matrix product of dense and block-sparse operands, in any mix.
+
+    Shapes follow ``np.matmul``: one-dimensional operands are a row on the left and a column on the right,
+    leading dimensions broadcast. Two BSRs give a BSR, anything else an ndarray. Dense operands are read with
+    the strides they have.
+
+    Parameters
+    ----------
+    a, b : ndarray or BSR
+        Shapes (*A, m, k) or (k,), and (*B, k, n) or (k,); float32, float64, float16, bfloat16 or int8.
+    out : ndarray, optional
+        Where to write: the result's shape and dtype, any strides, writeable. If it overlaps an operand, the
+        product is computed aside and copied, as NumPy does.
+    dtype : dtype-like, optional
+        Result dtype; without it, see DESIGN "Types": equal floats keep their dtype, the wider one wins,
+        the halves meet in float32, ``int8 @ int8`` is int32.
+    bias : ndarray, optional
+        Added before the activation, one value for every output feature, that is for every row of a BSR on
+        the left, and for every column of a BSR on the right.
+    activation : {"relu", "gelu", "silu"}, optional
+        Applied to the result as it is stored.
+    densify : bool, default False
+        Multiply ``W.toarray()`` with NumPy instead, where a pattern is too dense to gain from.
+
+    Returns
+    -------
+    ndarray or BSR
+        Shape (*broadcast(A, B), m, n), without the axis of a one-dimensional operand.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, ``out`` does not fit, or the blocks of two BSRs do not chain.
+    TypeError
+        If products do not take a dtype or a kind of operand; nothing is converted silently.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import prunus as pr
+    >>> W = pr.BSR(np.eye(4, dtype=np.float32), blocksize=2)
+    >>> pr.matmul(np.ones((3, 4), np.float32), W).shape
+    (3, 4)
+    >>> pr.matmul(W, np.array([-1, 2, -3, 4], np.float32), activation="relu")
+    array([0., 2., 0., 4.], dtype=float32)
+    """
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {activation!r}")
+    sparse_a, sparse_b = isinstance(a, BlockStorage), isinstance(b, BlockStorage)
+    if sparse_a and sparse_b and not densify:
+        if bias is not None or activation is not None:
+            raise TypeError("bias and activation need a dense result; a BSR times a BSR is a BSR")
+        if out is not None:
+            raise TypeError("a BSR times a BSR is a new BSR: out= is not supported")
+        return _sparse(a, b, dtype)
+    a = a if sparse_a else _operand(a, "a")
+    b = b if sparse_b else _operand(b, "b")
+    kind = result_dtype(a.dtype, b.dtype, dtype)
+    if not (sparse_a or a.ndim) or not (sparse_b or b.ndim):
+        raise ValueError("matmul takes arrays of at least one dimension; use * for scalars")
+    if (not sparse_a and not sparse_b) or densify:
+        if bias is not None or activation is not None:
+            raise TypeError("bias and activation need a BSR operand that is not densified")
+        return _dense(_undone(a), _undone(b), out, kind)
+    if sparse_a:
+        return _product(a, b, out, kind, bias, activation, flip=False)
+    return _product(b.T, a, out, kind, bias, activation, flip=True)
+
+
+def _operand(value: Any, name: str) -> Any:
+    """Return a BSR or an ndarray; sequences become ndarrays, other array types raise.
+
+    Raises
+    ------
+    TypeError
+        If ``value`` is something else.
+    """
+    if type(value) is np.ndarray or isinstance(value, BlockStorage):
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost; pass {name}.filled(0)")
+    if isinstance(value, (np.ndarray, list, tuple, int, float, complex, np.generic)):
+        return np.asarray(value)
+    if _construct.is_scipy(value):
+        raise TypeError(f"{name} is a SciPy sparse array; wrap it with pr.BSR({name})")
+    if _construct.is_torch(value):
+        raise TypeError(f"{name} is a torch tensor; pass {name}.numpy()")
+    raise TypeError(f"{name} must be an ndarray or a BSR, got {type(value).__name__}")
+
+
+def _undone(value: Any) -> Array:
+    dense: Array = value.toarray() if hasattr(value, "toarray") else value
+    return dense
+
+
+def _dense(a: Array, b: Array, out: Array | None, kind: DType) -> Array:
+    """Multiply two dense arrays under this package's dtype rules."""
+    inner = np.dtype(np.float32) if kind in HALVES else kind
+    if kind in HALVES or kind == I32 or a.dtype != inner or b.dtype != inner:
+        a, b = a.astype(inner, copy=False), b.astype(inner, copy=False)
+    result: Array = np.matmul(a, b).astype(kind, copy=False)
+    if out is None:
+        return result
+    _check_out(out, np.shape(result), kind)
+    out[...] = result
+    return out
+
+
+# BSR with dense ------------------------------------------------------------------------------------------
+
+
+def _product(
+    w: BlockStorage,
+    x: Array,
+    out: Array | None,
+    kind: DType,
+    bias: Array | None,
+    activation: str | None,
+    *,
+    flip: bool,
+) -> Array:
+    """Return ``w @ x``, or with ``flip`` the product ``x @ w.T``, computed as ``(w @ x.T).T``."""
+    vector = x.ndim == 1
+    if vector:
+        x = x[:, None]
+    elif flip:
+        x = x.swapaxes(-1, -2)
+    m, k = w._rows, w._cols
+    if x.shape[-2] != k:
+        left, right = (x.shape[-2], k) if flip else (k, x.shape[-2])
+        raise ValueError(f"matmul: the inner sizes differ, a has {left} columns and b has {right} rows")
+    n = x.shape[-1]
+    batch = _broadcast(w._batch, x.shape[:-2])
+    # The result as a caller sees it, and the same memory as (*batch, m, n).
+    shape = (*batch, m) if vector else (*batch, n, m) if flip else (*batch, m, n)
+    if bias is not None:
+        bias = _bias(bias, m, kind)
+    result = np.empty(shape, kind) if out is None else _target(out, shape, kind, w, x, bias)
+    view = result[..., None] if vector else result.swapaxes(-1, -2) if flip else result
+    if kind == I32 and activation not in (None, "relu"):
+        raise TypeError(f"{activation} of an int8 product needs a float result: pass dtype=np.float32")
+    engine = engines.active()
+    if not w._batch and batch:
+        _unbatched(engine, w, x, view, bias, activation)
+    elif not batch:
+        engine.dsd(w._blocks(), x, view, bias, activation)
+    else:
+        every = np.broadcast_to(x, (*batch, k, n))
+        for at in np.ndindex(*batch):
+            engine.dsd(_member(w, at)._blocks(), every[at], view[at], bias, activation)
+    if out is not None and result is not out:
+        out[...] = result
+        return out
+    return result
+
+
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the common batch dimensions of two operands; np.broadcast_shapes takes microseconds."""
+    if not a or not b or a == b:
+        return a or b
+    try:
+        return np.broadcast_shapes(a, b)
+    except ValueError:
+        raise ValueError(f"matmul: batch dimensions {a} and {b} do not broadcast") from None
+
+
+def _member(w: S, at: tuple[int, ...]) -> S:
+    """Return the member of ``w`` that takes part at ``at`` of the broadcast batch."""
+    inner = at[len(at) - len(w._batch) :]
+    return w._member(tuple(0 if size == 1 else i for i, size in zip(inner, w._batch, strict=True)))
+
+
+def _unbatched(
+    engine: Engine, w: BlockStorage, x: Array, out: Array, bias: Array | None, activation: str | None
+) -> None:
+    """Multiply one ``w`` with every member of ``x`` (*batch, k, n), in one go where strides allow it."""
+    wide_x, wide_out = _side_by_side(x), _side_by_side(out)
+    blocks = w._blocks()
+    if wide_x is not None and wide_out is not None:
+        engine.dsd(blocks, wide_x, wide_out, bias, activation)
+        return
+    for at in np.ndindex(*x.shape[:-2]):
+        engine.dsd(blocks, x[at], out[at], bias, activation)
+
+
+def _side_by_side(x: Array) -> Array | None:
+    """Return (*batch, k, n) as a view (k, batch * n), or None if its strides do not allow one."""
+    n = x.ndim
+    moved = x.transpose(n - 2, *range(n - 2), n - 1)
+    size, step = 1, None
+    for length, stride in zip(reversed(moved.shape[1:]), reversed(moved.strides[1:]), strict=True):
+        if length == 1:
+            continue
+        if step is not None and stride != step * size:
+            return None
+        if step is None:
+            step = stride
+        size *= length
+    return moved.reshape(x.shape[-2], math.prod(moved.shape[1:]))
+
+
+def _bias(bias: Any, m: int, kind: DType) -> Array:
+    vector = np.asarray(_operand(bias, "bias"))
+    if vector.shape != (m,):
+        raise ValueError(
+            f"bias must have one value for each of {m} output features, got shape {vector.shape}"
+        )
+    if kind == I32:
+        if vector.dtype not in (I8, I32):
+            raise TypeError(
+                f"bias has dtype {vector.dtype}, but the product is int32: pass an int8 or int32 bias, or "
+                "dtype=np.float32"
+            )
+    else:
+        check_operand(vector.dtype, "bias")
+    return vector
+
+
+def _check_out(out: Any, shape: tuple[int, ...], kind: DType) -> None:
+    """Raise unless ``out`` can take a result of this shape and dtype."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}, the result has {shape}")
+    if out.dtype != kind:
+        raise TypeError(f"out has dtype {out.dtype}, the result has {kind}; dtype= chooses another")
+    flags = out.flags
+    if not flags.writeable:
+        raise ValueError("out is read-only")
+    if not flags.forc and any(
+        length > 1 and stride == 0 for length, stride in zip(out.shape, out.strides, strict=True)
+    ):
+        raise ValueError("out overlaps itself: several of its elements share memory")
+
+
+def _target(
+    out: Any, shape: tuple[int, ...], kind: DType, w: BlockStorage, x: Array, bias: Array | None
+) -> Array:
+    """Return ``out`` if the product can be written to it directly, else fresh memory to copy from."""
+    _check_out(out, shape, kind)
+    direct = type(out) is np.ndarray and _core.writes_apart(out, x, w._data, w._indices, w._indptr, bias)
+    return out if direct else np.empty(shape, kind)
+
+
+# BSR with BSR --------------------------------------------------------------------------------------------
+
+
+def _sparse(a: S, b: BlockStorage, dtype: DTypeLike | None) -> S:
+    """Return the product of two BSRs as a BSR."""
+    kind = result_dtype(a.dtype, b.dtype, dtype)
+    if a._cols != b._rows:
+        raise ValueError(f"matmul: the inner sizes differ, a has {a._cols} columns and b has {b._rows} rows")
+    (_, inner_a), (inner_b, _) = a.blocksize, b.blocksize
+    if inner_a != inner_b:
+        raise ValueError(
+            f"matmul: a's blocks are {inner_a} wide and b's {inner_b} high; they must be equal, which "
+            f"b.reblock(({inner_a}, {b.blocksize[1]})) achieves in a copy"
+        )
+    batch = _broadcast(a._batch, b._batch)
+    left, right = a._physical(), b._physical()
+    left, right = _inner_clean(left, 1), _inner_clean(right, 0)
+    engine = engines.active()
+    stored = a._rows, b._cols
+    size = a.blocksize[0], b.blocksize[1]
+    lay.check_positions(max(math.prod(batch), 1), left._grid[0], right._grid[1])
+
+    def pair(at: tuple[int, ...]) -> S:
+        parts = engine.ssd(_member(left, at)._blocks(), _member(right, at)._blocks(), kind)
+        return a._wrap(*_narrow(*parts), stored)
+
+    if not batch:
+        return pair(())
+    members = [pair(at) for at in np.ndindex(*batch)]
+    if members and not left._own and not right._own:
+        first = members[0]  # shared patterns give a shared pattern
+        data = np.stack([one._data for one in members]).reshape(*batch, *first._data.shape)
+        return a._wrap(data, first._indices, first._indptr, stored, batch)
+    rows = lay.blocks_along(stored[0], size[0])
+    void = a._wrap(np.zeros((0, *size), kind), np.zeros(0, np.int32), np.zeros(rows + 1, np.int32), stored)
+    return _elementwise.stack(members, batch, void)
+
+
+def _narrow(data: Array, indices: Array, indptr: Array) -> tuple[Array, Array, Array]:
+    """Return the pattern in int32 where it fits, as constructors do."""
+    dtype = lay.index_dtype(max(int(indptr[-1]), int(indices.max(initial=0))))
+    return data, indices.astype(dtype, copy=False), indptr.astype(dtype, copy=False)
+
+
+def _inner_clean(a: S, axis: int) -> S:
+    """Return ``a`` with zeros where its blocks hang over the inner edge: ssd multiplies whole blocks."""
+    if a._stored[axis] % a._data.shape[-2 + axis] == 0:
+        return a
+    clean = a._clean()
+    return a if clean is a._data else a._wrap(clean, a._indices, a._indptr, a._stored, a._batch)
+
+
+# Dense with dense, at chosen blocks ----------------------------------------------------------------------
+
+
+def sddmm(a: Any, b: Any, mask: BlockMask | BlockStorage, *, dtype: DTypeLike | None = None) -> Any:
+    """Return ``a @ b`` at the blocks of ``mask`` only, as a BSR.
+
+    Parameters
+    ----------
+    a : ndarray
+        Shape (*A, m, k).
+    b : ndarray
+        Shape (*B, k, n).
+    mask : BlockMask or BSR
+        Shape (m, n), one pattern for all members, or (*C, m, n) with a pattern for each; A, B and C
+        broadcast. Of a BSR only the pattern counts.
+    dtype : dtype-like, optional
+        Result dtype; see :func:`matmul`.
+
+    Returns
+    -------
+    BSR
+        Shape (*broadcast(A, B, C), m, n) in ``mask``'s blocks.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match.
+    TypeError
+        If products do not take the operands' dtypes, or ``mask`` is no mask.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import prunus as pr
+    >>> scores = pr.sddmm(np.ones((4, 3)), np.ones((3, 4)), pr.BlockMask.causal(4, blocksize=2))
+    >>> scores.nnzb, float(scores.sum())
+    (3, 36.0)
+    """
+    from prunus._bsr import BSR
+
+    if isinstance(mask, BlockStorage):
+        mask = mask.mask
+    if not isinstance(mask, BlockMask):
+        raise TypeError(
+            f"mask must be a BlockMask or a BSR, got {type(mask).__name__}; BlockMask(grid, blocksize)"
+        )
+    a, b = _operand(a, "a"), _operand(b, "b")
+    if isinstance(a, BlockStorage) or isinstance(b, BlockStorage):
+        raise TypeError("sddmm multiplies dense arrays; (a @ b) of BSRs is a BSR already")
+    kind = result_dtype(a.dtype, b.dtype, dtype)
+    if a.ndim < 2 or b.ndim < 2:
+        raise ValueError(f"sddmm takes arrays of at least two dimensions, got {a.shape} and {b.shape}")
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"sddmm: the inner sizes differ, a has {a.shape[-1]} columns and b has {b.shape[-2]} rows"
+        )
+    m, n = a.shape[-2], b.shape[-1]
+    if mask.shape[-2:] != (m, n):
+        raise ValueError(f"sddmm: the product has shape {(m, n)}, the mask {mask.shape[-2:]}")
+    own = mask.shape[:-2]
+    try:
+        batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2], own)
+    except ValueError:
+        raise ValueError(
+            f"sddmm: batch dimensions {a.shape[:-2]}, {b.shape[:-2]} and {own} do not broadcast"
+        ) from None
+    if own and own != batch:
+        mask = mask._broadcast(batch)
+        own = batch
+    indices, indptr = mask.indices, mask.indptr
+    br, bc = mask.blocksize
+    lead = () if own else batch
+    ragged = m % br or n % bc
+    data = (np.zeros if ragged else np.empty)((*lead, len(indices), br, bc), kind)
+    every_a = np.broadcast_to(a, (*batch, *a.shape[-2:]))
+    every_b = np.broadcast_to(b, (*batch, *b.shape[-2:]))
+    engine = engines.active()
+    for at in np.ndindex(*batch):
+        if own:
+            start, stop = int(indptr[at][0]), int(indptr[at][-1])
+            offsets = indptr[at] - indptr[at][0]
+            engine.sdd(every_a[at], every_b[at], indices[start:stop], offsets, data[start:stop])
+        else:
+            engine.sdd(every_a[at], every_b[at], indices, indptr, data[at])
+    return BSR._wrap(data, indices.copy(), indptr.copy(), (m, n), batch)

