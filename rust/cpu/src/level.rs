@@ -85,6 +85,12 @@ impl Level {
     }
 }
 
+/// Rows that packing lays together where there are so many vector registers: the height of the largest
+/// tile.
+pub(crate) const fn group_of(registers: usize) -> usize {
+    registers / 4
+}
+
 /// Whether bfloat16 dot products (`vdpbf16ps`) exist here.
 pub fn has_avx512_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]

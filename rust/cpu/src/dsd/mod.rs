@@ -37,7 +37,7 @@ pub fn constants() -> Vec<(&'static str, u64)> {
 /// Rows that packing lays together for the kernels of the level in use (see [`BsrRef::group`]); 0 where
 /// blocks are used as they are.
 pub fn group_rows(dtype: DType, block_rows: usize) -> usize {
-    let group = level::current().vector_registers() / 4;
+    let group = level::group_of(level::current().vector_registers());
     let native = matches!(dtype, DType::F32 | DType::F64);
     if native && block_rows.is_multiple_of(group) { group } else { 0 }
 }
