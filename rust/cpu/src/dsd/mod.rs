@@ -9,6 +9,8 @@ mod blocks;
 pub(crate) mod convert;
 mod panel;
 pub(crate) mod plan;
+#[cfg(target_arch = "x86_64")]
+mod stages;
 pub(crate) mod store;
 pub(crate) mod thin;
 pub(crate) mod tile;
