@@ -103,6 +103,15 @@ pub fn has_avx512_bf16() -> bool {
     }
 }
 
+/// Whether the level in use multiplies pairs of bfloat16. AMX implies it, under an emulator too.
+pub fn multiplies_pairs() -> bool {
+    match current() {
+        Level::Amx => true,
+        Level::Avx512Dot => has_avx512_bf16(),
+        _ => false,
+    }
+}
+
 /// Levels that this machine can run, best last.
 pub fn available() -> Vec<Level> {
     ALL.into_iter().filter(|level| level.is_available()).collect()
