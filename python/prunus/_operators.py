@@ -17,6 +17,7 @@ _ndarray = np.ndarray
 _matmul = np.matmul
 _dsd = _core.dsd
 _dsd_packed = _core.dsd_packed
+_writes_apart = _core.writes_apart
 _empty = np.empty
 _engine = ACTIVE.get
 _threads = THREADS.get
@@ -77,6 +78,19 @@ class Operators(BlockStorage):
             _dsd(data, self._indices, self._indptr, self._stored, t, x, out, None, None, _threads())
         else:
             _dsd_packed(packed, t, x, out, None, None, _threads())
+
+    def _into(self, x: Any, out: Any) -> bool:
+        """Write ``self @ x`` to ``out`` if the plain case needs no more than that; else do nothing."""
+        if not (type(x) is type(out) is _ndarray and x.dtype is out.dtype is self._fast and not _engine()):
+            return False
+        shape, vector = x.shape, x.ndim == 1
+        fits = shape[0] == self._cols if shape else False
+        if not fits or out.shape != (self._rows, *shape[1:]) or len(shape) > 2 or not out.flags.writeable:
+            return False
+        if not _writes_apart(out, x, self._data, self._indices, self._indptr):
+            return False
+        self._multiply(self._t, x[:, None] if vector else x, out[:, None] if vector else out)
+        return True
 
     def dot(self, other: Any) -> Any:
         """Return ``self @ other``; with a scalar, the elementwise product, as NumPy and SciPy have it."""
@@ -160,11 +174,15 @@ class Operators(BlockStorage):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         # ``ndarray @ BSR`` arrives here, as NumPy's operators do not defer to a type with this method.
-        if ufunc is _matmul and not kwargs and len(inputs) == 2 and method == "__call__":
+        if ufunc is _matmul and len(inputs) == 2 and method == "__call__":
             a, b = inputs
-            if type(a) is _ndarray:
+            if kwargs:
+                if len(kwargs) == 1 and "out" in kwargs:
+                    out = kwargs["out"][0]
+                    return out if a is self and self._into(b, out) else ops.matmul(a, b, out)
+            elif type(a) is _ndarray:
                 return b.__rmatmul__(a)
-            if a is self and type(b) is _ndarray:
+            elif a is self and type(b) is _ndarray:
                 return self.__matmul__(b)
         return _protocols.array_ufunc(ufunc, method, inputs, kwargs)
 

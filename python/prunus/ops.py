@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from prunus import _construct, _elementwise, engines
+from prunus import _construct, _core, _elementwise, engines
 from prunus import _layout as lay
 from prunus._dtypes import HALVES, I8, I32, Array, DType, check_operand, result_dtype
 from prunus._mask import BlockMask
@@ -78,16 +78,17 @@ def matmul(
     """
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {activation!r}")
-    if isinstance(a, BlockStorage) and isinstance(b, BlockStorage) and not densify:
+    sparse_a, sparse_b = isinstance(a, BlockStorage), isinstance(b, BlockStorage)
+    if sparse_a and sparse_b and not densify:
         if bias is not None or activation is not None:
             raise TypeError("bias and activation need a dense result; a BSR times a BSR is a BSR")
         if out is not None:
             raise TypeError("a BSR times a BSR is a new BSR: out= is not supported")
         return _sparse(a, b, dtype)
-    a, b = _operand(a, "a"), _operand(b, "b")
-    sparse_a, sparse_b = isinstance(a, BlockStorage), isinstance(b, BlockStorage)
+    a = a if sparse_a else _operand(a, "a")
+    b = b if sparse_b else _operand(b, "b")
     kind = result_dtype(a.dtype, b.dtype, dtype)
-    if a.ndim == 0 or b.ndim == 0:
+    if not (sparse_a or a.ndim) or not (sparse_b or b.ndim):
         raise ValueError("matmul takes arrays of at least one dimension; use * for scalars")
     if (not sparse_a and not sparse_b) or densify:
         if bias is not None or activation is not None:
@@ -164,10 +165,10 @@ def _product(
     batch = _broadcast(w._batch, x.shape[:-2])
     # The result as a caller sees it, and the same memory as (*batch, m, n).
     shape = (*batch, m) if vector else (*batch, n, m) if flip else (*batch, m, n)
-    result = np.empty(shape, kind) if out is None else _target(out, shape, kind, w, x, bias)
-    view = result[..., None] if vector else result.swapaxes(-1, -2) if flip else result
     if bias is not None:
         bias = _bias(bias, m, kind)
+    result = np.empty(shape, kind) if out is None else _target(out, shape, kind, w, x, bias)
+    view = result[..., None] if vector else result.swapaxes(-1, -2) if flip else result
     if kind == I32 and activation not in (None, "relu"):
         raise TypeError(f"{activation} of an int8 product needs a float result: pass dtype=np.float32")
     if batch:
@@ -245,33 +246,22 @@ def _check_out(out: Any, shape: tuple[int, ...], kind: DType) -> None:
         raise ValueError(f"out has shape {out.shape}, the result has {shape}")
     if out.dtype != kind:
         raise TypeError(f"out has dtype {out.dtype}, the result has {kind}; dtype= chooses another")
-    if not out.flags.writeable:
+    flags = out.flags
+    if not flags.writeable:
         raise ValueError("out is read-only")
-    if not out.flags.forc and any(
+    if not flags.forc and any(
         length > 1 and stride == 0 for length, stride in zip(out.shape, out.strides, strict=True)
     ):
         raise ValueError("out overlaps itself: several of its elements share memory")
 
 
-def _target(out: Any, shape: tuple[int, ...], kind: DType, w: BlockStorage, x: Array, bias: Any) -> Array:
+def _target(
+    out: Any, shape: tuple[int, ...], kind: DType, w: BlockStorage, x: Array, bias: Array | None
+) -> Array:
     """Return ``out`` if the product can be written to it directly, else fresh memory to copy from."""
     _check_out(out, shape, kind)
-    inputs = (x, w._data, w._indices, w._indptr, bias)
-    aliased = any(isinstance(one, np.ndarray) and np.may_share_memory(out, one) for one in inputs)
-    direct = type(out) is np.ndarray and out.flags.aligned and _apart(out) and not aliased
+    direct = type(out) is np.ndarray and _core.writes_apart(out, x, w._data, w._indices, w._indptr, bias)
     return out if direct else np.empty(shape, kind)
-
-
-def _apart(out: Array) -> bool:
-    """Say whether no two elements of ``out`` can share memory: every stride steps over the smaller ones."""
-    if out.flags.forc:
-        return True
-    reach = out.itemsize
-    for stride, length in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True) if n > 1):
-        if stride < reach:
-            return False
-        reach += stride * (length - 1)
-    return True
 
 
 # BSR with BSR --------------------------------------------------------------------------------------------

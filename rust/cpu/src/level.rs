@@ -39,6 +39,23 @@ impl Level {
         }
     }
 
+    /// Bytes of a vector as the kernels use it.
+    pub(crate) const fn vector_bytes(self) -> usize {
+        match self {
+            Self::Scalar | Self::Neon => 16,
+            Self::Avx2 => 32,
+            Self::Avx512 | Self::Avx512Dot | Self::Amx => 64,
+        }
+    }
+
+    /// Vector registers that kernels may count on.
+    pub(crate) const fn vector_registers(self) -> usize {
+        match self {
+            Self::Scalar | Self::Avx2 => 16,
+            Self::Neon | Self::Avx512 | Self::Avx512Dot | Self::Amx => 32,
+        }
+    }
+
     /// Whether this machine can run the level.
     pub fn is_available(self) -> bool {
         match self {
@@ -66,6 +83,12 @@ impl Level {
             _ => false,
         }
     }
+}
+
+/// Rows that packing lays together where there are so many vector registers: the height of the largest
+/// tile.
+pub(crate) const fn group_of(registers: usize) -> usize {
+    registers / 4
 }
 
 /// Whether bfloat16 dot products (`vdpbf16ps`) exist here.

@@ -79,6 +79,8 @@ struct Case {
     transposed: bool,
     by_column: bool,
     scattered: bool,
+    /// Rows that are packed together, where the block can be cut so.
+    group: usize,
     /// Of 4, how many blocks exist.
     density: usize,
     shuffled: bool,
@@ -107,7 +109,8 @@ fn blocks() -> impl Strategy<Value = (usize, usize)> {
 fn cases() -> impl Strategy<Value = Case> {
     let form = (blocks(), (0..5usize, 0..5usize), (0..64usize, 0..64usize));
     let columns = prop_oneof![2 => 0..6usize, 3 => 0..40usize, 1 => 0..=200usize];
-    let pattern = (0..=4usize, any::<[bool; 2]>(), 0..3usize);
+    let group = prop::sample::select(vec![0usize, 2, 4, 8]);
+    let pattern = (0..=4usize, any::<[bool; 2]>(), 0..3usize, group);
     let operand = (columns, any::<[bool; 4]>(), 0..LAYOUTS, 0..WRITEABLE);
     let epilogue = (prop::option::of((0..3usize, 0..WRITEABLE)), 0..4usize);
     (0..TYPES.len(), form, pattern, operand, epilogue, any::<u64>()).prop_map(
@@ -120,6 +123,7 @@ fn cases() -> impl Strategy<Value = Case> {
             transposed: operand.1[0],
             by_column: operand.1[1],
             scattered: operand.1[2],
+            group: pattern.3,
             density: pattern.0,
             shuffled: pattern.1[0],
             duplicates: pattern.1[1],
@@ -175,12 +179,16 @@ fn run(case: &Case) {
         _ => Activation::Silu,
     };
     let by_column = w.pattern.transposed();
-    let (together, apart) = (memory(&w), Scattered { of: &w, fails: None });
+    let group = if case.group > 0 && block.0.is_multiple_of(case.group) { case.group } else { 0 };
+    let packed = (group > 0).then(|| w.packed(group));
+    let stored = packed.as_ref().unwrap_or(&w);
+    let (together, apart) = (memory(stored), Scattered { of: stored, fails: None });
     let source: &dyn BlockSource = if case.scattered { &apart } else { &together };
     let product = Product {
         w: &w,
         source,
         transposed: case.transposed,
+        group,
         by_column: case.by_column.then_some(&by_column),
         x: &x,
         bias: bias.as_ref(),
@@ -222,7 +230,7 @@ fn big(
 
 fn plain<'a>(w: &'a Sparse, source: &'a dyn BlockSource, x: &'a Dense) -> Product<'a> {
     let activation = Activation::Identity;
-    Product { w, source, transposed: false, by_column: None, x, bias: None, activation }
+    Product { w, source, transposed: false, group: 0, by_column: None, x, bias: None, activation }
 }
 
 #[test]

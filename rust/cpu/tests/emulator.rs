@@ -1,6 +1,6 @@
 //! The emulator that the AMX tests run on, against results worked out from Intel's manual by hand. On
 //! a machine that has the instructions they run here too, but for what only the manual tells.
-#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![cfg(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
 
 #[path = "support/emulator/mod.rs"]
 mod emulator;

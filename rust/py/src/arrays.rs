@@ -2,14 +2,16 @@
 
 use std::ops::Range;
 
-use numpy::npyffi::{NPY_ARRAY_WRITEABLE, PyArrayObject};
+use numpy::npyffi::{NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE, PyArrayObject};
 use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use prunus_core::{DType, Pattern};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::PyTuple;
 
 use crate::door::to_python;
+use crate::dsd::Packed;
 
 /// `ml_dtypes` registers bfloat16 with NumPy under a number of its own.
 fn bfloat16_num(py: Python<'_>) -> PyResult<i32> {
@@ -73,6 +75,9 @@ impl<'a> Nd<'a> {
         if flags & NPY_ARRAY_WRITEABLE == 0 {
             return Err(PyValueError::new_err("output array is read-only"));
         }
+        if !elements_apart(array) {
+            return Err(PyValueError::new_err("output array overlaps itself"));
+        }
         Self::read(array)
     }
 
@@ -96,6 +101,54 @@ impl<'a> Nd<'a> {
         }
         self.ptr.wrapping_offset(offset)
     }
+}
+
+/// False where two elements may share memory: a stride does not step over what smaller ones reach.
+fn elements_apart(array: &Bound<'_, PyUntypedArray>) -> bool {
+    if array.is_contiguous() {
+        return true;
+    }
+    let dims = array.shape().iter().zip(array.strides()).filter(|(n, _)| **n > 1);
+    let mut dims: Vec<(usize, usize)> = dims.map(|(&n, &s)| (s.unsigned_abs(), n)).collect();
+    dims.sort_unstable();
+    let mut reach = array.dtype().itemsize();
+    array.is_empty()
+        || dims.iter().all(|&(stride, n)| {
+            let steps_over = stride >= reach;
+            reach = reach.saturating_add(stride.saturating_mul(n - 1));
+            steps_over
+        })
+}
+
+/// Addresses of an array's first byte and of the one past its last; nothing where it has no elements.
+fn extent(array: &Bound<'_, PyUntypedArray>) -> Option<(usize, usize)> {
+    let (mut first, mut last) = (data_ptr(array).addr(), data_ptr(array).addr());
+    for (&n, &stride) in array.shape().iter().zip(array.strides()) {
+        let reach = stride.wrapping_mul(n.checked_sub(1)? as isize);
+        first = first.wrapping_add_signed(reach.min(0));
+        last = last.wrapping_add_signed(reach.max(0));
+    }
+    Some((first, last + array.dtype().itemsize()))
+}
+
+/// Whether a kernel may write to `out` while it reads `inputs`: its elements are aligned, no two of them
+/// share memory, and their range of addresses is apart from those of the inputs.
+#[pyfunction]
+#[pyo3(signature = (out, *inputs))]
+pub(crate) fn writes_apart(out: &Bound<'_, PyUntypedArray>, inputs: &Bound<'_, PyTuple>) -> PyResult<bool> {
+    // SAFETY: a live array object.
+    let flags = unsafe { (*out.as_array_ptr()).fields.flags };
+    if flags & NPY_ARRAY_ALIGNED == 0 || !elements_apart(out) {
+        return Ok(false);
+    }
+    let Some((first, last)) = extent(out) else { return Ok(true) };
+    // Nothing that can be written shares a packed operand's pages.
+    for input in inputs.iter().filter(|input| !input.is_none() && !input.is_instance_of::<Packed>()) {
+        if extent(input.cast()?).is_some_and(|(from, to)| from < last && first < to) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn data_ptr(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {

@@ -25,7 +25,7 @@ pub(crate) fn blocks_of<'a>(data: &'a Bound<'_, PyUntypedArray>) -> PyResult<(Nd
     let size = nd.dtype.size();
     let expected = [shape[1] * shape[2] * size, shape[2] * size, size];
     let dense = shape.iter().zip(strides).zip(expected).all(|((&n, &s), e)| n <= 1 || s == e as isize);
-    if !dense && shape.iter().all(|&n| n > 0) {
+    if !dense && nd.shape.iter().all(|&n| n > 0) {
         return Err(PyValueError::new_err("data: expected blocks in C order"));
     }
     Ok((nd, (shape[1], shape[2])))

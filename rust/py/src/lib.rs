@@ -18,6 +18,8 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
+    use super::arrays::writes_apart;
+    #[pymodule_export]
     use super::dsd::{Packed, dsd, dsd_packed, pack};
     #[pymodule_export]
     use super::info::{

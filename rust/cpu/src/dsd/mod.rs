@@ -9,46 +9,35 @@ mod blocks;
 pub(crate) mod convert;
 mod panel;
 pub(crate) mod plan;
+#[cfg(target_arch = "x86_64")]
+mod stages;
 pub(crate) mod store;
 pub(crate) mod thin;
 pub(crate) mod tile;
 mod transpose;
 
-use convert::Element;
 use prunus_core::{Activation, BsrRef, DType, Epilogue, Error, MatMut, MatRef};
-
-use crate::level::{self, Level};
-use crate::simd::Lanes;
-use crate::simd::scalar::Plain;
-use crate::threads::Context;
-use store::Sum;
 
 #[cfg(target_arch = "x86_64")]
 use crate::amx as tiles;
-#[cfg(target_arch = "aarch64")]
-use crate::simd::neon;
+use crate::dispatch::with_lanes;
+use crate::level;
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{avx2, avx512};
+use crate::level::Level;
+use crate::threads::Context;
 
 /// The fixed constants by which work is cut up, for reports.
 pub fn constants() -> Vec<(&'static str, u64)> {
-    let mut constants = plan::constants();
+    let constants = plan::constants();
     #[cfg(target_arch = "x86_64")]
-    constants.extend(amx::constants());
+    let constants = [&constants[..], &amx::constants()].concat();
     constants
 }
 
 /// Rows that packing lays together for the kernels of the level in use (see [`BsrRef::group`]); 0 where
 /// blocks are used as they are.
 pub fn group_rows(dtype: DType, block_rows: usize) -> usize {
-    let registers = match level::current() {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Dot | Level::Amx => avx512::F32x16::REGISTERS,
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon => neon::F32x4::REGISTERS,
-        _ => Plain::<f32>::REGISTERS,
-    };
-    let group = registers / 4;
+    let group = level::group_of(level::current().vector_registers());
     let native = matches!(dtype, DType::F32 | DType::F64);
     if native && block_rows.is_multiple_of(group) { group } else { 0 }
 }
@@ -77,84 +66,25 @@ impl Dsd<'_> {
         if self.out.view.rows == 0 || self.out.view.cols == 0 {
             return Ok("nothing to do");
         }
-        let level = level::current();
-        match compute_type(self.w.dtype, self.x.dtype, self.out.view.dtype) {
-            Some(DType::F32) => self.run_float(level, context),
-            Some(DType::F64) => match level {
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 | Level::Avx512Dot | Level::Amx => {
-                    self.by_width::<avx512::F64x8>(context, ["thin f64 avx512", "panel f64 avx512"])
-                }
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => self.by_width::<avx2::F64x4>(context, ["thin f64 avx2", "panel f64 avx2"]),
-                #[cfg(target_arch = "aarch64")]
-                Level::Neon => self.by_width::<neon::F64x2>(context, ["thin f64 neon", "panel f64 neon"]),
-                _ => self.by_width::<Plain<f64>>(context, ["thin f64 scalar", "panel f64 scalar"]),
-            },
-            Some(DType::Bf16) => self.run_bf16(level, context),
-            Some(DType::I32) => match level {
-                #[cfg(target_arch = "x86_64")]
-                Level::Amx if amx::pays::<tiles::Int8>(self) => amx::run::<tiles::Int8>(self, context),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512Dot | Level::Amx => {
-                    panel::run::<avx512::I16x32Vnni>(self, context).map(|()| "panel int8 vnni")
-                }
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => panel::run::<avx512::I16x32>(self, context).map(|()| "panel int8 avx512"),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => panel::run::<avx2::I16x16>(self, context).map(|()| "panel int8 avx2"),
-                #[cfg(target_arch = "aarch64")]
-                Level::Neon => panel::run::<neon::I16x8>(self, context).map(|()| "panel int8 neon"),
-                _ => panel::run::<Plain<i16>>(self, context).map(|()| "panel int8 scalar"),
-            },
-            _ => Err(self.no_kernel()),
-        }
-    }
-
-    /// bfloat16 with bfloat16: in tiles or pairs where the machine multiplies them, else widened to
-    /// float32.
-    fn run_bf16(&self, level: Level, context: &Context<'_>) -> Result<&'static str, Error> {
+        let compute = compute_type(self.w.dtype, self.x.dtype, self.out.view.dtype);
         #[cfg(target_arch = "x86_64")]
-        if level == Level::Amx && amx::pays::<tiles::Bf16>(self) {
-            return amx::run::<tiles::Bf16>(self, context);
-        }
-        // Whatever has tiles has the pairs too.
-        #[cfg(target_arch = "x86_64")]
-        if (level == Level::Amx || (level == Level::Avx512Dot && level::has_avx512_bf16()))
-            && !thin::applies::<avx512::F32x16>(self)
-        {
-            return panel::run::<avx512::Bf16x32>(self, context).map(|()| "panel bf16 avx512-bf16");
-        }
-        self.run_float(level, context)
-    }
-
-    /// Everything that is summed in float32, widened to it where it is not stored so.
-    fn run_float(&self, level: Level, context: &Context<'_>) -> Result<&'static str, Error> {
-        match level {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Dot | Level::Amx => {
-                self.by_width::<avx512::F32x16>(context, ["thin f32 avx512", "panel f32 avx512"])
+        if level::current() == Level::Amx {
+            match compute {
+                Some(DType::Bf16) if amx::pays::<tiles::Bf16>(self) => {
+                    return amx::run::<tiles::Bf16>(self, context);
+                }
+                Some(DType::I32) if amx::pays::<tiles::Int8>(self) => {
+                    return amx::run::<tiles::Int8>(self, context);
+                }
+                _ => {}
             }
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => self.by_width::<avx2::F32x8>(context, ["thin f32 avx2", "panel f32 avx2"]),
-            #[cfg(target_arch = "aarch64")]
-            Level::Neon => self.by_width::<neon::F32x4>(context, ["thin f32 neon", "panel f32 neon"]),
-            _ => self.by_width::<Plain<f32>>(context, ["thin f32 scalar", "panel f32 scalar"]),
         }
-    }
-
-    /// The kernel for a few columns, or that for many.
-    fn by_width<L>(&self, context: &Context<'_>, names: [&'static str; 2]) -> Result<&'static str, Error>
-    where
-        L: Lanes,
-        L::Elem: Element,
-        L::Acc: Sum,
-    {
-        if thin::applies::<L>(self) {
-            thin::run::<L>(self, context).map(|()| names[0])
-        } else {
-            panel::run::<L>(self, context).map(|()| names[1])
+        // A few columns wait for memory: there bfloat16 may as well be widened on its way.
+        let widened = if compute == Some(DType::Bf16) { Some(DType::F32) } else { compute };
+        if thin::applies(self, widened) {
+            return with_lanes!("thin", widened, L => thin::run::<L>(self, context), else Err(self.no_kernel()));
         }
+        with_lanes!("panel", compute, L => panel::run::<L>(self, context), else Err(self.no_kernel()))
     }
 
     fn no_kernel(&self) -> Error {
@@ -197,6 +127,16 @@ impl Dsd<'_> {
             return fault("bias", (m, 1), (bias.len, 1));
         }
         let integer = compute_type(self.w.dtype, self.x.dtype, out.dtype) == Some(DType::I32);
+        if let Some(bias) = &self.epilogue.bias
+            && integer
+            && !matches!(bias.dtype, DType::I8 | DType::I32)
+        {
+            return Err(Error::Choice {
+                what: "bias of an integer product",
+                expected: "int8, int32".to_owned(),
+                got: bias.dtype.name().to_owned(),
+            });
+        }
         let float_only = matches!(self.epilogue.activation, Activation::Gelu | Activation::Silu);
         if integer && float_only {
             return Err(Error::Choice {

@@ -6,13 +6,14 @@
 
 use std::ops::Range;
 
-use prunus_core::{Error, Pattern};
+use prunus_core::{DType, Error, Pattern};
 
 use super::Dsd;
 use super::blocks::copy_block;
 use super::convert::{Convert, Element, Rect};
 use super::plan;
 use super::store::{Finished, Store, Sum};
+use crate::level;
 use crate::memory::Workspace;
 use crate::simd::Lanes;
 use crate::threads::{Context, for_each};
@@ -22,10 +23,15 @@ pub(crate) const MAX_COLS: usize = 4;
 /// Bytes by which W is asked for ahead of its use: across the page that hardware prefetch stops at.
 const AHEAD: usize = 2048;
 
-/// Whether a product goes this way: few columns, and blocks at least a vector long where they are
-/// summed or written.
-pub(crate) fn applies<L: Lanes>(call: &Dsd<'_>) -> bool {
-    call.x.cols <= MAX_COLS && L::STEP == 1 && call.w.op_blocksize().1 >= L::LANES
+/// Whether a product computed in `compute` goes this way: few columns, floating point, and blocks at
+/// least a vector long where they are summed.
+pub(crate) fn applies(call: &Dsd<'_>, compute: Option<DType>) -> bool {
+    let lanes = match compute {
+        Some(DType::F32) => level::current().vector_bytes() / 4,
+        Some(DType::F64) => level::current().vector_bytes() / 8,
+        _ => return false,
+    };
+    call.x.cols <= MAX_COLS && call.w.op_blocksize().1 >= lanes
 }
 
 /// One block with its slice of x, as the kernels see it. `rows × words`, padded to whole vectors.
@@ -164,26 +170,31 @@ where
     let length = pattern.block_cols() * slice_len;
     let x = Workspace::take(length * call.x.cols * size_of::<L::Elem>());
     let to: *mut L::Elem = x.as_ptr().cast();
-    for column in 0..call.x.cols {
-        for block in 0..pattern.block_cols() {
-            let first = block * block_cols;
-            let depth = block_cols.min(call.x.rows - first);
-            let rect = Rect {
-                src: call.x.at(first, column),
-                rows: 1,
-                cols: depth,
-                row_stride: call.x.col_stride,
-                col_stride: call.x.row_stride,
-            };
-            // SAFETY: x is readable there, and its slice has room.
-            unsafe {
-                let slice = to.add(column * length + block * slice_len);
-                convert_x(&rect, slice, depth);
-                for i in depth..slice_len / repeat {
+    // Slices with nothing between them are converted in one go.
+    let (cut, end) = match slice_len == block_cols {
+        true => (call.x.rows.max(1), length),
+        false => (block_cols, slice_len / repeat),
+    };
+    for first in (0..call.x.rows).step_by(cut) {
+        let depth = cut.min(call.x.rows - first);
+        let rect = Rect {
+            src: call.x.at(first, 0),
+            rows: call.x.cols,
+            cols: depth,
+            row_stride: call.x.col_stride,
+            col_stride: call.x.row_stride,
+        };
+        // SAFETY: x is readable there, and its slices have room.
+        unsafe {
+            let slice = to.add(first / block_cols * slice_len);
+            convert_x(&rect, slice, length);
+            for column in 0..call.x.cols {
+                let slice = slice.add(column * length);
+                for i in depth..end {
                     slice.add(i).write(L::Elem::default());
                 }
                 // Back to front, so that no word is overwritten before it is spread.
-                for word in (0..slice_len / repeat).rev().take_while(|_| repeat > 1) {
+                for word in (0..end).rev().take_while(|_| repeat > 1) {
                     let value = *slice.add(word);
                     for i in 0..repeat {
                         slice.add(word * repeat + i).write(value);
@@ -209,11 +220,17 @@ where
         let (block_rows, block_cols) = w.op_blocksize();
         let n = self.call.x.cols;
         let lanes = if self.form == Form::Columns { 1 } else { L::LANES };
-        let sums = Workspace::take(block_rows * n * lanes * size_of::<L::Acc>());
-        let totals = Workspace::take(block_rows * n * size_of::<L::Acc>());
-        let copy = Workspace::take(block_rows * self.padded * size_of::<L::Elem>());
-        let (sums, totals) = (sums.as_ptr().cast::<L::Acc>(), totals.as_ptr().cast::<L::Acc>());
-        let copy = copy.as_ptr().cast::<L::Elem>();
+        // Sums, totals and a copied block, one after another.
+        let sizes = [
+            block_rows * n * lanes * size_of::<L::Acc>(),
+            block_rows * n * size_of::<L::Acc>(),
+            block_rows * self.padded * size_of::<L::Elem>(),
+        ]
+        .map(|bytes| bytes.next_multiple_of(64));
+        let workspace = Workspace::take(sizes.iter().sum());
+        let sums = workspace.as_ptr().cast::<L::Acc>();
+        let totals = workspace.as_ptr().wrapping_add(sizes[0]).cast::<L::Acc>();
+        let copy = workspace.as_ptr().wrapping_add(sizes[0] + sizes[1]).cast::<L::Elem>();
         let kernel = L::thin(n, self.form == Form::Columns);
         let dot = L::thin(n, false);
         let base = w.source.contiguous();

@@ -206,6 +206,26 @@ impl Sparse {
     pub(crate) fn block_bytes(&self) -> usize {
         self.block.0 * self.block.1 * self.dtype.size()
     }
+    /// The same blocks laid down in groups of `group` rows, as packing does: what a block has past the
+    /// last column is zero.
+    pub(crate) fn packed(&self, group: usize) -> Self {
+        let (size, (rows, cols)) = (self.dtype.size(), self.block);
+        let mut data = self.data.clone();
+        for w in self.pattern.indptr().windows(2) {
+            for e in w[0]..w[1] {
+                let depth = cols.min(self.shape.1 - self.pattern.indices()[e] as usize * cols);
+                for r in 0..rows {
+                    for c in 0..cols {
+                        let from = e * self.block_bytes() + (r * cols + c) * size;
+                        let to = r / group * group * cols + c * group + r % group;
+                        let to = data.slice_mut(e * self.block_bytes() + to * size, size);
+                        if c < depth { to.copy_from_slice(self.data.slice(from, size)) } else { to.fill(0) }
+                    }
+                }
+            }
+        }
+        Self { data, pattern: self.pattern.clone(), ..*self }
+    }
     /// Calls `f(row, column, value)` for every value of every block, inside the shape.
     pub(crate) fn each(&self, mut f: impl FnMut(usize, usize, f64)) {
         for (i, w) in self.pattern.indptr().windows(2).enumerate() {
@@ -238,11 +258,13 @@ impl BlockSource for Scattered<'_> {
     }
 }
 
-/// One product: operands, orientation, epilogue.
+/// One product: operands, orientation, epilogue. `source` has the blocks of `w`, in groups of `group` rows
+/// where that is not 0.
 pub(crate) struct Product<'a> {
     pub(crate) w: &'a Sparse,
     pub(crate) source: &'a dyn BlockSource,
     pub(crate) transposed: bool,
+    pub(crate) group: usize,
     pub(crate) by_column: Option<&'a Pattern>,
     pub(crate) x: &'a Dense,
     pub(crate) bias: Option<&'a Dense>,
@@ -268,7 +290,7 @@ impl Product<'_> {
             shape: self.w.shape,
             blocksize: self.w.block,
             transposed: self.transposed,
-            group: 0,
+            group: self.group,
             by_column: self.by_column,
         };
         let epilogue = Epilogue { bias, activation: self.activation };
