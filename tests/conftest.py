@@ -4,7 +4,8 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-# The same examples in every run, so that a red run is a change's own; HYPOTHESIS_PROFILE=explore looks for new ones.
+# The same examples in every run, so that a red run is a change's own fault.
+# HYPOTHESIS_PROFILE=explore looks for new ones.
 SLOW = [HealthCheck.too_slow]
 settings.register_profile("fixed", derandomize=True, deadline=None, suppress_health_check=SLOW)
 settings.register_profile("explore", deadline=None, print_blob=True, suppress_health_check=SLOW)

@@ -8,8 +8,9 @@ A product is compared with the same sum in float64 over the operands' stored val
     (K + 2) * eps(sums) * (|a| @ |b|)  +  eps(result) * |exact|  +  tiny(result)
 
 (Higham, *Accuracy and Stability of Numerical Algorithms*, 3.1; eps is twice the unit roundoff, which covers
-the second-order terms). ``sums`` is float32, or float64 where an operand or the result is float64; the second
-term is the one rounding of the result, and ``tiny`` what it loses among subnormal numbers. Integers are exact.
+the second-order terms). ``sums`` is float32, or float64 where an operand or the result is float64; the
+second term is the one rounding of the result, and ``tiny`` what it loses among subnormal numbers. Integers
+are exact.
 """
 
 import os
@@ -87,12 +88,12 @@ def eps(dtype):
     return 0.0 if dtype.kind == "i" else float(ml_dtypes.finfo(dtype).eps)
 
 
-def bound(a, b, kind, sums=None):
-    """The largest error of ``a @ b`` (float64 arrays) that is rounded to ``kind``; see above."""
+def bound(a, b, kind, sums=None, more=0):
+    """The largest error of ``a @ b`` (float64 arrays) that is rounded to ``kind``, with ``more`` terms."""
     if kind.kind == "i":
         return 0.0
     sums = sums or (F64 if kind == F64 else F32)
-    terms = a.shape[-1]
+    terms = a.shape[-1] + more
     with np.errstate(all="ignore"):
         size = np.abs(a) @ np.abs(b)
         tiny = float(ml_dtypes.finfo(kind).smallest_normal)

@@ -142,7 +142,15 @@ def transpose(data: Array, indices: Index, indptr: Index, cols: int) -> tuple[Ar
     """Return the transpose of a pattern and its blocks (..., n, br, bc); columns come out ascending.
 
     Equal columns keep their stored order, so duplicates sum as before.
+
+    Raises
+    ------
+    ValueError
+        If a column is out of range: np.bincount would ask for that much memory, or write past its end.
     """
+    least, largest = int(indices.min(initial=0)), int(indices.max(initial=0))
+    if least < 0 or largest >= max(cols, 1):
+        raise ValueError(f"indices must be in 0..{cols}, got {least} to {largest}")
     order = np.argsort(indices, kind="stable")
     new_indices = block_rows(indptr)[order].astype(indices.dtype)
     counts = np.bincount(indices, minlength=cols) if cols else np.zeros(0, np.int64)

@@ -29,7 +29,7 @@ impl Activation {
             "silu" => Ok(Self::Silu),
             other => Err(Error::Choice {
                 what: "activation",
-                expected: Self::NAMES.join(", "),
+                expected: format!("one of {}", Self::NAMES.join(", ")),
                 got: other.to_owned(),
             }),
         }

@@ -29,7 +29,7 @@ pub enum Error {
         out: DType,
     },
     /// A keyword has a value that is not one of those known.
-    #[error("{what}: expected one of {expected}, got {got:?}")]
+    #[error("{what}: expected {expected}, got {got:?}")]
     Choice {
         /// The keyword.
         what: &'static str,

@@ -133,7 +133,7 @@ fn initial() -> &'static (Level, Origin) {
         match std::env::var("PRUNUS_SIMD") {
             Err(_) => (best, Origin::Detected),
             Ok(name) if name.is_empty() => (best, Origin::Detected),
-            Ok(name) => match parse(&name) {
+            Ok(name) => match named("PRUNUS_SIMD", &name) {
                 Ok(level) => (level, Origin::Environment),
                 Err(fault) => (best, Origin::Fault(fault)),
             },
@@ -186,9 +186,16 @@ pub fn set(level: Level) {
 /// # Errors
 /// [`Error::Choice`] that lists the available levels.
 pub fn parse(name: &str) -> Result<Level, Error> {
+    named("SIMD level", name)
+}
+
+fn named(what: &'static str, name: &str) -> Result<Level, Error> {
     available().into_iter().find(|level| level.name() == name).ok_or_else(|| Error::Choice {
-        what: "SIMD level",
-        expected: available().iter().map(|level| level.name()).collect::<Vec<_>>().join(", "),
+        what,
+        expected: format!(
+            "one of {}",
+            available().iter().map(|level| level.name()).collect::<Vec<_>>().join(", ")
+        ),
         got: name.to_owned(),
     })
 }

@@ -132,7 +132,7 @@ pub fn measure_flops(context: &Context<'_>, dtype: &str, seconds: f64) -> Result
         ("int8", _) => rate::<Plain<i16>>(context, seconds),
         _ => Err(Error::Choice {
             what: "dtype",
-            expected: "float32, float64, float16, bfloat16, int8".to_owned(),
+            expected: "one of float32, float64, float16, bfloat16, int8".to_owned(),
             got: dtype.to_owned(),
         }),
     }

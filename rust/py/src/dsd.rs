@@ -318,6 +318,15 @@ pub(crate) fn pack(
         return Err(PyValueError::new_err("indices and indptr: expected one dimension"));
     }
     let stored_rows = pattern(&indptr, &indices, &[], 0, shape.1.div_ceil(blocksize.1))?;
+    if stored_rows.block_rows() != shape.0.div_ceil(blocksize.0) {
+        return Err(PyValueError::new_err(format!(
+            "{} rows in blocks of {} need an indptr of {}, got {}",
+            shape.0,
+            blocksize.0,
+            shape.0.div_ceil(blocksize.0) + 1,
+            stored_rows.block_rows() + 1
+        )));
+    }
     if data.shape[0] < indices.shape[0] {
         return Err(PyValueError::new_err(format!(
             "data holds {} blocks, indices name {}",

@@ -133,7 +133,7 @@ impl Dsd<'_> {
         {
             return Err(Error::Choice {
                 what: "bias of an integer product",
-                expected: "int8, int32".to_owned(),
+                expected: "int8 or int32".to_owned(),
                 got: bias.dtype.name().to_owned(),
             });
         }
