@@ -144,9 +144,7 @@ class BSR(Operators):
             other = other.astype(kind)
         elif copy and other is arg:
             other = other.copy()
-        self._set(
-            other._data, other._indices, other._indptr, other._stored, other._batch, other._t, other._packed
-        )
+        self._set(other._data, other._indices, other._indptr, other._stored, other._batch, other._t)
 
     # Other ways to make one --------------------------------------------------------------------------
 
@@ -250,7 +248,7 @@ class BSR(Operators):
         dense = np.swapaxes(out, -1, -2) if self._t else out
         for at in np.ndindex(*self._batch):
             one = array._member(at)
-            lay.scatter(dense[at], one._data, lay.block_rows(one._indptr), one._indices)
+            lay.scatter(dense[at], one._values(), lay.block_rows(one._indptr), one._indices)
         return out
 
     def todense(self, order: str | None = None, out: Array | None = None) -> Array:
@@ -260,8 +258,8 @@ class BSR(Operators):
     def to_scipy(self, copy: bool | None = None) -> scipy.sparse.bsr_array:
         """Return a ``scipy.sparse.bsr_array`` that shares the blocks.
 
-        A lazy transpose, and a shape that its blocks do not divide, need a copy (in the second case in
-        smaller blocks, since SciPy knows no ragged edges).
+        A lazy transpose, a frozen array, and a shape that its blocks do not divide, need a copy (in the last
+        case in smaller blocks, since SciPy knows no ragged edges).
 
         Raises
         ------
@@ -337,10 +335,11 @@ class BSR(Operators):
         return _elementwise.reblock(self, lay.as_blocksize(blocksize))
 
     def pack(self) -> Self:
-        """Return a frozen array that also holds the CPU engine's own layout, for weights that stay.
+        """Return a frozen array in the CPU engine's own layout, for weights that stay.
 
         Its values cannot be written; products with it skip the packing that a plain array pays for in
-        every call.
+        every call. It holds the values once, in that layout: ``data``, and whatever needs values other than
+        products with dense operands, computes a copy in C order at every access.
 
         Raises
         ------
@@ -356,12 +355,11 @@ class BSR(Operators):
         check_operand(self.dtype, "W")
         array = self._canonical()
         # The stored matrix is packed; both orientations multiply from it.
-        handle = _core.pack(array._data, array._indices, array._indptr, array._stored, False)
-        data = handle.data if self.nnzb else array._data.copy()
+        packed = _core.pack(array._values(), array._indices, array._indptr, array._stored, False)
         indices, indptr = array._indices.copy(), array._indptr.copy()
-        for part in (data, indices, indptr):
+        for part in (indices, indptr):
             part.flags.writeable = False
-        return self._wrap(data, indices, indptr, array._stored, (), array._t, handle)
+        return self._wrap(packed, indices, indptr, array._stored, (), array._t)
 
     # Arithmetic and reductions by name ---------------------------------------------------------------
 
@@ -449,7 +447,8 @@ class BSR(Operators):
         ``W[i, j]`` is a scalar; ``W[i]`` (two dimensions), ``W[i, :]`` and ``W[:, j]`` are dense vectors, and
         so are the paired positions ``W[rows, cols]`` of two index arrays. Ranges, steps, index arrays and
         boolean vectors, one or both, give a BSR of the same block size (``np.ix_`` for two arrays). Whole
-        block rows, and rows from the start of a block, share memory with this array; anything else copies.
+        block rows, and rows from the start of a block, share memory with this array, unless it is frozen;
+        anything else copies.
         With batch dimensions the leading keys pick members.
 
         Raises

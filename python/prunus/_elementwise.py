@@ -170,7 +170,7 @@ def stack(members: list[S], batch: tuple[int, ...], like: S) -> S:
         indptr = np.zeros((0, like._grid[0] + 1), dtype)
         data, indices = np.zeros((0, *like._data.shape[-2:]), like.dtype), np.zeros(0, dtype)
     else:
-        data = np.concatenate([one._data for one in members])
+        data = np.concatenate([one._values() for one in members])
         indices = np.concatenate([one._indices for one in members]).astype(dtype, copy=False)
     indptr = indptr.astype(dtype, copy=False).reshape(*batch, -1 if members else indptr.shape[-1])
     return like._wrap(data, indices, indptr, like._stored, batch, like._t)
@@ -181,7 +181,7 @@ def broadcast(a: S, batch: tuple[int, ...]) -> S:
     if a._batch == batch:
         return a
     if not a._own:
-        data = np.broadcast_to(a._data, (*batch, *a._data.shape[-3:])).copy()
+        data = np.broadcast_to(a._values(), (*batch, *a._data.shape[-3:])).copy()
         return a._wrap(data, a._indices, a._indptr, a._stored, batch, a._t)
     ids = np.broadcast_to(np.arange(math.prod(a._batch)).reshape(a._batch), batch)
     members = [a._member(tuple(map(int, np.unravel_index(int(b), a._batch)))) for b in ids.flat]
@@ -283,9 +283,12 @@ def in_place(ufunc: np.ufunc, a: S, value: Any) -> S:
         If the values are read-only.
     """
     value = weak(value[()] if isinstance(value, np.ndarray) else value, a.dtype)
-    if a._padding() and not np.array_equal(a._clean(), a._data, equal_nan=a.dtype.kind in "fc"):
+    if a.frozen:
+        raise ValueError("a frozen array is read-only; W.copy() is not")
+    data = a._values()
+    if a._padding() and not np.array_equal(a._clean(), data, equal_nan=a.dtype.kind in "fc"):
         with np.errstate(all="ignore"):  # garbage in the padding must not warn
-            ufunc(a._data, value, out=a._data, casting="same_kind")
+            ufunc(data, value, out=data, casting="same_kind")
     else:
-        ufunc(a._data, value, out=a._data, casting="same_kind")
+        ufunc(data, value, out=data, casting="same_kind")
     return a

@@ -28,7 +28,7 @@ def sort_indices(a: BlockStorage) -> None:
         return
     _thaw(a, "sort_indices()")
     order = lay.sort_order(a._indices, a._stacked)
-    data = np.ascontiguousarray(a._data[..., order, :, :])
+    data = np.ascontiguousarray(a._values()[..., order, :, :])
     a._set(data, a._indices[order], a._indptr, a._stored, a._batch, a._t)
 
 
@@ -42,7 +42,7 @@ def eliminate_zeros(a: BlockStorage) -> None:
     _thaw(a, "eliminate_zeros()")
     kept = np.concatenate([np.zeros(1, np.int64), np.cumsum(live)])
     a._set(
-        np.ascontiguousarray(a._data[..., live, :, :]),
+        np.ascontiguousarray(a._values()[..., live, :, :]),
         a._indices[live],
         kept[a._indptr].astype(a._indptr.dtype),
         a._stored,

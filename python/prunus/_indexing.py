@@ -32,9 +32,8 @@ def getitem(a: S, key: Any) -> Any:
     rows, cols = (_normal(k, n, ax) for ax, (k, n) in enumerate(zip(keys[nb:], a.shape[-2:], strict=True)))
     if _is_all(rows) and _is_all(cols):
         return picked._wrap(
-            picked._data, picked._indices, picked._indptr, picked._stored, picked._batch, picked._t,
-            picked._packed if picked is a else None,
-        )  # fmt: skip
+            picked._data, picked._indices, picked._indptr, picked._stored, picked._batch, picked._t
+        )
     if isinstance(rows, int) and isinstance(cols, int):
         return _points(picked, np.array([rows]), np.array([cols]))[..., 0][()]
     if isinstance(rows, int):
@@ -53,6 +52,10 @@ def getitem(a: S, key: Any) -> Any:
     for index in (rows, cols):
         if isinstance(index, np.ndarray) and index.ndim != 1:
             raise IndexError(f"an index array must have one dimension, got {index.ndim}")
+    if picked.frozen:
+        # Not a view that keeps a copy of all values alive.
+        part = _part(picked._thawed(), rows, cols)
+        return part._with_data(part._data.copy())
     return _part(picked, rows, cols)
 
 
@@ -127,7 +130,7 @@ def _batch(a: S, keys: list[Any]) -> S:
     if np.ndim(ids) == 0:
         return a._member(tuple(int(i) for i in np.unravel_index(int(ids), a._batch)))
     if not a._own:
-        data = np.ascontiguousarray(a._data[tuple(keys)])
+        data = np.ascontiguousarray(a._values()[tuple(keys)])
         return a._wrap(data, a._indices, a._indptr, a._stored, ids.shape, a._t)
     flat = ids.reshape(-1)
     table = a._indptr.reshape(members, -1)
@@ -135,7 +138,7 @@ def _batch(a: S, keys: list[Any]) -> S:
         table = table[flat[0] : flat[0] + len(flat)]
         part = slice(int(table[0, 0]), int(table[-1, -1]))  # members side by side: a view
         indptr = (table - table[0, 0]).reshape(*ids.shape, -1)
-        return a._wrap(a._data[part], a._indices[part], indptr, a._stored, ids.shape, a._t)
+        return a._wrap(a._values()[part], a._indices[part], indptr, a._stored, ids.shape, a._t)
     chosen = [a._member(tuple(map(int, np.unravel_index(int(b), a._batch)))) for b in flat]
     return stack(chosen, ids.shape, a)
 
@@ -162,10 +165,10 @@ def _line(a: BlockStorage, at: int, axis: int) -> Array:
     br, bc = a._data.shape[-2:]
     if stored_axis == 0:
         part = slice(int(a._indptr[at // br]), int(a._indptr[at // br + 1]))
-        values, where = a._data[..., part, at % br, :], a._indices[part].astype(np.int64)
+        values, where = a._values()[..., part, at % br, :], a._indices[part].astype(np.int64)
     else:
         which = np.flatnonzero(a._indices == at // bc)
-        values = a._data[..., at % bc][..., which, :]
+        values = a._values()[..., at % bc][..., which, :]
         where = np.searchsorted(a._indptr, which, side="right") - 1
     blocks = a._grid[1 - stored_axis]
     width = values.shape[-1]
@@ -194,7 +197,7 @@ def _points(a: BlockStorage, rows: Int64, cols: Int64) -> Array:
     hit = at < len(keys)
     hit[hit] = keys[at[hit]] == wanted[hit]
     out = np.zeros((*a._batch, len(i)), a.dtype)
-    out[..., hit] = a._data[..., at[hit], i[hit] % br, j[hit] % bc]
+    out[..., hit] = a._values()[..., at[hit], i[hit] % br, j[hit] % bc]
     return out
 
 
@@ -223,7 +226,7 @@ def _part(a: S, rows: slice | Array, cols: slice | Array) -> S:
 def _void(a: S) -> S:
     """Return a two-dimensional array without blocks, otherwise like ``a``'s members."""
     index = a._indices.dtype
-    return a._wrap(a._data[:0], np.zeros(0, index), np.zeros(a._grid[0] + 1, index), a._stored, (), a._t)
+    return a._wrap(a._values()[:0], np.zeros(0, index), np.zeros(a._grid[0] + 1, index), a._stored, (), a._t)
 
 
 def _aligned(a: S, start: int, stop: int, axis: int) -> S:
@@ -237,18 +240,20 @@ def _aligned(a: S, start: int, stop: int, axis: int) -> S:
     if axis == 0:
         part = slice(int(a._indptr[low]), int(a._indptr[high]))
         indptr = a._indptr[low : high + 1] - a._indptr[low]
-        data = a._data[..., part, :, :]
+        data = a._values()[..., part, :, :]
         return a._wrap(
             np.ascontiguousarray(data), a._indices[part], indptr, (stop - start, a._stored[1]), a._batch, a._t
         )
     stored = (a._stored[0], stop - start)
     keep = (a._indices >= low) & (a._indices < high)
     if low == 0 and keep.all():
-        return a._wrap(a._data, a._indices, a._indptr, stored, a._batch, a._t)
+        return a._wrap(a._values(), a._indices, a._indptr, stored, a._batch, a._t)
     kept = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep)])
     indptr = kept[a._indptr].astype(a._indptr.dtype)
     indices = (a._indices[keep] - low).astype(a._indices.dtype)
-    return a._wrap(np.ascontiguousarray(a._data[..., keep, :, :]), indices, indptr, stored, a._batch, a._t)
+    return a._wrap(
+        np.ascontiguousarray(a._values()[..., keep, :, :]), indices, indptr, stored, a._batch, a._t
+    )
 
 
 def _take(a: S, index: Int64, axis: int) -> S:
@@ -274,8 +279,8 @@ def _take(a: S, index: Int64, axis: int) -> S:
     keys, target = np.unique(keys, return_inverse=True)
     data = np.zeros((*a._batch, len(keys), br, bc), a.dtype)
     if axis == 0:
-        data[..., target, line % br, :] = a._data[..., source, inner[line], :]
+        data[..., target, line % br, :] = a._values()[..., source, inner[line], :]
     else:
-        data[..., target, :, line % bc] = a._data[..., source, :, inner[line]]
+        data[..., target, :, line % bc] = a._values()[..., source, :, inner[line]]
     indices, indptr = lay.pattern_of(keys, rows, cols)
     return a._wrap(data, indices, indptr, stored, a._batch, a._t)

@@ -74,7 +74,8 @@ class Operators(BlockStorage):
         """Call the kernel with this array, transposed if ``t``, on checked operands."""
         packed = self._packed
         if packed is None:
-            _dsd(self._data, self._indices, self._indptr, self._stored, t, x, out, None, None, _threads())
+            data: Any = self._data  # an ndarray, as nothing is packed
+            _dsd(data, self._indices, self._indptr, self._stored, t, x, out, None, None, _threads())
         else:
             _dsd_packed(packed, t, x, out, None, None, _threads())
 
@@ -221,7 +222,7 @@ class Operators(BlockStorage):
         return self._with_data(self._data.copy())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = (self._data, self._indices, self._indptr, self._stored, self._batch, self._t)
+        parts = (self._values(), self._indices, self._indptr, self._stored, self._batch, self._t)
         return _restore, (type(self), parts, self._packed is not None)
 
     def __repr__(self) -> str:

@@ -129,7 +129,7 @@ def extreme(a: BlockStorage, ufunc: np.ufunc, axis: Any, out: Array | None, keep
         raise ValueError(f"zero-size array to reduction operation {ufunc.__name__} which has no identity")
     dtype = a.dtype
     a = a._canonical()
-    data = a._data.astype(np.float32) if dtype == BFLOAT16 else a._data
+    data = a._values().astype(np.float32) if dtype == BFLOAT16 else a._values()
     over = a._padding()
     if over:
         data = data.copy() if data is a._data else data

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from prunus import _layout as lay
+from prunus._core import Packed
 from prunus._dtypes import BFLOAT16, F16, F32, F64, Array, DType, check_storage
 from prunus._layout import Index, Int64
 from prunus.engines import Blocks
@@ -24,8 +25,10 @@ class BlockStorage:
 
     ``_data``, ``_indices``, ``_indptr`` describe members of shape ``_stored``; the array is their transpose
     if ``_t``. ``_batch`` are the leading dimensions, ``_own`` says that every member has its own pattern.
-    ``_shape2`` is one member's shape after transposition and ``_fast`` the dtype that plain products of two
-    dimensions take without further checks.
+    Of a frozen array, ``_data`` is what the engine packed, which has an ndarray's shape, dtype, size, nbytes
+    and copy(); ``_packed`` is the same then, and None otherwise. ``_rows`` and ``_cols`` are one member's
+    shape after transposition and ``_fast`` the dtype that plain products of two dimensions take without
+    further checks.
     """
 
     __slots__ = (
@@ -42,13 +45,13 @@ class BlockStorage:
         "_t",
     )
 
-    _data: Array
+    _data: Array | Packed
     _indices: Index
     _indptr: Index
     _stored: tuple[int, int]
     _batch: tuple[int, ...]
     _t: bool
-    _packed: Any
+    _packed: Packed | None
     _fast: DType | None
     _rows: int
     _cols: int
@@ -57,13 +60,12 @@ class BlockStorage:
 
     def _set(
         self,
-        data: Array,
+        data: Array | Packed,
         indices: Index,
         indptr: Index,
         stored: tuple[int, int],
         batch: tuple[int, ...] = (),
         t: bool = False,
-        packed: Any = None,
     ) -> None:
         """Fill the slots from parts that are known to be consistent."""
         self._data = data
@@ -72,30 +74,37 @@ class BlockStorage:
         self._stored = stored
         self._batch = batch
         self._t = t
-        self._packed = packed
+        self._packed = data if isinstance(data, Packed) else None
         self._rows, self._cols = (stored[1], stored[0]) if t else stored
         self._fast = data.dtype if not batch and data.dtype in _FAST else None
 
     @classmethod
     def _wrap(
         cls,
-        data: Array,
+        data: Array | Packed,
         indices: Index,
         indptr: Index,
         stored: tuple[int, int],
         batch: tuple[int, ...] = (),
         t: bool = False,
-        packed: Any = None,
     ) -> Self:
         """Return an array made of consistent parts, checking nothing."""
         self = object.__new__(cls)
-        self._set(data, indices, indptr, stored, batch, t, packed)
+        self._set(data, indices, indptr, stored, batch, t)
         return self
 
     def _with_data(self, data: Array) -> Self:
         """Return an array with the same pattern and other values, given in stored order."""
         # Indices are copied, as SciPy does: the two arrays must not share what a caller can write.
         return self._wrap(data, self._indices.copy(), self._indptr.copy(), self._stored, self._batch, self._t)
+
+    def _values(self) -> Array:
+        """Return the blocks' values: the very array, or a new one if the array is frozen."""
+        return self._data.copy() if isinstance(self._data, Packed) else self._data
+
+    def _thawed(self) -> Self:
+        """Return an equal array that is not frozen: a copy, or itself."""
+        return self if self._packed is None else self._with_data(self._packed.copy())
 
     # The pattern as algorithms want it ---------------------------------------------------------------
 
@@ -133,8 +142,8 @@ class BlockStorage:
         return lay.padding(row, self._indices, self._stored, (br, bc))
 
     def _clean(self) -> Array:
-        """Return the stored values with zeros in the padding; the very array where they are zero already."""
-        return lay.without_padding(self._data, self._padding())
+        """Return the stored values with zeros in the padding; as ``_values`` where they are zero already."""
+        return lay.without_padding(self._values(), self._padding())
 
     def _canonical(self) -> Self:
         """Return an equal array whose stored pattern is sorted and free of duplicates; itself if it is so."""
@@ -147,7 +156,7 @@ class BlockStorage:
         """Return data, indices, indptr with sorted columns and duplicates summed, in storage order."""
         order = lay.sort_order(self._indices, self._stacked)
         wide = F32 if self._data.dtype in (F16, BFLOAT16) else None
-        data, keys = lay.merge(self._data, self._keys(), order, dtype=wide)
+        data, keys = lay.merge(self._values(), self._keys(), order, dtype=wide)
         indices, indptr = lay.pattern_of(keys, len(self._stacked) - 1, self._grid[1])
         dtype = self._indices.dtype
         indptr = lay.unstack_indptr(
@@ -160,7 +169,7 @@ class BlockStorage:
         if not self._t:
             return self
         if not self._own:
-            parts = lay.transpose(self._data, self._indices, self._indptr, self._grid[1])
+            parts = lay.transpose(self._values(), self._indices, self._indptr, self._grid[1])
             return self._wrap(*parts, (self._stored[1], self._stored[0]), self._batch)
         rows, cols = self._grid
         # Members stay one below the other: their block columns become their block rows.
@@ -170,7 +179,7 @@ class BlockStorage:
         row = member[order] * cols + self._indices[order]
         starts = np.searchsorted(row, np.arange(math.prod(self._batch) * cols + 1))
         return self._wrap(
-            np.ascontiguousarray(np.swapaxes(self._data[order], -1, -2)),
+            np.ascontiguousarray(np.swapaxes(self._values()[order], -1, -2)),
             inner[order].astype(self._indices.dtype),
             lay.unstack_indptr(starts.astype(self._indptr.dtype), self._batch, cols),
             (self._stored[1], self._stored[0]),
@@ -185,7 +194,7 @@ class BlockStorage:
         start = np.arange(members, dtype=np.int64)[:, None] * n
         indptr = (self._indptr + start).astype(lay.index_dtype(members * n))
         return self._wrap(
-            self._data.reshape(members * n, *self._data.shape[-2:]),
+            self._values().reshape(members * n, *self._data.shape[-2:]),
             np.tile(self._indices, members).astype(indptr.dtype, copy=False),
             indptr.reshape(*self._batch, len(self._indptr)),
             self._stored,
@@ -197,26 +206,31 @@ class BlockStorage:
         """Return one two-dimensional batch member that shares this array's memory."""
         if not self._batch:
             return self
+        values = self._values()
         if not self._own:
-            return self._wrap(self._data[at], self._indices, self._indptr, self._stored, (), self._t)
+            return self._wrap(values[at], self._indices, self._indptr, self._stored, (), self._t)
         indptr = self._indptr[at]
         part = slice(int(indptr[0]), int(indptr[-1]))
-        return self._wrap(
-            self._data[part], self._indices[part], indptr - indptr[0], self._stored, (), self._t
-        )
+        return self._wrap(values[part], self._indices[part], indptr - indptr[0], self._stored, (), self._t)
 
-    def _blocks(self) -> Blocks:
-        """Return a two-dimensional array as engines see it."""
+    def _blocks(self, batch: tuple[int, ...] = ()) -> Blocks:
+        """Return the array as engines see it, a batched one broadcast to the dimensions ``batch``."""
+        data, indptr = self._data, self._indptr
+        if self._batch != batch:
+            if self._own:
+                indptr = np.broadcast_to(indptr, (*batch, indptr.shape[-1]))
+            elif self._batch:
+                data = np.broadcast_to(self._values(), (*batch, *data.shape[-3:]))
         # As Blocks(...) has it, in a third of the time.
-        parts = (self._data, self._indices, self._indptr, self._stored, self._t, self._packed)
-        return tuple.__new__(Blocks, parts)
+        return tuple.__new__(Blocks, (data, self._indices, indptr, self._stored, self._t))
 
     def _readonly(self) -> tuple[Array, Index, Index]:
         """Return the arrays of a lazy transpose, computed for this one access."""
         array = self._physical()
-        for part in (array._data, array._indices, array._indptr):
+        parts = array._values(), array._indices, array._indptr
+        for part in parts:
             part.flags.writeable = False
-        return array._data, array._indices, array._indptr
+        return parts
 
     # Attributes ----------------------------------------------------------------------------------------
 
@@ -224,10 +238,15 @@ class BlockStorage:
     def data(self) -> Array:
         """Block values: (n, br, bc), or (*batch, n, br, bc) where the batch shares one pattern.
 
-        Writing into it changes the array. For a lazy transpose (``W.T.data``) it is a read-only copy,
-        computed on access and not kept.
+        Writing into it changes the array. For a lazy transpose (``W.T.data``) and a frozen array
+        (``W.pack().data``) it is a read-only copy, computed on access and not kept.
         """
-        return self._readonly()[0] if self._t else self._data
+        if self._t:
+            return self._readonly()[0]
+        values = self._values()
+        if self.frozen:
+            values.flags.writeable = False
+        return values
 
     @data.setter
     def data(self, values: Array) -> None:
@@ -305,7 +324,7 @@ class BlockStorage:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of values and indices."""
+        """Bytes of values and indices; of a frozen array, the engine's own copy of the pattern included."""
         return self._data.nbytes + self._indices.nbytes + self._indptr.nbytes
 
     @property
@@ -364,5 +383,4 @@ class BlockStorage:
             self._stored,
             self._batch,
             not self._t,
-            self._packed,
         )

@@ -13,7 +13,7 @@ from prunus import _layout as lay
 from prunus._dtypes import HALVES, I8, I32, Array, DType, check_operand, result_dtype
 from prunus._mask import BlockMask
 from prunus._storage import BlockStorage
-from prunus.engines.base import ACTIVATIONS, Engine
+from prunus.engines.base import ACTIVATIONS
 
 __all__ = ["matmul", "sddmm"]
 
@@ -171,15 +171,9 @@ def _product(
     view = result[..., None] if vector else result.swapaxes(-1, -2) if flip else result
     if kind == I32 and activation not in (None, "relu"):
         raise TypeError(f"{activation} of an int8 product needs a float result: pass dtype=np.float32")
-    engine = engines.active()
-    if not w._batch and batch:
-        _unbatched(engine, w, x, view, bias, activation)
-    elif not batch:
-        engine.dsd(w._blocks(), x, view, bias, activation)
-    else:
-        every = np.broadcast_to(x, (*batch, k, n))
-        for at in np.ndindex(*batch):
-            engine.dsd(_member(w, at)._blocks(), every[at], view[at], bias, activation)
+    if batch:
+        x, view = _together(w, x, view, (*batch, k, n))
+    engines.active().dsd(w._blocks(view.shape[:-2]), x, view, bias, activation)
     if out is not None and result is not out:
         out[...] = result
         return out
@@ -202,17 +196,13 @@ def _member(w: S, at: tuple[int, ...]) -> S:
     return w._member(tuple(0 if size == 1 else i for i, size in zip(inner, w._batch, strict=True)))
 
 
-def _unbatched(
-    engine: Engine, w: BlockStorage, x: Array, out: Array, bias: Array | None, activation: str | None
-) -> None:
-    """Multiply one ``w`` with every member of ``x`` (*batch, k, n), in one go where strides allow it."""
-    wide_x, wide_out = _side_by_side(x), _side_by_side(out)
-    blocks = w._blocks()
-    if wide_x is not None and wide_out is not None:
-        engine.dsd(blocks, wide_x, wide_out, bias, activation)
-        return
-    for at in np.ndindex(*x.shape[:-2]):
-        engine.dsd(blocks, x[at], out[at], bias, activation)
+def _together(w: BlockStorage, x: Array, out: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return ``x`` broadcast to ``shape``, and ``out``; each as one wide matrix where strides allow it."""
+    if not w._batch:
+        wide_x, wide_out = _side_by_side(x), _side_by_side(out)
+        if wide_x is not None and wide_out is not None:
+            return wide_x, wide_out
+    return np.broadcast_to(x, shape), out
 
 
 def _side_by_side(x: Array) -> Array | None:
@@ -289,25 +279,23 @@ def _sparse(a: S, b: BlockStorage, dtype: DTypeLike | None) -> S:
             f"b.reblock(({inner_a}, {b.blocksize[1]})) achieves in a copy"
         )
     batch = _broadcast(a._batch, b._batch)
-    left, right = a._physical(), b._physical()
-    left, right = _inner_clean(left, 1), _inner_clean(right, 0)
     engine = engines.active()
     stored = a._rows, b._cols
     size = a.blocksize[0], b.blocksize[1]
-    lay.check_positions(max(math.prod(batch), 1), left._grid[0], right._grid[1])
+    rows, cols = lay.blocks_along(stored[0], size[0]), lay.blocks_along(stored[1], size[1])
+    lay.check_positions(max(math.prod(batch), 1), rows, cols)
 
     def pair(at: tuple[int, ...]) -> S:
-        parts = engine.ssd(_member(left, at)._blocks(), _member(right, at)._blocks(), kind)
+        parts = engine.ssd(_member(a, at)._blocks(), _member(b, at)._blocks(), kind)
         return a._wrap(*_narrow(*parts), stored)
 
     if not batch:
         return pair(())
     members = [pair(at) for at in np.ndindex(*batch)]
-    if members and not left._own and not right._own:
+    if members and not a._own and not b._own:
         first = members[0]  # shared patterns give a shared pattern
-        data = np.stack([one._data for one in members]).reshape(*batch, *first._data.shape)
+        data = np.stack([one._values() for one in members]).reshape(*batch, *first._data.shape)
         return a._wrap(data, first._indices, first._indptr, stored, batch)
-    rows = lay.blocks_along(stored[0], size[0])
     void = a._wrap(np.zeros((0, *size), kind), np.zeros(0, np.int32), np.zeros(rows + 1, np.int32), stored)
     return _elementwise.stack(members, batch, void)
 
@@ -316,14 +304,6 @@ def _narrow(data: Array, indices: Array, indptr: Array) -> tuple[Array, Array, A
     """Return the pattern in int32 where it fits, as constructors do."""
     dtype = lay.index_dtype(max(int(indptr[-1]), int(indices.max(initial=0))))
     return data, indices.astype(dtype, copy=False), indptr.astype(dtype, copy=False)
-
-
-def _inner_clean(a: S, axis: int) -> S:
-    """Return ``a`` with zeros where its blocks hang over the inner edge: ssd multiplies whole blocks."""
-    if a._stored[axis] % a._data.shape[-2 + axis] == 0:
-        return a
-    clean = a._clean()
-    return a if clean is a._data else a._wrap(clean, a._indices, a._indptr, a._stored, a._batch)
 
 
 # Dense with dense, at chosen blocks ----------------------------------------------------------------------
@@ -402,12 +382,5 @@ def sddmm(a: Any, b: Any, mask: BlockMask | BlockStorage, *, dtype: DTypeLike | 
     data = (np.zeros if ragged else np.empty)((*lead, len(indices), br, bc), kind)
     every_a = np.broadcast_to(a, (*batch, *a.shape[-2:]))
     every_b = np.broadcast_to(b, (*batch, *b.shape[-2:]))
-    engine = engines.active()
-    for at in np.ndindex(*batch):
-        if own:
-            start, stop = int(indptr[at][0]), int(indptr[at][-1])
-            offsets = indptr[at] - indptr[at][0]
-            engine.sdd(every_a[at], every_b[at], indices[start:stop], offsets, data[start:stop])
-        else:
-            engine.sdd(every_a[at], every_b[at], indices, indptr, data[at])
+    engines.active().sdd(every_a, every_b, indices, indptr, data)
     return BSR._wrap(data, indices.copy(), indptr.copy(), (m, n), batch)

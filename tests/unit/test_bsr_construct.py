@@ -2,6 +2,7 @@
 
 import copy as copying
 import pickle
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -533,6 +534,113 @@ def test_pack_limits():
     P = W.pack()
     np.testing.assert_array_equal(P.toarray(), expected)
     np.testing.assert_array_equal(P @ np.eye(4, dtype=np.float32), expected)
+
+
+def test_pack_holds_the_values_once():
+    n = 1 << 20
+    W = pr.BSR((np.ones((n // 1024, 32, 32), np.float32), np.arange(n // 1024), [0, n // 1024]))
+    tracemalloc.start()
+    P = W.pack()
+    for look in (
+        "dtype",
+        "shape",
+        "blocksize",
+        "nnz",
+        "nnzb",
+        "size",
+        "nbytes",
+        "density",
+        "T",
+        "mask",
+        "frozen",
+    ):
+        getattr(P, look)
+    repr(P)
+    P @ np.ones((W.shape[1], 1), np.float32)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < W.data.nbytes / 8  # NumPy's memory; the engine's is in nbytes
+    assert W.data.nbytes <= P.nbytes < 1.1 * W.nbytes
+    assert P.T.nbytes == P.nbytes
+    assert P.data is not P.data
+    assert not P.data.flags.writeable
+    assert P[:32].nbytes < 1.1 * W.nbytes
+    for part in (P[:, 32:64], P[:16], P[:16, :40]):
+        assert not part.frozen
+        assert part.data.flags.writeable
+        assert part.data.base is None
+
+
+@pytest.mark.parametrize("t", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, BF16, np.int8])
+@pytest.mark.parametrize("size", [(2, 3), (8, 4), (16, 1)])
+def test_packed_arrays_do_what_others_do(size, dtype, t):
+    rng = np.random.default_rng(7)
+    w = (rng.integers(-3, 4, (21, 17)) * (rng.random((21, 17)) < 0.2)).astype(dtype)
+    W = pr.BSR(w, blocksize=size)
+    P = W.pack()
+    W, P, w = (W.T, P.T, w.T) if t else (W, P, w)
+    for name in ("dtype", "shape", "blocksize", "nnz", "nnzb", "size", "density", "has_canonical_format"):
+        assert getattr(P, name) == getattr(W, name)
+    for name in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(P, name), getattr(W, name))
+        assert not getattr(P, name).flags.writeable
+    x = rng.integers(-3, 4, (w.shape[1], 3)).astype(dtype)
+    index = np.array([3, 1, 9])
+    results = {
+        "T": lambda a: a.T,
+        "copy": lambda a: a.copy(),
+        "copied": copying.deepcopy,
+        "constructed": pr.BSR,
+        "reblocked": lambda a: a.reblock(4),
+        "converted": lambda a: a.astype(np.float64),
+        "physical": lambda a: a.transpose(copy=True),
+        "pickled": lambda a: pickle.loads(pickle.dumps(a)),
+        "sum of two": lambda a: a + W,
+        "other sum": lambda a: W - a,
+        "scaled": lambda a: a * 2,
+        "negative": lambda a: -a,
+        "absolute": abs,
+        "multiplied": lambda a: a.multiply(w),
+        "compared": lambda a: a > 0,
+        "sums": lambda a: a.sum(axis=0),
+        "sum": lambda a: a.sum(),
+        "max": lambda a: a.max(axis=1),
+        "min": lambda a: a.min(axis=0),
+        "mean": lambda a: a.mean(),
+        "counted": lambda a: a.count_nonzero(),
+        "row": lambda a: a[3],
+        "column": lambda a: a[:, 5],
+        "value": lambda a: a[3, 4],
+        "points": lambda a: a[index, index],
+        "rows": lambda a: a[:16],
+        "columns": lambda a: a[:, :16],
+        "taken": lambda a: a[index],
+        "all": lambda a: a[:],
+        "product": lambda a: a @ x,
+        "sparse product": lambda a: a @ a.T,
+        "batched product": lambda a: a @ np.stack([x, 2 * x]).swapaxes(0, 1).copy().swapaxes(0, 1),
+        "widened": lambda a: pr.matmul(a, x, dtype=np.float64),
+        "mask": lambda a: a.mask,
+    }
+    for what, run in results.items():
+        got, expected = run(P), run(W)
+        got, expected = (one.toarray() if hasattr(one, "toarray") else one for one in (got, expected))
+        np.testing.assert_array_equal(got, expected, err_msg=what)
+    with pr.device("reference"):
+        np.testing.assert_array_equal(P @ x, W @ x)
+    if dtype not in (BF16, np.float16):
+        back = P.to_scipy()
+        np.testing.assert_array_equal(back.toarray(), w)
+        back.data[...] = 0
+        with pytest.raises(ValueError, match="copy=False"):
+            P.to_scipy(copy=False)
+    P.sum_duplicates()
+    P.sort_indices()
+    P.check_format()
+    np.testing.assert_array_equal(P.toarray(), w)
+    with pytest.raises(ValueError, match="frozen"):
+        P.data = W.data
 
 
 def test_astype():

@@ -94,8 +94,9 @@ def test_tokens_need_one_call(monkeypatch, engine):
     assert len(calls) == 1
     assert calls[0][1].shape == (6, 12)
     assert np.shares_memory(calls[0][1], x)
-    np.moveaxis(x, 0, 1) @ W.T
-    assert len(calls) == 1 + 4
+    np.moveaxis(x, 0, 1) @ W.T  # strides allow no wide matrix: a batch
+    assert len(calls) == 2
+    assert calls[1][1].shape == (4, 6, 3)
 
 
 def strided(x):
@@ -307,6 +308,64 @@ def test_devices_are_found_by_name(engine):
             assert engines.active().name == "cpu"
         assert engines.active().name == "reference"
     assert engines.active() is engine or engine.name == "cpu"
+
+
+def padded(shape, blocksize, t, seed):
+    """A BSR of a ragged shape that holds NaN in its padding, lazily transposed if ``t``, and its values."""
+    dense = small(shape, seed=seed)
+    stored = pr.BSR.from_mask(
+        pr.BlockMask.from_dense(dense.T if t else dense, blocksize), dense.T if t else dense
+    )
+    (m, n), (br, bc) = stored.shape, stored.blocksize
+    rows = np.repeat(np.arange(len(stored.indptr) - 1), np.diff(stored.indptr))
+    for block, i, j in zip(stored.data, rows, stored.indices, strict=True):
+        block[max(0, m - i * br) :] = np.nan
+        block[:, max(0, n - j * bc) :] = np.nan
+    return (stored.T if t else stored), dense
+
+
+@pytest.mark.parametrize("ta", [False, True])
+@pytest.mark.parametrize("tb", [False, True])
+def test_engines_take_transposes_and_ignore_padding(engine, ta, tb):
+    A, a = padded((5, 7), (3, 2) if not ta else (2, 3), ta, 1)
+    B, b = padded((7, 9), (2, 4) if not tb else (4, 2), tb, 2)
+    C = A @ B
+    assert C.blocksize == (3, 4)
+    np.testing.assert_array_equal(C.toarray(), a @ b)
+    C.check_format()
+    np.testing.assert_array_equal(A @ b, a @ b)
+    np.testing.assert_array_equal(a @ B, a @ b)
+
+
+@pytest.mark.parametrize("form", ["shared", "own"])
+@pytest.mark.parametrize("t", [False, True])
+def test_a_batch_is_one_call(engine, monkeypatch, form, t):
+    w = small((2, 1, 5, 6), seed=3)
+    w[0, 0, :2] = 0
+    if form == "own":
+        W = pr.BSR(w, blocksize=(2, 3))
+    else:
+        W = pr.BSR.from_mask(pr.BlockMask.from_dense(w[1, 0], (2, 3)), w)
+    W, w = (W.T, W.toarray().swapaxes(-1, -2)) if t else (W, W.toarray())
+    x = small((3, w.shape[-1], 4), seed=4)
+    calls = []
+    run = type(engine).dsd
+    monkeypatch.setattr(type(engine), "dsd", lambda self, *args: (calls.append(1), run(self, *args))[1])
+    np.testing.assert_array_equal(W @ x, w @ x)
+    np.testing.assert_array_equal(W @ x[0, :, 0], w @ x[0, :, 0])
+    np.testing.assert_array_equal(small((4, w.shape[-2])) @ W, small((4, w.shape[-2])) @ w)
+    assert len(calls) == 3
+
+
+def test_many_members_with_patterns_of_their_own(engine):
+    rng = np.random.default_rng(5)
+    w = small((40, 8, 8), seed=6) * (rng.random((40, 8, 8)) < 0.1)
+    W = pr.BSR(w.astype(np.float32), blocksize=2)
+    x = small((40, 8, 3), seed=7)
+    np.testing.assert_array_equal(W[5:] @ x[5:], w[5:] @ x[5:])
+    S = pr.sddmm(x, x.swapaxes(-1, -2), W.mask)
+    expected = (x @ x.swapaxes(-1, -2)) * W.mask.toarray()
+    np.testing.assert_array_equal(S.toarray(), expected)
 
 
 def test_engines_can_be_added(monkeypatch, engine):

@@ -39,8 +39,8 @@ def test_constants_exist():
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_same_parameters(name):
     arguments = FUNCTIONS[name].args
-    rest = [a for a in (arguments.vararg, arguments.kwarg) if a]
-    written = [a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *rest]]
+    rest = [arguments.vararg] if arguments.vararg else []
+    written = [a.arg for a in [*arguments.posonlyargs, *arguments.args, *rest, *arguments.kwonlyargs]]
     assert list(inspect.signature(getattr(_core, name)).parameters) == written
 
 

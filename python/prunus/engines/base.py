@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
+from prunus._core import Packed
 from prunus._dtypes import Array, DType
 from prunus._layout import Index
 
@@ -14,19 +15,37 @@ ACTIVATIONS = frozenset({"relu", "gelu", "silu"})
 
 
 class Blocks(NamedTuple):
-    """One two-dimensional block-sparse operand, as engines see it.
+    """A block-sparse operand, as engines see it.
 
     ``data`` (n, br, bc), ``indices`` (n,) and ``indptr`` (rows + 1,) describe an array of ``shape``; the
-    operand is its transpose if ``transposed``. Blocks at the edge may hang over; what hangs over is never
-    read. ``packed`` is the engine's own frozen form, if there is one.
+    operand is its transpose if ``transposed``. Blocks at the edge may hang over: engines ignore that padding,
+    whatever it holds. Of a frozen array, ``data`` is the CPU engine's packed form, which other engines read
+    through ``values``.
+
+    With a batch, members that share a pattern have ``data`` (*batch, n, br, bc). Where each has its own,
+    ``indptr`` is (*batch, rows + 1), whose offsets count through all members' blocks.
     """
 
-    data: Array
+    data: Array | Packed
     indices: Index
     indptr: Index
     shape: tuple[int, int]
     transposed: bool
-    packed: Any = None
+
+    @property
+    def values(self) -> Array:
+        """The blocks as an ndarray; of a packed operand a new one."""
+        return self.data.copy() if isinstance(self.data, Packed) else self.data
+
+    def member(self, at: tuple[int, ...]) -> Self:
+        """Return the two-dimensional operand at ``at`` of the batch; itself where there is none."""
+        if self.indptr.ndim > 1:
+            indptr = self.indptr[at]
+            part = slice(int(indptr[0]), int(indptr[-1]))
+            return self._replace(
+                data=self.values[part], indices=self.indices[part], indptr=indptr - indptr[0]
+            )
+        return self._replace(data=self.values[at]) if len(self.data.shape) > 3 else self
 
 
 @runtime_checkable
@@ -41,16 +60,16 @@ class Engine(Protocol):
     name: str
 
     def dsd(self, w: Blocks, x: Array, out: Array, bias: Array | None, activation: str | None) -> None:
-        """Write ``activation(w @ x + bias[:, None])`` to ``out``.
+        """Write ``activation(w @ x + bias[:, None])`` to ``out``, for every member of a batch.
 
         Parameters
         ----------
         w : Blocks
-            Shape (m, k) after its transposition.
+            Shape (m, k) after its transposition, with the batch's dimensions or none.
         x : ndarray
-            Shape (k, n), any strides.
+            Shape (*batch, k, n), any strides.
         out : ndarray
-            Shape (m, n), any strides that do not overlap.
+            Shape (*batch, m, n), any strides that do not overlap.
         bias : ndarray, optional
             Shape (m,).
         activation : str, optional
@@ -61,14 +80,15 @@ class Engine(Protocol):
     def ssd(self, a: Blocks, b: Blocks, dtype: DType) -> tuple[Array, Index, Index]:
         """Return data, indices and indptr of ``a @ b`` in sorted, distinct blocks of ``dtype``.
 
-        Neither operand is transposed, ``a``'s block columns are as wide as ``b``'s block rows are high, and
-        what hangs over the inner edge is 0.
+        The operands are two-dimensional. After their transposition, ``a``'s block columns are as wide as
+        ``b``'s block rows are high.
         """
         ...
 
     def sdd(self, a: Array, b: Array, indices: Index, indptr: Index, out: Array) -> None:
-        """Write the blocks (``indices``, ``indptr``) of ``a @ b`` to ``out`` (n, br, bc).
+        """Write the blocks (``indices``, ``indptr``) of ``a @ b`` to ``out``, for every member of a batch.
 
-        What hangs over the edge of ``a`` (m, k) or ``b`` (k, n) is left as it is.
+        ``a`` is (*batch, m, k) and ``b`` (*batch, k, n); ``out`` and the pattern have the form of
+        :class:`Blocks`. What hangs over the edge of ``a`` or ``b`` is left as it is.
         """
         ...

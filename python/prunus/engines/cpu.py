@@ -19,22 +19,21 @@ class CpuEngine:
     def dsd(self, w: Blocks, x: Array, out: Array, bias: Array | None, activation: str | None) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         # The kernels take every pair of operand dtypes and round once, so nothing is converted here.
-        if w.packed is None:
-            _core.dsd(
-                w.data, w.indices, w.indptr, w.shape, w.transposed, x, out, bias, activation, THREADS.get()
-            )
+        data, indices, indptr, shape, transposed = w
+        if isinstance(data, _core.Packed):
+            _core.dsd_packed(data, transposed, x, out, bias, activation, THREADS.get())
         else:
-            _core.dsd_packed(w.packed, w.transposed, x, out, bias, activation, THREADS.get())
+            _core.dsd(data, indices, indptr, shape, transposed, x, out, bias, activation, THREADS.get())
 
     def ssd(self, a: Blocks, b: Blocks, dtype: DType) -> tuple[Array, Index, Index]:
         """See :class:`prunus.engines.base.Engine`."""
         return _core.ssd(
-            a.data,
+            a.values,
             a.indices,
             a.indptr,
             a.shape,
             a.transposed,
-            b.data,
+            b.values,
             b.indices,
             b.indptr,
             b.shape,

@@ -6,6 +6,7 @@ It is slow and exact: floats accumulate in float64, int8 in int64, and one round
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -45,6 +46,15 @@ def _activate(value: Array, activation: str | None) -> Array:
     return value
 
 
+def _pieces(w: Blocks, dtype: DType) -> Iterator[tuple[slice, slice, Array]]:
+    """Yield the rows, the columns and the values of every block, transposed and without its padding."""
+    (br, bc), (m, k) = w.data.shape[1:], w.shape
+    for block, i, j in zip(w.values.astype(dtype), lay.block_rows(w.indptr), w.indices.tolist(), strict=True):
+        rows, cols = slice(i * br, min((i + 1) * br, m)), slice(j * bc, min((j + 1) * bc, k))
+        part = block[: rows.stop - rows.start, : cols.stop - cols.start]
+        yield (cols, rows, part.T) if w.transposed else (rows, cols, part)
+
+
 class ReferenceEngine:
     """Products as a reader would write them down."""
 
@@ -53,49 +63,46 @@ class ReferenceEngine:
     def dsd(self, w: Blocks, x: Array, out: Array, bias: Array | None, activation: str | None) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         wide = _wide(w.data.dtype, x.dtype)
-        br, bc = w.data.shape[1:]
-        m, k = w.shape
-        sums = np.zeros(out.shape, wide)
-        values, right = w.data.astype(wide), x.astype(wide)
-        for block, i, j in zip(values, lay.block_rows(w.indptr), w.indices, strict=True):
-            rows, cols = slice(i * br, min((i + 1) * br, m)), slice(j * bc, min((j + 1) * bc, k))
-            part = block[: rows.stop - rows.start, : cols.stop - cols.start]
-            target, source = (cols, rows) if w.transposed else (rows, cols)
+        for at in np.ndindex(*out.shape[:-2]):
+            sums, right = np.zeros(out.shape[-2:], wide), x[at].astype(wide)
             with np.errstate(all="ignore"):  # infinities and NaN propagate without a word
-                sums[target] += (part.T if w.transposed else part) @ right[source]
-        plain = bias is None and activation is None
-        with np.errstate(all="ignore"):
-            out[...] = sums if plain else _finish(sums, bias, activation)
+                for rows, cols, part in _pieces(w.member(at), wide):
+                    sums[rows] += part @ right[cols]
+                plain = bias is None and activation is None
+                out[at] = sums if plain else _finish(sums, bias, activation)
 
     def ssd(self, a: Blocks, b: Blocks, dtype: DType) -> tuple[Array, Index, Index]:
         """See :class:`prunus.engines.base.Engine`."""
         wide = _wide(a.data.dtype, b.data.dtype)
-        left, right = a.data.astype(wide), b.data.astype(wide)
-        columns: list[int] = []
-        blocks: list[Array] = []
-        ends = [0]
-        for row in range(len(a.indptr) - 1):
-            sums: dict[int, Array] = {}
-            for p in range(int(a.indptr[row]), int(a.indptr[row + 1])):
-                inner = int(a.indices[p])
-                for q in range(int(b.indptr[inner]), int(b.indptr[inner + 1])):
-                    col = int(b.indices[q])
-                    with np.errstate(all="ignore"):
-                        product = left[p] @ right[q]
-                        sums[col] = sums[col] + product if col in sums else product
-            columns.extend(sorted(sums))
-            blocks.extend(sums[col] for col in sorted(sums))
-            ends.append(len(columns))
-        data = np.zeros((len(blocks), a.data.shape[1], b.data.shape[2]), dtype)
-        for target, block in zip(data, blocks, strict=True):
-            target[...] = block
-        return data, np.array(columns, np.int64), np.array(ends, np.int64)
+        br = a.data.shape[2 if a.transposed else 1]
+        bc = b.data.shape[1 if b.transposed else 2]
+        lines: dict[int, list[tuple[slice, Array]]] = {}
+        for inner, cols, right in _pieces(b, wide):
+            lines.setdefault(inner.start, []).append((cols, right))
+        sums: dict[tuple[int, int], Array] = {}
+        for rows, inner, left in _pieces(a, wide):
+            for cols, right in lines.get(inner.start, []):
+                at = rows.start // br, cols.start // bc
+                with np.errstate(all="ignore"):
+                    sums[at] = sums.get(at, 0) + left @ right
+        order = sorted(sums)
+        data = np.zeros((len(order), br, bc), dtype)
+        for target, at in zip(data, order, strict=True):
+            with np.errstate(all="ignore"):
+                target[: sums[at].shape[0], : sums[at].shape[1]] = sums[at]
+        rows_of, cols_of = np.array(order, np.int64).reshape(-1, 2).T
+        count = lay.blocks_along(a.shape[1 if a.transposed else 0], br)
+        return data, cols_of, np.searchsorted(rows_of, np.arange(count + 1)).astype(np.int64)
 
     def sdd(self, a: Array, b: Array, indices: Index, indptr: Index, out: Array) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         wide = _wide(a.dtype, b.dtype)
-        br, bc = out.shape[1:]
-        for target, i, j in zip(out, lay.block_rows(indptr), indices, strict=True):
-            left, right = a[i * br : (i + 1) * br].astype(wide), b[:, j * bc : (j + 1) * bc].astype(wide)
-            with np.errstate(all="ignore"):
-                target[: len(left), : right.shape[1]] = left @ right
+        every = Blocks(out, indices, indptr, (a.shape[-2], b.shape[-1]), False)
+        for at in np.ndindex(*a.shape[:-2]):
+            one = every.member(at)  # shares memory with ``out``
+            br, bc = one.data.shape[1:]
+            for target, i, j in zip(one.values, lay.block_rows(one.indptr), one.indices, strict=True):
+                left = a[at][i * br : (i + 1) * br].astype(wide)
+                right = b[at][:, j * bc : (j + 1) * bc].astype(wide)
+                with np.errstate(all="ignore"):
+                    target[: len(left), : right.shape[1]] = left @ right

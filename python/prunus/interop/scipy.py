@@ -54,16 +54,18 @@ def to_scipy(a: BlockStorage, copy: bool | None) -> scipy.sparse.bsr_array:
     m, n = a.shape
     br, bc = a.blocksize
     ragged = bool(m % br or n % bc)
-    if copy is False and (a._t or ragged):
-        raise ValueError(
-            "copy=False, but "
-            + ("a lazy transpose has to be made physical" if a._t else "SciPy's blocks must divide the shape")
-        )
-    array = a._physical()
+    reasons = {
+        "a lazy transpose has to be made physical": a._t,
+        "SciPy's blocks must divide the shape": ragged,
+        "a frozen array has a layout of its own": a.frozen,
+    }
+    if copy is False and any(reasons.values()):
+        raise ValueError("copy=False, but " + next(why for why, true in reasons.items() if true))
+    array = a._physical()._thawed()
     if ragged:
         # The largest blocks that divide both the shape and ours.
         array = _elementwise.reblock(array, (math.gcd(br, m) or br, math.gcd(bc, n) or bc))
-    data, indices, indptr = array._data, array._indices, array._indptr
+    data, indices, indptr = array._values(), array._indices, array._indptr
     if copy and array is a:
         data, indices, indptr = data.copy(), indices.copy(), indptr.copy()
     return scipy.sparse.bsr_array((data, indices, indptr), shape=(m, n), copy=False)

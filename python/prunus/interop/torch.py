@@ -95,15 +95,17 @@ def to_torch(a: BlockStorage, copy: bool | None) -> torch.Tensor:
     reasons = {
         "a lazy transpose has to be made physical": a._t,
         "torch's blocks must divide the shape": ragged,
-        "the values are read-only": not a._data.flags.writeable,
+        "a frozen array has a layout of its own": a.frozen,
+        "the values are read-only": not (a.frozen or a._values().flags.writeable),
         "torch wants indices sorted and without duplicates": not a.has_canonical_format,
     }
     if copy is False and any(reasons.values()):
         raise ValueError("copy=False, but " + next(why for why, true in reasons.items() if true))
+    a = a._thawed()
     array = a._physical()._canonical()
     if ragged:
         array = _elementwise.reblock(array, (math.gcd(br, m) or br, math.gcd(bc, n) or bc))
-    data, indices, indptr = array._data, array._indices, array._indptr
+    data, indices, indptr = array._values(), array._indices, array._indptr
     batch = array._batch
     if array._own:
         counts = indptr[..., -1] - indptr[..., 0]
@@ -119,7 +121,7 @@ def to_torch(a: BlockStorage, copy: bool | None) -> torch.Tensor:
     elif batch:
         indices = np.broadcast_to(indices, (*batch, len(indices))).copy()
         indptr = np.broadcast_to(indptr, (*batch, len(indptr))).copy()
-    if np.shares_memory(data, a._data) and (copy or not data.flags.writeable):
+    if np.shares_memory(data, a._values()) and (copy or not data.flags.writeable):
         data = data.copy()
     if not indices.flags.writeable or (copy and np.shares_memory(indices, a._indices)):
         indices = indices.copy()

@@ -137,9 +137,8 @@ pub struct BsrRef<'a> {
     pub blocksize: (usize, usize),
     /// Use the transpose in place of the stored matrix.
     pub transposed: bool,
-    /// Rows whose words lie together: 0 for blocks in C order; `g` for a packed operand whose blocks
-    /// are `[row group][column][row in group]` in groups of `g` rows, the last one shorter where `g`
-    /// does not divide the block.
+    /// Rows whose words lie together: 0 for blocks in C order; `g`, which divides the block's rows, for
+    /// a packed operand whose blocks are laid out as `[row group][column][row in group]`.
     pub group: usize,
     /// The transpose's pattern, where it was made ahead of time (packed operands).
     pub by_column: Option<&'a Pattern>,

@@ -16,8 +16,7 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Copies and checks a pattern; `base` is subtracted from each `indptr` value (members of a
-    /// batch keep absolute offsets into one concatenation).
+    /// Copies and checks a pattern. The first offset may be above 0: entries before it are not used.
     ///
     /// # Errors
     /// [`Error::Pattern`] where `indptr` is empty, decreases or runs past the indices, or an index
@@ -83,6 +82,12 @@ impl Pattern {
     /// True when no block exists.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Bytes that the offsets and indices take.
+    pub fn bytes(&self) -> usize {
+        let blocks = self.blocks.as_deref().unwrap_or_default();
+        size_of_val(&*self.indptr) + size_of_val(&*self.indices) + size_of_val(blocks)
     }
 
     /// Offsets of the rows' entries.

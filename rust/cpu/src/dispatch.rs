@@ -41,7 +41,7 @@ macro_rules! with_lanes {
             (Some(DType::F64), Level::Neon) => with!(neon::F64x2, "f64 neon"),
             (Some(DType::F64), _) => with!(Plain<f64>, "f64 scalar"),
             #[cfg(target_arch = "x86_64")]
-            (Some(DType::Bf16), Level::Avx512Dot | Level::Amx) if $crate::level::has_avx512_bf16() => {
+            (Some(DType::Bf16), Level::Avx512Dot | Level::Amx) if $crate::level::multiplies_pairs() => {
                 with!(avx512::Bf16x32, "bf16 avx512-bf16")
             }
             #[cfg(target_arch = "x86_64")]

@@ -85,6 +85,12 @@ impl Level {
     }
 }
 
+/// Rows that packing lays together where there are so many vector registers: the height of the largest
+/// tile.
+pub(crate) const fn group_of(registers: usize) -> usize {
+    registers / 4
+}
+
 /// Whether bfloat16 dot products (`vdpbf16ps`) exist here.
 pub fn has_avx512_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -94,6 +100,15 @@ pub fn has_avx512_bf16() -> bool {
     #[cfg(not(target_arch = "x86_64"))]
     {
         false
+    }
+}
+
+/// Whether the level in use multiplies pairs of bfloat16. AMX implies it, under an emulator too.
+pub fn multiplies_pairs() -> bool {
+    match current() {
+        Level::Amx => true,
+        Level::Avx512Dot => has_avx512_bf16(),
+        _ => false,
     }
 }
 

@@ -116,7 +116,7 @@ pub fn measure_flops(context: &Context<'_>, dtype: &str, seconds: f64) -> Result
         #[cfg(target_arch = "x86_64")]
         ("int8", Level::Amx) => tile_rate::<amx::Int8>(context, seconds),
         #[cfg(target_arch = "x86_64")]
-        ("bfloat16", Level::Avx512Dot) if level::has_avx512_bf16() => {
+        ("bfloat16", Level::Avx512Dot) if level::multiplies_pairs() => {
             rate::<avx512::Bf16x32>(context, seconds)
         }
         // Without pairs of bfloat16, products run as float32.

@@ -1,14 +1,15 @@
 //! Block-sparse products at the AMX level, instruction by instruction: on machines without AMX (and
 //! without `vdpbf16ps`) the kernels' machine code runs under an emulator of those instructions.
-#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![cfg(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
 
 #[path = "support/emulator/mod.rs"]
 mod emulator;
 #[path = "support/product.rs"]
 mod product;
 
-use prunus_core::{Activation, DType};
+use prunus_core::{Activation, DType, Never};
 use prunus_cpu::level::{self, Level};
+use prunus_cpu::{Context, machine};
 
 use product::{Case, LAYOUTS, Layout, Random};
 
@@ -217,9 +218,21 @@ fn shapes_by_chance() {
         if dtype == DType::Bf16 {
             case.out_dtype = random.pick(&[DType::F32, DType::Bf16, DType::F16]);
         }
+        case.loose = random.below(4) == 0;
         case.seed = seed;
         let one = case.check(1).1;
         assert_eq!(case.check(3).1, one, "{case:?}");
+    }
+}
+
+#[test]
+fn the_rate_of_tiles_is_measured() {
+    if !ready() {
+        return;
+    }
+    let context = Context { threads: 1, interrupt: &Never };
+    for dtype in ["bfloat16", "int8"] {
+        assert!(machine::measure_flops(&context, dtype, 0.0).unwrap() > 0.0);
     }
 }
 

@@ -1,5 +1,7 @@
 //! NumPy arrays as the engines' views.
 
+use std::ops::Range;
+
 use numpy::npyffi::{NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE, PyArrayObject};
 use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use prunus_core::{DType, Pattern};
@@ -9,6 +11,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTuple;
 
 use crate::door::to_python;
+use crate::dsd::Packed;
 
 /// `ml_dtypes` registers bfloat16 with NumPy under a number of its own.
 fn bfloat16_num(py: Python<'_>) -> PyResult<i32> {
@@ -139,7 +142,8 @@ pub(crate) fn writes_apart(out: &Bound<'_, PyUntypedArray>, inputs: &Bound<'_, P
         return Ok(false);
     }
     let Some((first, last)) = extent(out) else { return Ok(true) };
-    for input in inputs.iter().filter(|input| !input.is_none()) {
+    // Nothing that can be written shares a packed operand's pages.
+    for input in inputs.iter().filter(|input| !input.is_none() && !input.is_instance_of::<Packed>()) {
         if extent(input.cast()?).is_some_and(|(from, to)| from < last && first < to) {
             return Ok(false);
         }
@@ -180,13 +184,23 @@ impl<'a> Indices<'a> {
     }
 
     /// Values along the last axis of batch member `index`.
-    fn values(&self, batch: &[usize], index: usize) -> impl ExactSizeIterator<Item = i64> {
+    fn values(&self, batch: &[usize], index: usize) -> impl ExactSizeIterator<Item = i64> + use<> {
+        self.part(batch, index, 0..self.shape[self.shape.len() - 1])
+    }
+
+    /// The values at `range` along the last axis of batch member `index`.
+    fn part(
+        &self,
+        batch: &[usize],
+        index: usize,
+        range: Range<usize>,
+    ) -> impl ExactSizeIterator<Item = i64> + use<> {
         let as_nd =
             Nd { ptr: self.ptr.cast_mut(), dtype: DType::I32, shape: self.shape, strides: self.strides };
         let start = as_nd.member(batch, index).cast_const();
         let last = self.shape.len() - 1;
-        let (len, stride, wide) = (self.shape[last], self.strides[last], self.wide);
-        (0..len).map(move |i| {
+        let (stride, wide) = (self.strides[last], self.wide);
+        range.map(move |i| {
             let at = start.wrapping_offset(i as isize * stride);
             // SAFETY: element i of a live array.
             unsafe {
@@ -198,6 +212,26 @@ impl<'a> Indices<'a> {
             }
         })
     }
+}
+
+/// Copies and checks the pattern of one batch member whose offsets count through all members' blocks:
+/// the pattern of its own blocks, and how many come before them.
+pub(crate) fn member_pattern(
+    indptr: &Indices<'_>,
+    indices: &Indices<'_>,
+    batch: &[usize],
+    member: usize,
+    block_cols: usize,
+) -> PyResult<(Pattern, usize)> {
+    let offsets = || indptr.values(batch, member);
+    let (first, last) = (offsets().next().unwrap_or(0), offsets().last().unwrap_or(0));
+    if first < 0 || last < first || last as u64 > indices.shape[0] as u64 {
+        // Says which offset is wrong, and how.
+        return Ok((pattern(indptr, indices, batch, member, block_cols)?, 0));
+    }
+    let columns = indices.part(&[], 0, first as usize..last as usize);
+    let pattern = Pattern::new(offsets().map(|p| p - first), columns, block_cols).map_err(to_python)?;
+    Ok((pattern, first as usize))
 }
 
 /// Copies and checks the pattern of one batch member.

@@ -2,14 +2,14 @@
 
 use std::cell::Cell;
 
-use numpy::{PyArrayDescr, PyUntypedArray};
+use numpy::{PyArrayDescr, PyUntypedArray, PyUntypedArrayMethods};
 use prunus_core::{Activation, BsrRef, DType, Epilogue, MatMut, MatRef, MemoryBlocks, Pattern, VecRef};
 use prunus_cpu::Dsd;
 use prunus_cpu::memory::Buffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::arrays::{Indices, Nd, pattern};
+use crate::arrays::{Indices, Nd, member_pattern, pattern};
 use crate::door::enter;
 
 thread_local! {
@@ -25,7 +25,7 @@ pub(crate) fn blocks_of<'a>(data: &'a Bound<'_, PyUntypedArray>) -> PyResult<(Nd
     let size = nd.dtype.size();
     let expected = [shape[1] * shape[2] * size, shape[2] * size, size];
     let dense = shape.iter().zip(strides).zip(expected).all(|((&n, &s), e)| n <= 1 || s == e as isize);
-    if !dense && shape.iter().all(|&n| n > 0) {
+    if !dense && nd.shape.iter().all(|&n| n > 0) {
         return Err(PyValueError::new_err("data: expected blocks in C order"));
     }
     Ok((nd, (shape[1], shape[2])))
@@ -145,18 +145,20 @@ pub(crate) fn dsd(
     // One pattern for all is checked once; patterns of their own, one by one.
     let count = if ptr_batch.is_empty() { 1 } else { call.members() };
     let patterns = (0..count)
-        .map(|i| pattern(&indptr, &indices, ptr_batch, i, block_cols))
-        .collect::<PyResult<Vec<Pattern>>>()?;
+        .map(|i| member_pattern(&indptr, &indices, ptr_batch, i, block_cols))
+        .collect::<PyResult<Vec<(Pattern, usize)>>>()?;
     let block_bytes = blocksize.0 * blocksize.1 * data.dtype.size();
     let path = enter(py, threads, move |context| {
         // Taken whole: the views in it may cross to the engine's threads.
         let (call, data) = (&call, &data);
         let mut path = "nothing to do";
         for i in 0..call.members() {
+            let (pattern, first) = &patterns[i.min(count - 1)];
+            let start = data.member(data_batch, i).wrapping_add(first * block_bytes);
             // SAFETY: checked above: the member's blocks lie in C order, one for each index.
-            let source = unsafe { MemoryBlocks::new(data.member(data_batch, i), block_bytes) };
+            let source = unsafe { MemoryBlocks::new(start, block_bytes) };
             let w = BsrRef {
-                pattern: &patterns[i.min(count - 1)],
+                pattern,
                 source: &source,
                 dtype: data.dtype,
                 shape,
@@ -177,6 +179,7 @@ pub(crate) fn dsd(
 #[pyclass(frozen, module = "prunus._core")]
 pub(crate) struct Packed {
     values: Buffer,
+    descr: Py<PyArrayDescr>,
     dtype: DType,
     stored: usize,
     shape: (usize, usize),
@@ -194,37 +197,49 @@ impl Packed {
 
 #[pymethods]
 impl Packed {
-    /// The values in C order: a copy, of shape (blocks, rows, columns), in the order of the rows.
+    /// Shape of the values: blocks, and rows and columns of a block.
     #[getter]
-    fn data<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+    fn shape(&self) -> (usize, usize, usize) {
+        (self.stored, self.blocksize.0, self.blocksize.1)
+    }
+
+    /// Dtype of the values.
+    #[getter]
+    fn dtype(&self, py: Python<'_>) -> Py<PyArrayDescr> {
+        self.descr.clone_ref(py)
+    }
+
+    /// Number of values.
+    #[getter]
+    fn size(&self) -> usize {
+        self.stored * self.blocksize.0 * self.blocksize.1
+    }
+
+    /// A new array of the values in C order, blocks in the order of the rows.
+    fn copy<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let this = slf.get();
         let py = slf.py();
         let numpy = py.import("numpy")?;
-        let dtype = match this.dtype {
-            DType::Bf16 => py.import("ml_dtypes")?.getattr("bfloat16")?,
-            other => PyArrayDescr::new(py, other.name())?.into_any(),
-        };
         let (rows, cols) = this.blocksize;
         // A bytes-like export of the pages keeps this object alive under the array.
         let raw = numpy.call_method1("frombuffer", (slf, "uint8"))?;
         let count = this.stored * this.block_bytes();
         let raw = raw.get_item(pyo3::types::PySlice::new(py, 0, count as isize, 1))?;
-        let typed = raw.call_method1("view", (dtype,))?;
+        let typed = raw.call_method1("view", (&this.descr,))?;
         let blocks = match this.group {
-            0 => typed.call_method1("reshape", ((this.stored, rows, cols),))?,
+            0 => typed,
             g => typed
                 .call_method1("reshape", ((this.stored, rows / g, cols, g),))?
-                .call_method1("swapaxes", (-1, -2))?
-                .call_method1("reshape", ((this.stored, rows, cols),))?,
+                .call_method1("swapaxes", (-1, -2))?,
         };
-        blocks.call_method0("copy")
+        // In C order, so that the shape of the copy changes without another one.
+        blocks.call_method0("copy")?.call_method1("reshape", ((this.stored, rows, cols),))
     }
 
-    /// Bytes of values and patterns.
+    /// Bytes of values and patterns, as allocated.
     #[getter]
     fn nbytes(&self) -> usize {
-        let pattern = |p: &Pattern| p.indptr().len() * 8 + p.indices().len() * 4;
-        self.stored * self.block_bytes() + pattern(&self.rows) + pattern(&self.columns)
+        self.values.len() + self.rows.bytes() + self.columns.bytes()
     }
 
     /// # Safety
@@ -290,6 +305,7 @@ pub(crate) fn pack(
     shape: (usize, usize),
     transposed: bool,
 ) -> PyResult<Packed> {
+    let descr = data.dtype().unbind();
     let (data, blocksize) = blocks_of(data)?;
     if data.shape.len() != 3 {
         return Err(PyValueError::new_err("data: expected three dimensions"));
@@ -347,7 +363,7 @@ pub(crate) fn pack(
     )
     .map_err(crate::door::to_python)?;
     let columns = rows.transposed();
-    Ok(Packed { values, dtype: data.dtype, stored, shape, blocksize, rows, columns, group })
+    Ok(Packed { values, descr, dtype: data.dtype, stored, shape, blocksize, rows, columns, group })
 }
 
 /// As `dsd`, with a packed operand.

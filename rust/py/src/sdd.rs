@@ -6,7 +6,7 @@ use prunus_cpu::Sdd;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::arrays::{Indices, Nd, pattern};
+use crate::arrays::{Indices, Nd, member_pattern};
 use crate::door::enter;
 use crate::dsd::{LAST_PATH, blocks_of};
 
@@ -57,8 +57,9 @@ pub(crate) fn sdd(
     let members: usize = batch.iter().product();
     let count = if ptr_batch.is_empty() { 1 } else { members };
     let patterns = (0..count)
-        .map(|i| pattern(&indptr, &indices, ptr_batch, i, block_cols))
-        .collect::<PyResult<Vec<Pattern>>>()?;
+        .map(|i| member_pattern(&indptr, &indices, ptr_batch, i, block_cols))
+        .collect::<PyResult<Vec<(Pattern, usize)>>>()?;
+    let block_bytes = blocksize.0 * blocksize.1 * out.dtype.size();
     let path = enter(py, threads, move |context| {
         // Taken whole: the views in it may cross to the engine's threads.
         let (a, b, out) = (&a, &b, &out);
@@ -69,10 +70,13 @@ pub(crate) fn sdd(
                 // SAFETY: a member of an array that lives as long as the call.
                 unsafe { MatRef::new(m.member(batch, i), m.dtype, shape, strides) }
             };
+            let (pattern, first) = &patterns[i.min(count - 1)];
+            let start = out.member(out_batch, i).wrapping_add(first * block_bytes);
             // SAFETY: checked above: the member's blocks lie in C order; `out_data` is writeable, and
             // Python's caller is told not to read or write it meanwhile.
-            let blocks = unsafe { BlocksMut::new(out.member(out_batch, i), out.dtype, blocksize, stored) };
-            let call = Sdd { a: view(a), b: view(b), pattern: &patterns[i.min(count - 1)], out: blocks };
+            let blocks =
+                unsafe { BlocksMut::new(start, out.dtype, blocksize, stored.saturating_sub(*first)) };
+            let call = Sdd { a: view(a), b: view(b), pattern, out: blocks };
             path = call.run(context)?;
         }
         Ok(path)

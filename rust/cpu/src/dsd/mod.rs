@@ -9,6 +9,8 @@ mod blocks;
 pub(crate) mod convert;
 mod panel;
 pub(crate) mod plan;
+#[cfg(target_arch = "x86_64")]
+mod stages;
 pub(crate) mod store;
 pub(crate) mod thin;
 pub(crate) mod tile;
@@ -26,16 +28,16 @@ use crate::threads::Context;
 
 /// The fixed constants by which work is cut up, for reports.
 pub fn constants() -> Vec<(&'static str, u64)> {
-    let mut constants = plan::constants();
+    let constants = plan::constants();
     #[cfg(target_arch = "x86_64")]
-    constants.extend(amx::constants());
+    let constants = [&constants[..], &amx::constants()].concat();
     constants
 }
 
 /// Rows that packing lays together for the kernels of the level in use (see [`BsrRef::group`]); 0 where
 /// blocks are used as they are.
 pub fn group_rows(dtype: DType, block_rows: usize) -> usize {
-    let group = level::current().vector_registers() / 4;
+    let group = level::group_of(level::current().vector_registers());
     let native = matches!(dtype, DType::F32 | DType::F64);
     if native && block_rows.is_multiple_of(group) { group } else { 0 }
 }

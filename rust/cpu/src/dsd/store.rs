@@ -1,12 +1,11 @@
 //! The last step of a tile: bias, activation, rounding to the result's type, any strides.
 
-#[cfg(target_arch = "x86_64")]
-use std::mem::MaybeUninit;
-
 use half::{bf16, f16};
 use prunus_core::{Activation, DType, Epilogue, VecRef};
 
 use super::convert::{Cast, Rect};
+#[cfg(target_arch = "x86_64")]
+use super::stages;
 use super::transpose;
 use crate::level;
 #[cfg(target_arch = "x86_64")]
@@ -32,7 +31,7 @@ pub(crate) struct Finished<A> {
 pub(crate) type Store<A> = unsafe fn(&Finished<A>, &Epilogue<'_>);
 
 /// Rounding of one value to its storage type: to nearest, ties to even.
-trait Round<O>: Copy {
+pub(crate) trait Round<O>: Copy {
     fn round(self) -> O;
 }
 macro_rules! rounds {
@@ -161,7 +160,10 @@ impl Sum for i32 {
 ///
 /// # Safety
 /// Sums must be readable and the result writeable over `rows × cols`.
-unsafe fn store_as<A: Sum + Round<A> + Round<O>, O: Copy>(finished: &Finished<A>, epilogue: &Epilogue<'_>) {
+unsafe fn store_as<A: Sum + Round<A> + Round<O>, O: Copy + 'static>(
+    finished: &Finished<A>,
+    epilogue: &Epilogue<'_>,
+) {
     let (level, f) = (level::current(), finished);
     let moves = size_of::<A>() == 4 && size_of::<O>() == 4 && epilogue.is_identity();
     let by_columns = f.row_stride == 4 && f.col_stride > 0 && f.col_stride % 4 == 0;
@@ -180,80 +182,47 @@ unsafe fn store_as<A: Sum + Round<A> + Round<O>, O: Copy>(finished: &Finished<A>
     }
     #[cfg(target_arch = "x86_64")]
     if level >= Level::Avx2 {
-        let along_rows = f.col_stride == size_of::<O>() as isize;
-        if size_of::<A>() == 4 && f.row_stride == size_of::<O>() as isize && !along_rows {
-            // SAFETY: AVX2, FMA and F16C are there; the rest is the caller's promise.
-            unsafe { store_turned::<A, O>(finished, epilogue) };
+        if stages::apply::<A, O>(f) {
+            // SAFETY: AVX2 is there; the rest is the caller's promise.
+            unsafe { stages::store::<A, O>(finished, epilogue) };
             return;
         }
         // SAFETY: as above.
-        unsafe { store_avx2::<A, O>(finished, epilogue) };
+        unsafe { store_vectors::<A, O>(finished, epilogue) };
         return;
     }
     // SAFETY: the caller's promise.
     unsafe { store_loop::<A, O>(finished, epilogue) }
 }
 
-/// The same loop, compiled for wider vectors.
+/// The same loop, compiled for the vectors of the level in use.
+///
+/// # Safety
+/// As [`store_as`], with AVX2 there.
+#[cfg(target_arch = "x86_64")]
+pub(crate) unsafe fn store_vectors<A: Sum + Round<O>, O: Copy>(f: &Finished<A>, epilogue: &Epilogue<'_>) {
+    // SAFETY: the level in use has the instruction set; the rest is the caller's promise.
+    unsafe {
+        if level::current() >= Level::Avx512 {
+            store_avx512::<A, O>(f, epilogue);
+        } else {
+            store_avx2::<A, O>(f, epilogue);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn store_avx512<A: Sum + Round<O>, O: Copy>(f: &Finished<A>, epilogue: &Epilogue<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { store_loop::<A, O>(f, epilogue) }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn store_avx2<A: Sum + Round<O>, O: Copy>(f: &Finished<A>, epilogue: &Epilogue<'_>) {
     // SAFETY: the caller's promise.
     unsafe { store_loop::<A, O>(f, epilogue) }
-}
-
-/// Writes to a result whose columns are contiguous. The sums are transposed, so that the epilogue runs
-/// along the rows of the sums and the rounding along the columns of the result, both in vectors.
-#[cfg(target_arch = "x86_64")]
-unsafe fn store_turned<A: Sum + Round<A> + Round<O>, O: Copy>(f: &Finished<A>, epilogue: &Epilogue<'_>) {
-    const ROWS: usize = 32;
-    const COLS: usize = 64;
-    let mut finished = [const { MaybeUninit::<A>::uninit() }; ROWS * COLS];
-    let mut turned = [const { MaybeUninit::<A>::uninit() }; ROWS * COLS];
-    for r in (0..f.rows).step_by(ROWS) {
-        for c in (0..f.cols).step_by(COLS) {
-            let (rows, cols) = (ROWS.min(f.rows - r), COLS.min(f.cols - c));
-            // SAFETY: parts of the sums and of the result; `rows × cols` values fit the two arrays,
-            // and are written before they are read.
-            unsafe {
-                let mut sums = f.sums.add(r * f.sums_row + c);
-                let mut sums_row = f.sums_row;
-                if !epilogue.is_identity() {
-                    let part = Finished {
-                        sums,
-                        sums_row,
-                        rows,
-                        cols,
-                        first_row: f.first_row + r,
-                        out: finished.as_mut_ptr().cast(),
-                        row_stride: (COLS * size_of::<A>()) as isize,
-                        col_stride: size_of::<A>() as isize,
-                    };
-                    store_avx2::<A, A>(&part, epilogue);
-                    (sums, sums_row) = (finished.as_ptr().cast(), COLS);
-                }
-                let rect = Rect {
-                    src: sums.cast(),
-                    rows: cols,
-                    cols: rows,
-                    row_stride: 4,
-                    col_stride: 4 * sums_row as isize,
-                };
-                super::transpose::transpose_32(&rect, turned.as_mut_ptr().cast(), ROWS);
-                let part = Finished {
-                    sums: turned.as_ptr().cast::<A>(),
-                    sums_row: ROWS,
-                    rows: cols,
-                    cols: rows,
-                    first_row: 0,
-                    out: f.out.offset(r as isize * f.row_stride + c as isize * f.col_stride),
-                    row_stride: f.col_stride,
-                    col_stride: f.row_stride,
-                };
-                store_avx2::<A, O>(&part, &Epilogue::default());
-            }
-        }
-    }
 }
 
 #[inline(always)]

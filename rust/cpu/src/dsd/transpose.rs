@@ -6,7 +6,9 @@ use std::arch::aarch64::*;
 use std::arch::x86_64::*;
 
 use super::convert::Rect;
-use crate::level::{self, Level};
+#[cfg(target_arch = "x86_64")]
+use crate::level;
+use crate::level::Level;
 
 /// Whether `level` has a transposing copy.
 pub(crate) fn is_available(level: Level) -> bool {

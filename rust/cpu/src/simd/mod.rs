@@ -51,7 +51,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     unsafe fn prefetch(_at: *const Self::Elem) {}
     /// Entry point of the tile kernel with at most `rows × vectors` accumulators, and the rows and
     /// vectors that it really has.
-    /// `grouped` is the form for packed operands: words of `rows` rows lie together.
+    /// `grouped` asks for the form for whole groups of packed operands, whose rows' words lie together;
+    /// one that takes any strides comes back where there is none.
     fn tile(rows: usize, vectors: usize, grouped: bool) -> (TileFn<Self>, usize);
     /// Entry point of the kernel for `cols` columns (1 to 4), over blocks stored by rows or by columns.
     fn thin(cols: usize, by_columns: bool) -> ThinFn<Self>;
@@ -73,9 +74,11 @@ macro_rules! tile_table {
                 unsafe { crate::dsd::tile::run::<$lane, R, V, G>(args) }
             }
             $( $( if vectors == $vectors && rows >= $rows {
+                // Packing makes groups of one size only: other heights need no kernel of their own.
+                const GROUPED: bool = $rows == crate::level::group_of(<$lane as Lanes>::REGISTERS);
                 return match grouped {
-                    true => (run::<$rows, $vectors, true>, $rows),
-                    false => (run::<$rows, $vectors, false>, $rows),
+                    true if GROUPED => (run::<$rows, $vectors, GROUPED>, $rows),
+                    _ => (run::<$rows, $vectors, false>, $rows),
                 };
             } )+ )+
             unreachable!("no tile of {rows} rows by {vectors} vectors")

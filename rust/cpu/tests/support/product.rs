@@ -2,7 +2,8 @@
 
 use half::bf16;
 use prunus_core::{
-    Activation, BsrRef, DType, Epilogue, MatMut, MatRef, MemoryBlocks, Never, Pattern, VecRef,
+    Activation, BlockSource, BsrRef, DType, Epilogue, Error, MatMut, MatRef, MemoryBlocks, Never, Pattern,
+    VecRef,
 };
 use prunus_cpu::{Context, Dsd};
 
@@ -88,6 +89,8 @@ pub(crate) struct Case {
     pub out: Layout,
     pub bias: bool,
     pub activation: Activation,
+    /// Blocks that the engine must ask for one by one.
+    pub(crate) loose: bool,
     /// Small whole numbers, whose sums are exact.
     pub whole: bool,
     pub seed: u64,
@@ -107,6 +110,7 @@ impl Case {
             out: Layout::Rows,
             bias: false,
             activation: Activation::Identity,
+            loose: false,
             whole: false,
             seed: 1,
         }
@@ -161,6 +165,7 @@ impl Case {
         let bytes = |(a, b): (isize, isize), size: usize| (a * size as isize, b * size as isize);
         // SAFETY: views of the vectors above, which outlive the product.
         let source = unsafe { MemoryBlocks::new(w.bytes.as_ptr(), area * self.dtype.size()) };
+        let loose = Loose(source);
         // SAFETY: as above.
         let call = unsafe {
             let in_size = self.dtype.size();
@@ -174,7 +179,7 @@ impl Case {
             Dsd {
                 w: BsrRef {
                     pattern: &pattern,
-                    source: &source,
+                    source: if self.loose { &loose } else { &source },
                     dtype: self.dtype,
                     shape: stored,
                     blocksize: self.block,
@@ -236,6 +241,15 @@ impl Case {
             _ if self.whole => random.below(9) as f64 - 4.0,
             _ => random.below(4001) as f64 / 1000.0 - 2.0,
         }
+    }
+}
+
+/// Blocks that are in memory, without saying so.
+struct Loose<'a>(MemoryBlocks<'a>);
+
+impl BlockSource for Loose<'_> {
+    fn block(&self, index: usize) -> Result<*const u8, Error> {
+        self.0.block(index)
     }
 }
 

@@ -178,18 +178,18 @@ pub(crate) fn run<P: Product>(call: &Dsd<'_>, context: &Context<'_>) -> Result<&
         let grid = pattern.block_cols();
         let step = (PACK_ROWS / block_cols).max(1);
         let slices = grid.div_ceil(step);
-        for_each(context, job.panels.len() * slices, |task| {
-            let first = task % slices * step;
-            job.pack(task / slices, first..grid.min(first + step));
-            Ok(())
-        })?;
         let count = panels.len();
         let supers = count.div_ceil(per_super);
+        let group = |number: usize| number * per_super..count.min((number + 1) * per_super);
+        for_each(context, supers * slices, |task| {
+            let first = task % slices * step;
+            job.pack(group(task / slices), first..grid.min(first + step));
+            Ok(())
+        })?;
         let work = (block_rows * block_cols * PANEL * per_super.min(count)).div_ceil(SPEED);
         let ranges = plan::row_ranges(pattern.indptr(), work as u64, context.threads, supers);
         for_each(context, supers * ranges.len(), |task| {
-            let first = task / ranges.len() * per_super;
-            job.rows(first..count.min(first + per_super), &ranges[task % ranges.len()])
+            job.rows(group(task / ranges.len()), &ranges[task % ranges.len()])
         })?;
     }
     Ok(P::NAME)
@@ -204,32 +204,47 @@ fn super_panel(panel_bytes: usize, panels: usize) -> usize {
 }
 
 impl<P: Product> Job<'_, P> {
-    /// Packs the rows of x that block columns `columns` multiply, for one panel.
-    fn pack(&self, panel: usize, columns: Range<usize>) {
-        let panel = self.panels[panel];
+    /// Packs the rows of x that block columns `columns` multiply, for the panels of one super-panel:
+    /// along x's rows where those are contiguous, else along its columns, so that what memory sends is
+    /// used while it is near.
+    fn pack(&self, group: Range<usize>, columns: Range<usize>) {
+        let x = &self.call.x;
+        if x.col_stride.abs() < x.row_stride.abs() {
+            for column in columns {
+                for step in 0..self.cut.steps {
+                    self.panels[group.clone()].iter().for_each(|panel| self.pack_step(panel, column, step));
+                }
+            }
+        } else {
+            for panel in &self.panels[group] {
+                for column in columns.clone() {
+                    (0..self.cut.steps).for_each(|step| self.pack_step(panel, column, step));
+                }
+            }
+        }
+    }
+
+    /// Packs the tiles of one step of a block column.
+    fn pack_step(&self, panel: &Panel, column: usize, step: usize) {
         let (x, cut) = (&self.call.x, self.cut);
         let (_, block_cols) = self.call.w.op_blocksize();
         let depth = cut.depth_bytes / size_of::<P::Elem>();
-        for column in columns {
-            let end = x.rows.min((column + 1) * block_cols);
-            for step in 0..cut.steps {
-                let first = end.min(column * block_cols + step * depth);
-                let tile = panel.x.wrapping_add((column * cut.steps + step) * panel.pitch);
-                for t in 0..panel.tiles {
-                    let col = t * COLS;
-                    let rect = Rect {
-                        src: x.at(first, panel.col + col),
-                        rows: depth.min(end - first),
-                        cols: COLS.min(panel.cols - col),
-                        row_stride: x.row_stride,
-                        col_stride: x.col_stride,
-                    };
-                    let dst = tile.wrapping_add(t * cut.x_tile()).cast();
-                    // SAFETY: the level in use implies AVX-512; the rectangle is a part of x, and the
-                    // packed panel has this tile, which no other task writes.
-                    unsafe { pack::x_tile::<P>(&rect, dst, cut.depth_bytes / 4) };
-                }
-            }
+        let end = x.rows.min((column + 1) * block_cols);
+        let first = end.min(column * block_cols + step * depth);
+        let tile = panel.x.wrapping_add((column * cut.steps + step) * panel.pitch);
+        for t in 0..panel.tiles {
+            let col = t * COLS;
+            let rect = Rect {
+                src: x.at(first, panel.col + col),
+                rows: depth.min(end - first),
+                cols: COLS.min(panel.cols - col),
+                row_stride: x.row_stride,
+                col_stride: x.col_stride,
+            };
+            let dst = tile.wrapping_add(t * cut.x_tile()).cast();
+            // SAFETY: the level in use implies AVX-512; the rectangle is a part of x, and the packed
+            // panel has this tile, which no other task writes.
+            unsafe { pack::x_tile::<P>(&rect, dst, cut.depth_bytes / 4) };
         }
     }
 
@@ -438,9 +453,9 @@ impl<P: Product> Job<'_, P> {
 }
 
 impl Scratch {
-    /// Room for copies of blocks.
+    /// Room for copies of blocks; null where there are none.
     fn w_of(&mut self, bytes: usize) -> *mut u8 {
-        if bytes > self.w_bytes || self.w.is_none() {
+        if bytes > self.w_bytes {
             self.w = Some(Workspace::take(bytes));
             self.w_bytes = bytes;
         }
