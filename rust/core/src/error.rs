@@ -38,6 +38,15 @@ pub enum Error {
         /// The value that came.
         got: String,
     },
+    /// Memory for a workspace could not be had.
+    #[error("out of memory: {0} bytes of workspace could not be allocated")]
+    Memory(u128),
+    /// The system would not start threads.
+    #[error("could not start threads: {0}")]
+    Threads(String),
+    /// A defect of this library, caught before it could cross into the caller's language.
+    #[error("internal error, please report it: {0}")]
+    Bug(String),
     /// The caller asked for the work to stop (Ctrl-C).
     #[error("interrupted")]
     Interrupted,

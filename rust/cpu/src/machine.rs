@@ -146,9 +146,9 @@ fn rate<L: Lanes>(context: &Context<'_>, seconds: f64) -> Result<f64, Error> {
     let total = AtomicU64::new(0);
     for_each(context, context.threads, |_| {
         let width = 3 * L::LANES;
-        let w = Buffer::new(rows * WORDS * L::STEP * size_of::<L::Elem>());
-        let x = Buffer::new(WORDS * width * L::STEP * size_of::<L::Elem>());
-        let out = Buffer::new(rows * width * size_of::<L::Acc>());
+        let w = Buffer::new(rows * WORDS * L::STEP * size_of::<L::Elem>())?;
+        let x = Buffer::new(WORDS * width * L::STEP * size_of::<L::Elem>())?;
+        let out = Buffer::new(rows * width * size_of::<L::Acc>())?;
         for buffer in [&w, &x, &out] {
             // SAFETY: the buffer's own bytes. Zeros: no rate depends on the values here.
             unsafe { buffer.as_ptr().write_bytes(0, buffer.len()) };
@@ -188,7 +188,7 @@ fn tile_rate<P: amx::Product>(context: &Context<'_>, seconds: f64) -> Result<f64
     const TILE: usize = amx::ROWS * amx::ROW_BYTES;
     let total = AtomicU64::new(0);
     for_each(context, context.threads, |_| {
-        let buffers = Buffer::new((4 * STEPS + 4) * TILE);
+        let buffers = Buffer::new((4 * STEPS + 4) * TILE)?;
         // SAFETY: the buffer's own bytes. Zeros: no rate depends on the values here.
         unsafe { buffers.as_ptr().write_bytes(0, buffers.len()) };
         let (w, x) = (buffers.as_ptr(), buffers.as_ptr().wrapping_add(2 * STEPS * TILE));
@@ -248,7 +248,7 @@ pub fn measure_bandwidth(context: &Context<'_>, seconds: f64) -> Result<f64, Err
     const SLICE: usize = 1 << 20;
     let largest = caches().into_iter().map(|(_, bytes)| bytes as usize).max().unwrap_or(32 << 20);
     let slices = (4 * largest).clamp(64 << 20, 1 << 30) / SLICE;
-    let buffer = Buffer::new(slices * SLICE);
+    let buffer = Buffer::new(slices * SLICE)?;
     // SAFETY: the buffer's own bytes.
     unsafe { buffer.as_ptr().write_bytes(1, buffer.len()) };
     let end = Duration::from_secs_f64(seconds.clamp(0.0, 60.0));

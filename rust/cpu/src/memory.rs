@@ -1,8 +1,10 @@
 //! Aligned buffers: workspace that is kept between calls, and pages for packed operands.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 use std::sync::Mutex;
+
+use prunus_core::Error;
 
 /// Cache line and widest vector.
 const LINE: usize = 64;
@@ -26,17 +28,20 @@ unsafe impl Sync for Buffer {}
 
 impl Buffer {
     /// Allocates `bytes` (at least one cache line).
-    pub fn new(bytes: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where there are not so many.
+    pub fn new(bytes: usize) -> Result<Self, Error> {
         let align = if bytes >= HUGE { HUGE } else { LINE };
-        let size = bytes.max(LINE).next_multiple_of(align);
-        let layout = Layout::from_size_align(size, align).expect("buffer size fits isize");
+        let fault = || Error::Memory(bytes as u128);
+        let size = bytes.max(LINE).checked_next_multiple_of(align).ok_or_else(fault)?;
+        let layout = Layout::from_size_align(size, align).map_err(|_| fault())?;
         // SAFETY: the layout's size is not zero.
-        let ptr = unsafe { alloc(layout) };
-        let Some(ptr) = NonNull::new(ptr) else { handle_alloc_error(layout) };
+        let ptr = NonNull::new(unsafe { alloc(layout) }).ok_or_else(fault)?;
         if align == HUGE {
             advise_huge(ptr, size);
         }
-        Self { ptr, layout }
+        Ok(Self { ptr, layout })
     }
 
     /// First byte.
@@ -79,14 +84,31 @@ static FREE: Mutex<Vec<Buffer>> = Mutex::new(Vec::new());
 pub struct Workspace(Option<Buffer>);
 
 impl Workspace {
+    /// Takes a buffer for as many bytes as the product of `factors`, which may be too large to count.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where there are not so many.
+    pub fn of(factors: &[usize]) -> Result<Self, Error> {
+        let bytes = factors.iter().try_fold(1u128, |product, &factor| product.checked_mul(factor as u128));
+        let bytes = bytes.unwrap_or(u128::MAX);
+        Self::take(usize::try_from(bytes).map_err(|_| Error::Memory(bytes))?)
+    }
+
     /// Takes a buffer of at least `bytes`.
-    pub fn take(bytes: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where there are not so many.
+    pub fn take(bytes: usize) -> Result<Self, Error> {
         // After a fork another thread may own the lock for ever: never wait for it.
         let kept = FREE.try_lock().ok().and_then(|mut free| {
             let best = (0..free.len()).filter(|&i| free[i].len() >= bytes).min_by_key(|&i| free[i].len())?;
             Some(free.swap_remove(best))
         });
-        Self(Some(kept.unwrap_or_else(|| Buffer::new(bytes))))
+        let buffer = match kept {
+            Some(buffer) => buffer,
+            None => Buffer::new(bytes)?,
+        };
+        Ok(Self(Some(buffer)))
     }
 
     /// First byte.
@@ -114,7 +136,7 @@ mod tests {
     #[test]
     fn buffers_are_aligned_and_large_enough() {
         for bytes in [0, 1, 63, 64, 65, 4096, HUGE - 1, HUGE, HUGE + 1, 3 * HUGE] {
-            let buffer = Buffer::new(bytes);
+            let buffer = Buffer::new(bytes).unwrap();
             assert!(buffer.len() >= bytes && buffer.len() >= LINE && !buffer.is_empty());
             let align = if bytes >= HUGE { HUGE } else { LINE };
             assert_eq!(buffer.as_ptr().addr() % align, 0);
@@ -131,22 +153,22 @@ mod tests {
         // Of a size that no other test asks for; other tests may hold the list at any moment, so that
         // a single hand-back can be lost: try until one was kept.
         const SIZE: usize = 5 * LINE + 12_345;
-        let (a, b) = (Workspace::take(SIZE), Workspace::take(SIZE));
+        let (a, b) = (Workspace::take(SIZE).unwrap(), Workspace::take(SIZE).unwrap());
         assert!(a.as_ptr().addr().abs_diff(b.as_ptr().addr()) >= SIZE);
         drop((a, b));
         let reused = (0..1000).any(|_| {
-            let before = Workspace::take(SIZE);
+            let before = Workspace::take(SIZE).unwrap();
             let address = before.as_ptr().addr();
             drop(before);
-            Workspace::take(SIZE).as_ptr().addr() == address
+            Workspace::take(SIZE).unwrap().as_ptr().addr() == address
         });
         assert!(reused);
     }
 
     #[test]
     fn what_is_kept_has_a_limit() {
-        drop((0..100).map(|_| Workspace::take(LINE)).collect::<Vec<_>>());
-        drop(Workspace::take(KEPT_BYTES + 1));
+        drop((0..100).map(|_| Workspace::take(LINE).unwrap()).collect::<Vec<_>>());
+        drop(Workspace::take(KEPT_BYTES + 1).unwrap());
         let free = FREE.lock().unwrap();
         assert!(free.len() <= 64);
         assert!(free.iter().map(Buffer::len).sum::<usize>() <= KEPT_BYTES);
@@ -159,7 +181,7 @@ mod tests {
                 scope.spawn(move || {
                     for i in 0..200 {
                         let bytes = (i * 37 + usize::from(thread) * 101) % 5000;
-                        let workspace = Workspace::take(bytes);
+                        let workspace = Workspace::take(bytes).unwrap();
                         // SAFETY: the workspace holds `bytes`, and nobody else has it.
                         unsafe {
                             workspace.as_ptr().write_bytes(thread, bytes);
@@ -170,5 +192,13 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn sizes_that_no_machine_has_are_errors() {
+        for factors in [&[usize::MAX][..], &[1 << 40, 1 << 40], &[usize::MAX, usize::MAX, usize::MAX]] {
+            assert!(matches!(Workspace::of(factors), Err(Error::Memory(_))));
+        }
+        assert!(Workspace::of(&[3, 0, usize::MAX]).is_ok());
     }
 }

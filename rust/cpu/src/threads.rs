@@ -1,9 +1,9 @@
 //! The engine's own threads: a pool that survives `fork`, and the loop that runs tasks on it.
 
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use prunus_core::{Error, Interrupt};
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -38,52 +38,121 @@ pub fn default_threads() -> Result<usize, Error> {
         .clone()
 }
 
-struct Pool {
+/// The pool of one process: how many workers, and the workers. A child process has none of its
+/// parent's threads, and a lock that another thread held at the fork stays locked there for ever; so
+/// each process has a slot of its own.
+struct Slot {
     process: u32,
-    threads: usize,
-    pool: Arc<ThreadPool>,
+    pool: Mutex<Option<(usize, Arc<ThreadPool>)>>,
 }
 
-static POOL: Mutex<Option<Pool>> = Mutex::new(None);
+static SLOT: AtomicPtr<Slot> = AtomicPtr::new(std::ptr::null_mut());
 
-/// The pool of this process with at least `threads` workers. A child process gets a pool of its own:
-/// the parent's threads do not exist there, and the parent's pool is left behind untouched.
-fn pool(threads: usize) -> Option<Arc<ThreadPool>> {
+/// This process's slot. A parent's is left behind untouched: dropping its pool would wait for threads
+/// that only the parent has.
+fn slot() -> &'static Slot {
     let process = std::process::id();
-    // Another thread may have held the lock when this process was forked off; after a while of
-    // waiting for nobody, work without helpers rather than hang.
-    let mut slot = lock_with_patience()?;
-    if let Some(found) = slot.as_ref()
-        && found.process == process
-        && found.threads >= threads
-    {
-        return Some(Arc::clone(&found.pool));
-    }
-    let built =
-        ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("prunus-{i}")).build().ok()?;
-    let built = Arc::new(built);
-    let old = slot.replace(Pool { process, threads, pool: Arc::clone(&built) });
-    if let Some(old) = old
-        && old.process != process
-    {
-        // Dropping it would wait for threads that only the parent has.
-        std::mem::forget(old);
-    }
-    Some(built)
-}
-
-fn lock_with_patience() -> Option<std::sync::MutexGuard<'static, Option<Pool>>> {
-    for attempt in 0..1000 {
-        match POOL.try_lock() {
-            Ok(guard) => return Some(guard),
-            Err(std::sync::TryLockError::Poisoned(guard)) => return Some(guard.into_inner()),
-            Err(std::sync::TryLockError::WouldBlock) if attempt < 100 => std::thread::yield_now(),
-            Err(std::sync::TryLockError::WouldBlock) => {
-                std::thread::sleep(std::time::Duration::from_micros(100));
-            }
+    loop {
+        let current = SLOT.load(Ordering::Acquire);
+        // SAFETY: slots are never freed once they can be seen.
+        if let Some(slot) = unsafe { current.as_ref() }
+            && slot.process == process
+        {
+            return slot;
+        }
+        let fresh = Box::into_raw(Box::new(Slot { process, pool: Mutex::new(None) }));
+        if SLOT.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // SAFETY: nobody else has seen it.
+            drop(unsafe { Box::from_raw(fresh) });
         }
     }
-    None
+}
+
+/// The pool of this process with at least `threads` workers.
+fn pool(threads: usize) -> Result<Arc<ThreadPool>, Error> {
+    let mut slot = lock(&slot().pool);
+    if let Some((held, pool)) = slot.as_ref()
+        && *held >= threads
+    {
+        return Ok(Arc::clone(pool));
+    }
+    let pool = ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("prunus-{i}"))
+        .build()
+        .map_err(|error| Error::Threads(error.to_string()))?;
+    let pool = Arc::new(pool);
+    *slot = Some((threads, Arc::clone(&pool)));
+    Ok(pool)
+}
+
+/// Locks what no panic can leave half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|held| held.into_inner())
+}
+
+/// The helpers of one call. A helper that comes when the call is over (its worker was busy with another
+/// call) leaves at once; the call waits only for those that have begun.
+struct Crew {
+    /// Whether the call is over, and how many helpers are at work.
+    state: Mutex<(bool, usize)>,
+    left: Condvar,
+    work: *const (dyn Fn() + Sync),
+}
+
+// SAFETY: `work` is called only between a helper's entry and its leaving, which the call outlives.
+unsafe impl Send for Crew {}
+// SAFETY: as above; what it points to may be shared.
+unsafe impl Sync for Crew {}
+
+impl Crew {
+    fn help(&self) {
+        {
+            let mut state = lock(&self.state);
+            if state.0 {
+                return;
+            }
+            state.1 += 1;
+        }
+        // SAFETY: the call that owns the work waits in `close` until this helper has left. The work
+        // catches panics of its tasks.
+        unsafe { (*self.work)() };
+        lock(&self.state).1 -= 1;
+        self.left.notify_all();
+    }
+
+    /// Ends the call: waits for the helpers at work, asking `poll` now and then.
+    fn close(&self, mut poll: impl FnMut()) {
+        let mut state = lock(&self.state);
+        state.0 = true;
+        while state.1 > 0 {
+            let (held, _) = self
+                .left
+                .wait_timeout(state, Duration::from_millis(20))
+                .unwrap_or_else(|held| held.into_inner());
+            drop(held);
+            poll();
+            state = lock(&self.state);
+        }
+    }
+}
+
+/// Closes the crew even where the calling thread's own work unwinds.
+struct Closing<'a>(&'a Crew);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close(|| {});
+    }
+}
+
+/// Runs one task; a panic in it, which is a defect, becomes an error.
+fn guarded(task: &(impl Fn(usize) -> Result<(), Error> + Sync), i: usize) -> Result<(), Error> {
+    std::panic::catch_unwind(AssertUnwindSafe(|| task(i))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(Error::Bug(text.unwrap_or("a task panicked").to_owned()))
+    })
 }
 
 /// Runs `task(0) … task(count - 1)`, each once, on the calling thread and on as many others as the
@@ -101,7 +170,7 @@ where
             if context.interrupt.interrupted() {
                 return Err(Error::Interrupted);
             }
-            task(i)
+            guarded(&task, i)
         });
     }
     let next = AtomicUsize::new(0);
@@ -113,25 +182,34 @@ where
             if i >= count {
                 break;
             }
-            let result = if interrupted() { Err(Error::Interrupted) } else { task(i) };
+            let result = if interrupted() { Err(Error::Interrupted) } else { guarded(&task, i) };
             if let Err(error) = result {
                 stop.store(true, Ordering::Relaxed);
-                fault.lock().unwrap_or_else(|held| held.into_inner()).get_or_insert(error);
+                lock(&fault).get_or_insert(error);
             }
         }
     };
-    let run_ref = &run;
     // Only the calling thread asks: a binding's answer may need the interpreter's lock.
     let ask = || context.interrupt.interrupted();
-    match pool(threads - 1) {
-        Some(pool) => pool.in_place_scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(move |_| run_ref(&|| false));
-            }
-            run(&ask);
-        }),
-        None => run(&ask),
+    let help = || run(&|| false);
+    let work: &(dyn Fn() + Sync) = &help;
+    // SAFETY: only the lifetime changes; `Crew::close` below ends every use before `help` goes.
+    let work: &'static (dyn Fn() + Sync) = unsafe { std::mem::transmute(work) };
+    let crew = Arc::new(Crew { state: Mutex::new((false, 0)), left: Condvar::new(), work });
+    let pool = pool(threads - 1)?;
+    let closing = Closing(&crew);
+    for _ in 1..threads {
+        let crew = Arc::clone(&crew);
+        pool.spawn(move || crew.help());
     }
+    run(&ask);
+    crew.close(|| {
+        if ask() {
+            stop.store(true, Ordering::Relaxed);
+            lock(&fault).get_or_insert(Error::Interrupted);
+        }
+    });
+    drop(closing);
     match fault.into_inner().unwrap_or_else(|held| held.into_inner()) {
         Some(error) => Err(error),
         None => Ok(()),

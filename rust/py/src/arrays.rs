@@ -49,26 +49,34 @@ pub(crate) fn dtype_of_descr(descr: &Bound<'_, PyArrayDescr>) -> PyResult<DType>
 }
 
 /// An array's parts: where it starts, its shape and its strides in bytes.
-#[derive(Clone, Copy)]
-pub(crate) struct Nd<'a> {
+///
+/// Copied out of the array: Python code may replace an array's shape while the GIL is released.
+pub(crate) struct Nd {
     pub ptr: *mut u8,
     pub dtype: DType,
-    pub shape: &'a [usize],
-    pub strides: &'a [isize],
+    pub shape: Vec<usize>,
+    pub strides: Vec<isize>,
 }
 
 // SAFETY: the array behind it is kept alive by the call that made it; see the engines' views.
-unsafe impl Send for Nd<'_> {}
+unsafe impl Send for Nd {}
+// SAFETY: as above.
+unsafe impl Sync for Nd {}
 
-impl<'a> Nd<'a> {
+impl Nd {
     /// Describes an array to read.
-    pub(crate) fn read(array: &'a Bound<'_, PyUntypedArray>) -> PyResult<Self> {
+    pub(crate) fn read(array: &Bound<'_, PyUntypedArray>) -> PyResult<Self> {
         let dtype = dtype_of(array)?;
-        Ok(Self { ptr: data_ptr(array), dtype, shape: array.shape(), strides: array.strides() })
+        Ok(Self {
+            ptr: data_ptr(array),
+            dtype,
+            shape: array.shape().to_vec(),
+            strides: array.strides().to_vec(),
+        })
     }
 
     /// Describes an array to write.
-    pub(crate) fn write(array: &'a Bound<'_, PyUntypedArray>) -> PyResult<Self> {
+    pub(crate) fn write(array: &Bound<'_, PyUntypedArray>) -> PyResult<Self> {
         let object: *mut PyArrayObject = array.as_array_ptr();
         // SAFETY: a live array object.
         let flags = unsafe { (*object).fields.flags };
@@ -82,7 +90,7 @@ impl<'a> Nd<'a> {
     }
 
     /// Dimensions that come before the last `core` ones.
-    pub(crate) fn batch(&self, core: usize) -> PyResult<&'a [usize]> {
+    pub(crate) fn batch(&self, core: usize) -> PyResult<&[usize]> {
         match self.shape.len().checked_sub(core) {
             Some(n) => Ok(&self.shape[..n]),
             None => Err(PyValueError::new_err(format!(
@@ -93,14 +101,29 @@ impl<'a> Nd<'a> {
     }
 
     /// Address of a batch member, `index` counting in C order over `batch`.
-    pub(crate) fn member(&self, batch: &[usize], mut index: usize) -> *mut u8 {
-        let mut offset = 0;
-        for (size, stride) in batch.iter().zip(self.strides).rev() {
-            offset += (index % size) as isize * stride;
-            index /= size;
-        }
-        self.ptr.wrapping_offset(offset)
+    pub(crate) fn member(&self, batch: &[usize], index: usize) -> *mut u8 {
+        member_at(self.ptr, &self.strides, batch, index)
     }
+
+    /// First element.
+    pub(crate) fn start(&self) -> *const u8 {
+        self.ptr
+    }
+
+    /// True where there is no element.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shape.contains(&0)
+    }
+}
+
+/// Address of batch member `index`, counted in C order.
+fn member_at(start: *mut u8, strides: &[isize], batch: &[usize], mut index: usize) -> *mut u8 {
+    let mut offset = 0;
+    for (size, stride) in batch.iter().zip(strides).rev() {
+        offset += (index % size) as isize * stride;
+        index /= size;
+    }
+    start.wrapping_offset(offset)
 }
 
 /// False where two elements may share memory: a stride does not step over what smaller ones reach.
@@ -195,9 +218,7 @@ impl<'a> Indices<'a> {
         index: usize,
         range: Range<usize>,
     ) -> impl ExactSizeIterator<Item = i64> + use<> {
-        let as_nd =
-            Nd { ptr: self.ptr.cast_mut(), dtype: DType::I32, shape: self.shape, strides: self.strides };
-        let start = as_nd.member(batch, index).cast_const();
+        let start = member_at(self.ptr.cast_mut(), self.strides, batch, index).cast_const();
         let last = self.shape.len() - 1;
         let (stride, wide) = (self.strides[last], self.wide);
         range.map(move |i| {

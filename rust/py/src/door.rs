@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use prunus_core::{Error, Interrupt};
 use prunus_cpu::Context;
-use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 /// How long work may go on before a signal is seen.
@@ -16,6 +16,8 @@ pub(crate) fn to_python(error: Error) -> PyErr {
     match error {
         Error::DTypes { .. } => PyTypeError::new_err(error.to_string()),
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
+        Error::Memory(_) => PyMemoryError::new_err(error.to_string()),
+        Error::Threads(_) | Error::Bug(_) => PyRuntimeError::new_err(error.to_string()),
         Error::Shape { .. } | Error::Pattern(_) | Error::Choice { .. } => {
             PyValueError::new_err(error.to_string())
         }

@@ -3,14 +3,17 @@
 use std::cell::Cell;
 
 use numpy::{PyArrayDescr, PyUntypedArray, PyUntypedArrayMethods};
-use prunus_core::{Activation, BsrRef, DType, Epilogue, MatMut, MatRef, MemoryBlocks, Pattern, VecRef};
+use prunus_core::{
+    Activation, BsrRef, DType, Epilogue, Error, MatMut, MatRef, MemoryBlocks, Pattern, VecRef,
+};
 use prunus_cpu::Dsd;
 use prunus_cpu::memory::Buffer;
+use prunus_cpu::threads::for_each;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::arrays::{Indices, Nd, member_pattern, pattern};
-use crate::door::enter;
+use crate::door::{enter, to_python};
 
 thread_local! {
     /// What the last product on this thread ran as.
@@ -18,7 +21,7 @@ thread_local! {
 }
 
 /// Blocks of a call: `(*batch, blocks, rows, columns)`, the last three in C order.
-pub(crate) fn blocks_of<'a>(data: &'a Bound<'_, PyUntypedArray>) -> PyResult<(Nd<'a>, (usize, usize))> {
+pub(crate) fn blocks_of(data: &Bound<'_, PyUntypedArray>) -> PyResult<(Nd, (usize, usize))> {
     let nd = Nd::read(data)?;
     let n = nd.batch(3)?.len();
     let (shape, strides) = (&nd.shape[n..], &nd.strides[n..]);
@@ -28,14 +31,15 @@ pub(crate) fn blocks_of<'a>(data: &'a Bound<'_, PyUntypedArray>) -> PyResult<(Nd
     if !dense && nd.shape.iter().all(|&n| n > 0) {
         return Err(PyValueError::new_err("data: expected blocks in C order"));
     }
-    Ok((nd, (shape[1], shape[2])))
+    let blocksize = (shape[1], shape[2]);
+    Ok((nd, blocksize))
 }
 
 /// Shape and stride checks that every product shares; then one product a batch member.
 struct Batched<'a> {
-    batch: &'a [usize],
-    x: Nd<'a>,
-    out: Nd<'a>,
+    batch: Vec<usize>,
+    x: Nd,
+    out: Nd,
     bias: Option<VecRef<'a>>,
     activation: Activation,
 }
@@ -48,7 +52,7 @@ impl<'a> Batched<'a> {
         activation: Option<&str>,
     ) -> PyResult<Self> {
         let (x, out) = (Nd::read(x)?, Nd::write(out)?);
-        let batch = out.batch(2)?;
+        let batch = out.batch(2)?.to_vec();
         if x.batch(2)? != batch {
             return Err(PyValueError::new_err(format!(
                 "batch dimensions of x and out must agree, got {:?} and {:?}",
@@ -72,7 +76,7 @@ impl<'a> Batched<'a> {
         };
         let activation = match activation {
             None => Activation::Identity,
-            Some(name) => Activation::parse(name).map_err(crate::door::to_python)?,
+            Some(name) => Activation::parse(name).map_err(to_python)?,
         };
         Ok(Self { batch, x, out, bias, activation })
     }
@@ -83,16 +87,16 @@ impl<'a> Batched<'a> {
 
     fn member<'b>(&'b self, i: usize, w: BsrRef<'b>) -> Dsd<'b> {
         let n = self.batch.len();
-        let shape = |nd: &Nd<'_>| (nd.shape[n], nd.shape[n + 1]);
-        let strides = |nd: &Nd<'_>| (nd.strides[n], nd.strides[n + 1]);
+        let shape = |nd: &Nd| (nd.shape[n], nd.shape[n + 1]);
+        let strides = |nd: &Nd| (nd.strides[n], nd.strides[n + 1]);
         let (x, out) = (&self.x, &self.out);
         // SAFETY: members of arrays that live as long as the call; `out` is writeable, and Python's
         // caller is told not to read or write it meanwhile.
         unsafe {
             Dsd {
                 w,
-                x: MatRef::new(x.member(self.batch, i), x.dtype, shape(x), strides(x)),
-                out: MatMut::new(out.member(self.batch, i), out.dtype, shape(out), strides(out)),
+                x: MatRef::new(x.member(&self.batch, i), x.dtype, shape(x), strides(x)),
+                out: MatMut::new(out.member(&self.batch, i), out.dtype, shape(out), strides(out)),
                 epilogue: Epilogue { bias: self.bias, activation: self.activation },
             }
         }
@@ -145,14 +149,25 @@ pub(crate) fn dsd(
     // One pattern for all is checked once; patterns of their own, one by one.
     let count = if ptr_batch.is_empty() { 1 } else { call.members() };
     let patterns = (0..count)
-        .map(|i| member_pattern(&indptr, &indices, ptr_batch, i, block_cols))
+        .map(|i| {
+            if i % 1024 == 1023 {
+                py.check_signals()?;
+            }
+            member_pattern(&indptr, &indices, ptr_batch, i, block_cols)
+        })
         .collect::<PyResult<Vec<(Pattern, usize)>>>()?;
+    if call.out.is_empty() {
+        return Ok(());
+    }
     let block_bytes = blocksize.0 * blocksize.1 * data.dtype.size();
-    let path = enter(py, threads, move |context| {
+    let path = enter(py, threads, |context| {
         // Taken whole: the views in it may cross to the engine's threads.
         let (call, data) = (&call, &data);
         let mut path = "nothing to do";
         for i in 0..call.members() {
+            if context.interrupt.interrupted() {
+                return Err(Error::Interrupted);
+            }
             let (pattern, first) = &patterns[i.min(count - 1)];
             let start = data.member(data_batch, i).wrapping_add(first * block_bytes);
             // SAFETY: checked above: the member's blocks lie in C order, one for each index.
@@ -223,8 +238,6 @@ impl Packed {
         let (rows, cols) = this.blocksize;
         // A bytes-like export of the pages keeps this object alive under the array.
         let raw = numpy.call_method1("frombuffer", (slf, "uint8"))?;
-        let count = this.stored * this.block_bytes();
-        let raw = raw.get_item(pyo3::types::PySlice::new(py, 0, count as isize, 1))?;
         let typed = raw.call_method1("view", (&this.descr,))?;
         let blocks = match this.group {
             0 => typed,
@@ -256,7 +269,7 @@ impl Packed {
                 view,
                 slf.as_ptr(),
                 this.values.as_ptr().cast(),
-                this.values.len() as isize,
+                (this.stored * this.block_bytes()) as isize,
                 1,
                 flags,
             )
@@ -265,32 +278,27 @@ impl Packed {
     }
 }
 
-/// Copies one block of `size`-byte values into its packed layout, with zeros past column `depth`.
+/// Copies one block of values into its packed layout, with zeros past column `depth`.
 ///
 /// # Safety
-/// Both blocks must be whole.
-unsafe fn lay_down(
+/// Both blocks must be whole, and zero bytes a value of `T`.
+unsafe fn lay_down<T: Copy + Default>(
     from: *const u8,
     to: *mut u8,
     (rows, cols): (usize, usize),
     depth: usize,
     group: usize,
-    size: usize,
 ) {
+    let (from, to) = (from.cast::<T>(), to.cast::<T>());
+    // Blocks in C order are groups of one row.
+    let group = group.max(1);
     for r in 0..rows {
+        let (start, within) = (r / group * group * cols, r % group);
         for c in 0..cols {
-            let at = match group {
-                0 => r * cols + c,
-                g => r / g * g * cols + c * g + r % g,
-            };
-            // SAFETY: both positions are inside the block.
+            // SAFETY: both positions are inside the block; values may lie at any alignment.
             unsafe {
-                let to = to.add(at * size);
-                if c < depth {
-                    std::ptr::copy_nonoverlapping(from.add((r * cols + c) * size), to, size);
-                } else {
-                    to.write_bytes(0, size);
-                }
+                let value = if c < depth { from.add(r * cols + c).read_unaligned() } else { T::default() };
+                to.add(start + c * group + within).write_unaligned(value);
             }
         }
     }
@@ -299,6 +307,7 @@ unsafe fn lay_down(
 /// Copies an operand into its frozen form.
 #[pyfunction]
 pub(crate) fn pack(
+    py: Python<'_>,
     data: &Bound<'_, PyUntypedArray>,
     indices: &Bound<'_, PyUntypedArray>,
     indptr: &Bound<'_, PyUntypedArray>,
@@ -339,20 +348,38 @@ pub(crate) fn pack(
     let rows = stored_rows.into_sorted();
     let block_bytes = blocksize.0 * blocksize.1 * data.dtype.size();
     let stored = rows.len();
-    let values = Buffer::new(stored * block_bytes);
+    let values = stored
+        .checked_mul(block_bytes)
+        .ok_or(Error::Memory(stored as u128 * block_bytes as u128))
+        .and_then(Buffer::new)
+        .map_err(to_python)?;
     // Blocks are laid down in the order in which rows are computed.
-    let (first, order) = (rows.indptr()[0], &rows);
+    let first = rows.indptr()[0];
     let group = prunus_cpu::dsd::group_rows(data.dtype, blocksize.0);
-    for i in 0..stored {
-        let column = rows.indices()[first + i] as usize;
-        let depth = blocksize.1.min(shape.1 - column * blocksize.1);
-        // SAFETY: block(e) is below the number of blocks that `data` holds; `values` has room.
-        unsafe {
-            let from = data.ptr.add(order.block(first + i) * block_bytes);
-            let to = values.as_ptr().add(i * block_bytes);
-            lay_down(from, to, blocksize, depth, group, data.dtype.size());
-        }
-    }
+    // Pieces of about a mebibyte: signals are seen between them.
+    let piece = ((1 << 20) / block_bytes.max(1)).max(1);
+    enter(py, 0, |context| {
+        let (rows, data, values) = (&rows, &data, &values);
+        for_each(context, stored.div_ceil(piece), |task| {
+            for i in task * piece..stored.min((task + 1) * piece) {
+                let column = rows.indices()[first + i] as usize;
+                let depth = blocksize.1.min(shape.1 - column * blocksize.1);
+                // SAFETY: block(e) is below the number of blocks that `data` holds; `values` has room,
+                // and each task has blocks of its own.
+                unsafe {
+                    let from = data.start().add(rows.block(first + i) * block_bytes);
+                    let to = values.as_ptr().add(i * block_bytes);
+                    match data.dtype.size() {
+                        1 => lay_down::<u8>(from, to, blocksize, depth, group),
+                        2 => lay_down::<u16>(from, to, blocksize, depth, group),
+                        4 => lay_down::<u32>(from, to, blocksize, depth, group),
+                        _ => lay_down::<u64>(from, to, blocksize, depth, group),
+                    }
+                }
+            }
+            Ok(())
+        })
+    })?;
     let offsets = rows.indptr().iter().map(|&p| (p - first) as i64);
     let block_cols = rows.block_cols();
     let columns = rows.indices()[first..first + stored].iter().map(|&c| i64::from(c));
@@ -361,7 +388,7 @@ pub(crate) fn pack(
         columns.collect::<Vec<_>>().into_iter(),
         block_cols,
     )
-    .map_err(crate::door::to_python)?;
+    .map_err(to_python)?;
     let columns = rows.transposed();
     Ok(Packed { values, descr, dtype: data.dtype, stored, shape, blocksize, rows, columns, group })
 }
@@ -381,12 +408,18 @@ pub(crate) fn dsd_packed(
 ) -> PyResult<()> {
     let call = Batched::new(x, out, bias, activation)?;
     let packed = w.get();
-    let path = enter(py, threads, move |context| {
+    if call.out.is_empty() {
+        return Ok(());
+    }
+    let path = enter(py, threads, |context| {
         let call = &call;
         let mut path = "nothing to do";
         // SAFETY: the buffer holds `stored` blocks.
         let source = unsafe { MemoryBlocks::new(packed.values.as_ptr(), packed.block_bytes()) };
         for i in 0..call.members() {
+            if context.interrupt.interrupted() {
+                return Err(Error::Interrupted);
+            }
             let w = BsrRef {
                 pattern: &packed.rows,
                 source: &source,

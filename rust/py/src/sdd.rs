@@ -1,7 +1,7 @@
 //! Dense times dense at the blocks of a pattern.
 
 use numpy::PyUntypedArray;
-use prunus_core::{BlocksMut, MatRef, Pattern};
+use prunus_core::{BlocksMut, Error, MatRef, Pattern};
 use prunus_cpu::Sdd;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -57,15 +57,26 @@ pub(crate) fn sdd(
     let members: usize = batch.iter().product();
     let count = if ptr_batch.is_empty() { 1 } else { members };
     let patterns = (0..count)
-        .map(|i| member_pattern(&indptr, &indices, ptr_batch, i, block_cols))
+        .map(|i| {
+            if i % 1024 == 1023 {
+                py.check_signals()?;
+            }
+            member_pattern(&indptr, &indices, ptr_batch, i, block_cols)
+        })
         .collect::<PyResult<Vec<(Pattern, usize)>>>()?;
+    if out.is_empty() {
+        return Ok(());
+    }
     let block_bytes = blocksize.0 * blocksize.1 * out.dtype.size();
-    let path = enter(py, threads, move |context| {
+    let path = enter(py, threads, |context| {
         // Taken whole: the views in it may cross to the engine's threads.
         let (a, b, out) = (&a, &b, &out);
         let mut path = "nothing to do";
         for i in 0..members {
-            let view = |m: &Nd<'_>| {
+            if context.interrupt.interrupted() {
+                return Err(Error::Interrupted);
+            }
+            let view = |m: &Nd| {
                 let (shape, strides) = ((m.shape[n], m.shape[n + 1]), (m.strides[n], m.strides[n + 1]));
                 // SAFETY: a member of an array that lives as long as the call.
                 unsafe { MatRef::new(m.member(batch, i), m.dtype, shape, strides) }

@@ -11,17 +11,17 @@ use crate::door::enter;
 use crate::dsd::{LAST_PATH, blocks_of};
 
 /// One operand, checked: its blocks in C order, one for each index.
-struct Operand<'a> {
-    data: Nd<'a>,
+struct Operand {
+    data: Nd,
     pattern: Pattern,
     shape: (usize, usize),
     blocksize: (usize, usize),
     transposed: bool,
 }
 
-impl<'a> Operand<'a> {
+impl Operand {
     fn new(
-        data: &'a Bound<'_, PyUntypedArray>,
+        data: &Bound<'_, PyUntypedArray>,
         indices: &Bound<'_, PyUntypedArray>,
         indptr: &Bound<'_, PyUntypedArray>,
         shape: (usize, usize),

@@ -92,7 +92,10 @@ where
                 && panel.cols == panel.vectors * L::LANES
         };
         let packs_any = panels.iter().any(|panel| !in_place(panel));
-        let packed = Workspace::take(if packs_any { words * vectors * word_bytes } else { 0 });
+        let packed = match packs_any {
+            true => Workspace::of(&[words, vectors, word_bytes])?,
+            false => Workspace::take(0)?,
+        };
         let mut views = Vec::with_capacity(panels.len());
         let mut offset = 0;
         for panel in &panels {
@@ -123,8 +126,7 @@ where
             let step = (PACK_ROWS / block_cols).max(1);
             for_each(context, grid.div_ceil(step), |task| {
                 let columns = task * step..grid.min((task + 1) * step);
-                job.pack(&to_pack, columns);
-                Ok(())
+                job.pack(&to_pack, columns)
             })?;
         }
         let groups = plan::super_panels(&panels);
@@ -146,7 +148,7 @@ where
 {
     /// Copies the rows of x that block columns `columns` multiply into panels: converted, in the
     /// kernel's word order, padded with zeros.
-    fn pack(&self, panels: &[usize], columns: Range<usize>) {
+    fn pack(&self, panels: &[usize], columns: Range<usize>) -> Result<(), Error> {
         let (_, block_cols) = self.call.w.op_blocksize();
         let k = self.call.x.rows;
         let block_words = block_cols.div_ceil(L::STEP);
@@ -157,23 +159,24 @@ where
             for column in columns {
                 let rows = column * block_cols..k.min((column + 1) * block_cols);
                 for &p in panels {
-                    self.pack_rows(p, rows.clone(), column * block_words);
+                    self.pack_rows(p, rows.clone(), column * block_words)?;
                 }
             }
-            return;
+            return Ok(());
         }
         let (mut first, end) = (columns.start * block_cols, k.min(columns.end * block_cols));
         while first < end {
             let rows = first..end.min(first.saturating_add(strip));
             first = rows.end;
             for &p in panels {
-                self.pack_rows(p, rows.clone(), rows.start / L::STEP);
+                self.pack_rows(p, rows.clone(), rows.start / L::STEP)?;
             }
         }
+        Ok(())
     }
 
     /// Copies rows `rows` of x into words `word…` of a panel.
-    fn pack_rows(&self, panel: usize, rows: Range<usize>, word: usize) {
+    fn pack_rows(&self, panel: usize, rows: Range<usize>, word: usize) -> Result<(), Error> {
         let (view, panel) = (self.views[panel], self.panels[panel]);
         let x = &self.call.x;
         let width = panel.vectors * L::LANES;
@@ -196,11 +199,11 @@ where
                     }
                 }
             }
-            return;
+            return Ok(());
         }
         // Pairs: convert a few rows, then interleave them.
         const STRIP: usize = 16;
-        let strip = Workspace::take(STRIP * width * size_of::<L::Elem>());
+        let strip = Workspace::of(&[STRIP, width, size_of::<L::Elem>()])?;
         let strip = strip.as_ptr().cast::<L::Elem>();
         for first in (rows.start..rows.end).step_by(STRIP) {
             let count = STRIP.min(rows.end - first);
@@ -218,6 +221,7 @@ where
                 }
             }
         }
+        Ok(())
     }
 
     /// Computes block rows `rows` for the columns of one super-panel.
@@ -225,7 +229,7 @@ where
         let (block_rows, _) = self.call.w.op_blocksize();
         let segment = block_rows.min(plan::SEGMENT_ROWS);
         let width: usize = self.panels[group.clone()].iter().map(|p| p.vectors * L::LANES).sum();
-        let sums = Workspace::take(segment * width * size_of::<L::Acc>());
+        let sums = Workspace::of(&[segment, width, size_of::<L::Acc>()])?;
         let mut scratch = Scratch { sums: sums.as_ptr().cast(), w: None, blocks: Vec::new() };
         let indptr = self.pattern.indptr();
         let entries = indptr[rows.start]..indptr[rows.end];
@@ -309,7 +313,7 @@ where
             ptr::null_mut()
         } else {
             let bytes = entries.len() * part.rows * padded * size_of::<L::Elem>();
-            scratch.w_of(bytes)
+            scratch.w_of(bytes)?
         };
         scratch.blocks.clear();
         let indices = self.pattern.indices();
@@ -485,14 +489,14 @@ struct Scratch<L: Lanes> {
 }
 
 impl<L: Lanes> Scratch<L> {
-    fn w_of(&mut self, bytes: usize) -> *mut L::Elem {
+    fn w_of(&mut self, bytes: usize) -> Result<*mut L::Elem, Error> {
         match &self.w {
-            Some((workspace, held)) if *held >= bytes => workspace.as_ptr().cast(),
+            Some((workspace, held)) if *held >= bytes => Ok(workspace.as_ptr().cast()),
             _ => {
-                let workspace = Workspace::take(bytes);
+                let workspace = Workspace::take(bytes)?;
                 let at = workspace.as_ptr().cast();
                 self.w = Some((workspace, bytes));
-                at
+                Ok(at)
             }
         }
     }

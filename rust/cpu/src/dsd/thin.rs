@@ -167,8 +167,8 @@ where
     // Each word of x stands as often as a group has rows.
     let repeat = if let Form::Groups(group) = form { group } else { 1 };
     let slice_len = if repeat > 1 { block_cols * repeat } else { padded };
-    let length = pattern.block_cols() * slice_len;
-    let x = Workspace::take(length * call.x.cols * size_of::<L::Elem>());
+    let length = pattern.block_cols().saturating_mul(slice_len);
+    let x = Workspace::of(&[pattern.block_cols(), slice_len, call.x.cols, size_of::<L::Elem>()])?;
     let to: *mut L::Elem = x.as_ptr().cast();
     // Slices with nothing between them are converted in one go.
     let (cut, end) = match slice_len == block_cols {
@@ -222,12 +222,13 @@ where
         let lanes = if self.form == Form::Columns { 1 } else { L::LANES };
         // Sums, totals and a copied block, one after another.
         let sizes = [
-            block_rows * n * lanes * size_of::<L::Acc>(),
-            block_rows * n * size_of::<L::Acc>(),
-            block_rows * self.padded * size_of::<L::Elem>(),
+            block_rows.saturating_mul(n * lanes * size_of::<L::Acc>()),
+            block_rows.saturating_mul(n * size_of::<L::Acc>()),
+            block_rows.saturating_mul(self.padded.saturating_mul(size_of::<L::Elem>())),
         ]
-        .map(|bytes| bytes.next_multiple_of(64));
-        let workspace = Workspace::take(sizes.iter().sum());
+        .map(|bytes: usize| bytes.checked_next_multiple_of(64).unwrap_or(usize::MAX));
+        let workspace =
+            Workspace::take(sizes.iter().fold(0, |sum: usize, &bytes| sum.saturating_add(bytes)))?;
         let sums = workspace.as_ptr().cast::<L::Acc>();
         let totals = workspace.as_ptr().wrapping_add(sizes[0]).cast::<L::Acc>();
         let copy = workspace.as_ptr().wrapping_add(sizes[0] + sizes[1]).cast::<L::Elem>();

@@ -113,10 +113,11 @@ where
             return self.zeros();
         };
         let live = self.find_rows();
-        let a = Workspace::take(live.len() * self.slot(longest) * size_of::<L::Elem>());
+        let a = Workspace::of(&[live.len(), self.slot(longest), size_of::<L::Elem>()])?;
         self.a = a.as_ptr().cast();
         let sums = (!direct)
-            .then(|| Workspace::take(entries.len() * block_rows * self.sums_row * size_of::<L::Acc>()));
+            .then(|| Workspace::of(&[entries.len(), block_rows, self.sums_row, size_of::<L::Acc>()]))
+            .transpose()?;
         self.sums = sums.as_ref().map_or(std::ptr::null_mut(), |sums| sums.as_ptr().cast());
         let offsets: Vec<usize> = (0..=entries.len()).collect();
         for (i, chunk) in chunks.iter().enumerate() {
@@ -129,10 +130,7 @@ where
             })?;
             let work = (block_rows * block_cols * chunk.len()) as u64;
             let ranges = row_ranges(&offsets, work, context.threads, 1);
-            for_each(context, ranges.len(), |i| {
-                job.blocks(&ranges[i]);
-                Ok(())
-            })?;
+            for_each(context, ranges.len(), |i| job.blocks(&ranges[i]))?;
         }
         Ok(())
     }
@@ -205,13 +203,13 @@ where
     }
 
     /// Adds the chunk's products to the blocks of `range`.
-    fn blocks(&self, range: &Range<usize>) {
+    fn blocks(&self, range: &Range<usize>) -> Result<(), Error> {
         let (block_rows, block_cols) = self.call.out.blocksize;
         let strips = product::strips_stacked::<L>(block_rows, block_cols, self.words());
         let column_words = self.words() * product::padded::<L>(block_cols) * L::STEP;
-        let most = (plan::COLUMNS_BYTES / (column_words * size_of::<L::Elem>())).max(1);
+        let most = (plan::COLUMNS_BYTES / (column_words * size_of::<L::Elem>()).max(1)).max(1);
         let entries = &self.entries[range.clone()];
-        let packed = Workspace::take(most * column_words * size_of::<L::Elem>());
+        let packed = Workspace::of(&[most, column_words, size_of::<L::Elem>()])?;
         let packed = packed.as_ptr().cast::<L::Elem>();
         let columns: Vec<&[Entry]> = entries.chunk_by(|a, b| a.column == b.column).collect();
         let mut pieces = Vec::new();
@@ -229,6 +227,7 @@ where
                 number += column.len();
             }
         }
+        Ok(())
     }
 
     /// Copies some rows of the chunk, from its row `r` on, of a block column of b.

@@ -79,13 +79,12 @@ where
 
     let strips = product::strips_of_rows::<L>(block_rows, block_cols);
     let words = depth.div_ceil(L::STEP);
-    let slot_bytes = words * product::padded::<L>(block_cols) * L::STEP * size_of::<L::Elem>();
-    let budget = if in_place { usize::MAX } else { (PACKED_BYTES / slot_bytes).max(1) };
+    let slot_bytes =
+        words.saturating_mul(product::padded::<L>(block_cols)).saturating_mul(L::STEP * size_of::<L::Elem>());
+    let budget = if in_place { usize::MAX } else { (PACKED_BYTES / slot_bytes.max(1)).max(1) };
     for turn in turns(plan, budget, !in_place) {
-        let packed = turn.slots.as_ref().map(|_| {
-            let count: usize = turn.entries.iter().map(ExactSizeIterator::len).sum();
-            Workspace::take(count * slot_bytes)
-        });
+        let count: usize = turn.entries.iter().map(ExactSizeIterator::len).sum();
+        let packed = turn.slots.as_ref().map(|_| Workspace::of(&[count, slot_bytes])).transpose()?;
         let x = match (&packed, b.source.contiguous()) {
             (None, Some(base)) => base.cast::<L::Elem>(),
             (Some(packed), _) => packed.as_ptr().cast::<L::Elem>().cast_const(),
@@ -234,12 +233,12 @@ where
     /// Computes the blocks of block rows `rows` that lie in this turn's columns.
     fn rows(&self, rows: &Range<usize>) -> Result<(), Error> {
         let (block_rows, block_cols) = self.plan.blocksize();
-        let sums = if self.direct { 0 } else { block_rows * product::padded::<L>(block_cols) };
+        let sums = if self.direct { 0 } else { block_rows.saturating_mul(product::padded::<L>(block_cols)) };
         let mut scratch = Scratch::<L> {
             a: Vec::new(),
             converted: None,
             converted_bytes: 0,
-            sums: Workspace::take(sums * size_of::<L::Acc>()),
+            sums: Workspace::of(&[sums, size_of::<L::Acc>()])?,
             place: vec![0; self.plan.b.block_cols()],
             ends: Vec::new(),
             pieces: Vec::new(),
@@ -383,7 +382,7 @@ where
         let padded = depth.next_multiple_of(L::STEP);
         let bytes = entries.len() * block_rows * padded * size_of::<L::Elem>();
         if !self.native_a && (scratch.converted.is_none() || scratch.converted_bytes < bytes) {
-            scratch.converted = Some(Workspace::take(bytes));
+            scratch.converted = Some(Workspace::take(bytes)?);
             scratch.converted_bytes = bytes;
         }
         let rows = block_rows.min(a.op_shape().0 - row * block_rows);

@@ -348,7 +348,7 @@ pub(crate) fn poison() {
     let taken: Vec<Workspace> = (6..=16)
         .flat_map(|log| [1 << log; 3])
         .map(|bytes| {
-            let workspace = Workspace::take(bytes);
+            let workspace = Workspace::take(bytes).unwrap();
             // SAFETY: the workspace has as many bytes, and nobody else has it.
             unsafe { workspace.as_ptr().write_bytes(u8::MAX, bytes) };
             workspace

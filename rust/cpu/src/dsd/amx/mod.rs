@@ -158,12 +158,12 @@ pub(crate) fn run<P: Product>(call: &Dsd<'_>, context: &Context<'_>) -> Result<&
     let pattern = call.w.op_pattern();
     let (block_rows, block_cols) = call.w.op_blocksize();
     let cut = Cut::new(block_cols * size_of::<P::Elem>(), !call.w.transposed);
-    let panel_bytes = pattern.block_cols() * cut.steps * 2 * cut.x_tile();
+    let panel_bytes = pattern.block_cols().saturating_mul(cut.steps * 2 * cut.x_tile());
     let per_super = super_panel(panel_bytes, call.x.cols.div_ceil(PANEL));
     let turn = (plan::PACKED_BYTES / panel_bytes.max(1)).max(1).next_multiple_of(per_super) * PANEL;
     for first in (0..call.x.cols).step_by(turn) {
         let end = call.x.cols.min(first + turn);
-        let packed = Workspace::take((end - first).div_ceil(PANEL) * panel_bytes);
+        let packed = Workspace::of(&[(end - first).div_ceil(PANEL), panel_bytes])?;
         let panels: Vec<Panel> = (first..end)
             .step_by(PANEL)
             .enumerate()
@@ -255,7 +255,7 @@ impl<P: Product> Job<'_, P> {
             // SAFETY: the level in use has AMX, and a task runs to its end on one thread.
             tiles: unsafe { Tiles::new() },
             steps: Vec::new(),
-            sums: Workspace::take(group.len() * SUMS_BYTES),
+            sums: Workspace::of(&[group.len(), SUMS_BYTES])?,
             w: None,
             w_bytes: 0,
         };
@@ -372,7 +372,7 @@ impl<P: Product> Job<'_, P> {
         let copied = |column: usize| !cut.exact || column + block_cols > k;
         let slot = part.rows * cut.pitch();
         let copies = now.clone().filter(|&e| copied(indices[e] as usize * block_cols)).count();
-        let mut copy = scratch.w_of(copies * slot);
+        let mut copy = scratch.w_of(copies * slot)?;
         scratch.steps.clear();
         for e in now.clone() {
             let block = self.pattern.block(e);
@@ -454,12 +454,12 @@ impl<P: Product> Job<'_, P> {
 
 impl Scratch {
     /// Room for copies of blocks; null where there are none.
-    fn w_of(&mut self, bytes: usize) -> *mut u8 {
+    fn w_of(&mut self, bytes: usize) -> Result<*mut u8, Error> {
         if bytes > self.w_bytes {
-            self.w = Some(Workspace::take(bytes));
+            self.w = Some(Workspace::take(bytes)?);
             self.w_bytes = bytes;
         }
-        self.w.as_ref().map_or(std::ptr::null_mut(), Workspace::as_ptr)
+        Ok(self.w.as_ref().map_or(std::ptr::null_mut(), Workspace::as_ptr))
     }
 }
 
