@@ -205,7 +205,7 @@ class Peers:
         """Give torch a BSR matrix, or None where it can't multiply one of this type."""
         torch = self.torch
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse (BSR|CSR)", category=UserWarning)
+            warnings.filterwarnings("ignore", message="Sparse (BSR|CSR|invariant)", category=UserWarning)
             # int32 is what MKL takes: with int64 torch would convert the indices in every call.
             weight = torch.sparse_bsr_tensor(
                 torch.from_numpy(np.asarray(bsr.indptr, np.int32)),
