@@ -40,7 +40,8 @@ doc:
 
 # The engine and property suites on every SIMD level that this CPU has.
 levels:
-    @for level in $(python -c 'from prunus import _core; print(*_core.available_levels())'); do \
+    @levels=$(python -c 'from prunus import _core; print(*_core.available_levels())'); \
+    for level in $levels; do \
         echo "SIMD level $level"; \
         PRUNUS_SIMD=$level pytest -q tests/engines tests/property; \
     done

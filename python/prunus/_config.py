@@ -107,7 +107,7 @@ def show_config(verbose: bool = False, file: TextIO | None = None) -> None:
     Parameters
     ----------
     verbose : bool
-        Also print the path that the last product took in this process, and the cost constants that choose a
+        Also print the path that the last product took on this thread, and the cost constants that choose a
         path.
     file : file object, optional
         Where to print; standard output by default.

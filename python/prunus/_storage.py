@@ -258,7 +258,8 @@ class BlockStorage:
         if not isinstance(values, np.ndarray) or values.shape != self._data.shape:
             raise ValueError(f"data must be an ndarray of shape {self._data.shape}")
         check_storage(values.dtype, "data")
-        values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
+        # C order alone is not enough: a view at an odd address has it too, and no engine reads that.
+        values = np.require(values, values.dtype.newbyteorder("="), ["C", "A", "E"])
         self._set(values, self._indices, self._indptr, self._stored, self._batch)
 
     @property

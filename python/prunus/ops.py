@@ -378,8 +378,7 @@ def sddmm(a: Any, b: Any, mask: BlockMask | BlockStorage, *, dtype: DTypeLike | 
     indices, indptr = mask.indices, mask.indptr
     br, bc = mask.blocksize
     lead = () if own else batch
-    ragged = m % br or n % bc
-    data = (np.zeros if ragged else np.empty)((*lead, len(indices), br, bc), kind)
+    data = np.empty((*lead, len(indices), br, bc), kind)
     every_a = np.broadcast_to(a, (*batch, *a.shape[-2:]))
     every_b = np.broadcast_to(b, (*batch, *b.shape[-2:]))
     engines.active().sdd(every_a, every_b, indices, indptr, data)

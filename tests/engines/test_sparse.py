@@ -158,9 +158,20 @@ def test_sampled_special_cases(rng):
     assert np.isfinite(pr.sddmm(a, b, mask).toarray()).all()
     a[0] = np.inf
     assert not np.isfinite(pr.sddmm(a, b, mask).toarray()[0]).any()
-    # Padding of the result is nothing that a caller could see, also not in later products.
-    ragged = pr.sddmm(values(rng, (5, 3), F32), values(rng, (3, 7), F32), pr.BlockMask.full((5, 7), 4))
-    assert np.isfinite(ragged.data).all()
+
+
+@pytest.mark.parametrize("k", [0, 3, 300])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sampled_writes_zeros_past_the_edge(rng, engine, dtype, k):
+    a, b = values(rng, (2, 5, k), dtype), values(rng, (2, k, 7), dtype)
+    mask = pr.BlockMask.full((5, 7), 4)
+    # The memory that an engine is given may hold anything.
+    out = np.full((2, mask.nnzb, 4, 4), 77, natural(dtype, dtype))
+    engine.sdd(a, b, mask.indices, mask.indptr, out)
+    np.testing.assert_array_equal(out[:, 1, :, 3], 0)
+    np.testing.assert_array_equal(out[:, 2:, 1:], 0)
+    np.testing.assert_array_equal(out[:, 3, :, 3], 0)
+    np.testing.assert_array_equal(out, pr.sddmm(a, b, mask).data)
 
 
 @pytest.mark.parametrize(

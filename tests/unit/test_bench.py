@@ -14,6 +14,7 @@ from prunus.bench.peers import Contestant, Peers, WrongResultError, as_dtype, ch
 from prunus.bench.record import Case, Record
 from prunus.bench.report import report
 from prunus.bench.run import Plan, run
+from prunus.bench.scaling import Overhead, Scaling, scaling_targets
 from prunus.bench.targets import format_targets, targets
 from prunus.bench.timing import CacheFlush, Timing, interleave, time_loop
 
@@ -154,6 +155,11 @@ def test_report_holds_one_column_against_its_limit():
     assert "no dense product" in report([record("prunus", 0.2, columns=1)])
 
 
+def target(found, what, contestant="prunus"):
+    (one,) = [t for t in found if t.what == what and t.contestant == contestant]
+    return one
+
+
 def test_targets_tell_the_worst_race():
     found = targets(
         [
@@ -163,19 +169,63 @@ def test_targets_tell_the_worst_race():
             record("numpy", 1.0, dense=True, block=64),
         ]
     )
-    (rate,) = [t for t in found if t.what == "float32 N=128, rate / dense"]
+    rate = target(found, "float32 N=128, rate / dense")
     assert rate.worst == pytest.approx(0.5)
     assert not rate.reached
     assert "b64" in rate.where
     assert "MISSED" in format_targets(found)
 
 
-def test_targets_wait_for_enough_densities():
+BREAK_EVEN = "float32 N>=128, break-even density"
+
+
+def test_break_even_target_waits_for_enough_densities():
     near = [record("numpy", 1.0, dense=True), record("prunus", 0.5, density=0.5)]
-    assert not [t for t in targets(near) if "break-even" in t.what]
-    full = [*near, record("prunus", 0.9, density=1.0)]
-    (found,) = [t for t in targets(full) if "break-even" in t.what]
-    assert found.reached
+    short = target(targets(near), BREAK_EVEN)
+    assert short.reached is None
+    assert "--break-even" in short.where
+    # A crossing below the highest density needs no more densities.
+    crossed = target(targets([*near, record("prunus", 1.5, density=0.7)]), BREAK_EVEN)
+    assert crossed.reached is False
+    assert crossed.worst == pytest.approx(0.6)
+
+
+# A whole number of blocks may come to a little less than was asked for.
+@pytest.mark.parametrize("highest", [0.8498, 0.85, 1.0])
+def test_a_break_even_never_crossed_is_reached(highest):
+    found = targets([record("numpy", 1.0, dense=True), record("prunus", 0.9, density=highest)])
+    assert target(found, BREAK_EVEN).reached
+
+
+def test_every_target_is_told():
+    found = targets([record("numpy", 1.0, dense=True), record("prunus", 0.05)])
+    kinds = [(t.what, t.contestant) for t in found]
+    assert kinds == [(t.what, t.contestant) for t in targets([])]
+    assert target(found, "float32 N=128, x torch bsr").where == "no torch bsr"
+    assert target(found, "float32 N>=128, x scipy").where == "no scipy"
+    assert target(found, "float32 N=128, rate / dense", "prunus packed").where == "no prunus packed"
+    assert target(found, "ssd, x scipy").where == "no such race"
+    alone = targets([record("prunus", 0.05)])
+    assert target(alone, "float32 N=128, rate / dense").where == "no dense product"
+    high = targets([record("numpy", 1.0, dense=True), record("prunus", 0.5, density=0.5)])
+    assert target(high, "float32 N=128, rate / dense").where == "no density up to 30%"
+    text = format_targets(found)
+    assert text.count("not measured") == sum(t.reached is None for t in found) == len(found) - 1
+    assert "(no torch bsr)" in text
+
+
+def test_scaling_targets():
+    gains = [Scaling(("float32", "32", "10%", "W @ X"), 2.0, 1.0), Scaling(("float32",), 1.5, 1.0)]
+    calls = [Overhead("numpy a @ b", 9e-6, 0.0), Overhead("W @ x", 13e-6, 4e-6)]
+    gain, call = scaling_targets(gains, 2, calls)
+    assert (gain.worst, gain.reached, gain.where) == (1.5, False, "float32")
+    assert call.reached
+    assert call.worst == pytest.approx(4.0)
+    one_core, slow = scaling_targets([], 1, [*calls, Overhead("x @ W.T", 15e-6, 6e-6)])
+    assert one_core.reached is None
+    assert slow.reached is False
+    assert slow.where == "x @ W.T"
+    assert "< 5" in format_targets([slow])
 
 
 def test_csv_names_the_machine(tmp_path):

@@ -473,6 +473,22 @@ def test_writes_are_seen_by_the_next_product():
     np.testing.assert_array_equal(x @ T, 2 * first)
 
 
+def test_replaced_data_is_in_c_order_and_aligned():
+    W = pr.BSR(triple(), shape=(4, 6))
+    new = np.arange(W.data.size, dtype=np.float32).reshape(W.data.shape)
+    odd = np.zeros(new.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(new.shape)
+    odd[...] = new
+    assert odd.flags.c_contiguous
+    assert not odd.flags.aligned
+    expected = pr.BSR((new, W.indices, W.indptr), shape=(4, 6)) @ np.ones(6, np.float32)
+    for given in (odd, np.asfortranarray(new), new.astype(">f4")):
+        W.data = given
+        assert W.data.flags.c_contiguous
+        assert W.data.flags.aligned
+        assert W.dtype.isnative
+        np.testing.assert_array_equal(W @ np.ones(6, np.float32), expected)
+
+
 def test_copies_are_independent():
     W = pr.BSR(triple(), shape=(3, 5))
     for twin in (

@@ -116,6 +116,8 @@ def test_bench_overhead():
     )
     assert "above numpy" in done.stdout
     assert "2 threads ms" in done.stdout
+    assert "gain from 2 threads" in done.stdout
+    assert "us above numpy" in done.stdout
 
 
 def test_demo_without_its_extra(monkeypatch, capsys):

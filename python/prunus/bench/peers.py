@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 import prunus as pr
 from prunus.bench.machine import optional
 
-__all__ = ["PACKED", "PRUNUS", "Contestant", "Peers", "Weights", "WrongResultError", "as_dtype", "check"]
+__all__ = [
+    "PACKED",
+    "PRUNUS",
+    "Contestant",
+    "Peers",
+    "Weights",
+    "WrongResultError",
+    "as_dtype",
+    "check",
+    "wide",
+]
 
 PRUNUS = "prunus"
 PACKED = "prunus packed"
@@ -61,9 +71,9 @@ def as_dtype(name: str) -> np.dtype[Any]:
     return kind
 
 
-def _wide(array: NDArray[Any]) -> NDArray[Any]:
+def wide(array: NDArray[Any]) -> NDArray[Any]:
     """Give the values in a type that NumPy computes with itself."""
-    return array if array.dtype == np.float64 else array.astype(np.float32)
+    return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
 
 
 def check(contestant: Contestant, reference: NDArray[Any], dtype: str) -> float:
@@ -127,7 +137,7 @@ class Weights:
 
     def masked(self) -> NDArray[Any]:
         """Make the matrix dense again, in a type that NumPy computes with."""
-        return _wide(self.bsr.toarray())
+        return wide(self.bsr.toarray())
 
     def present(self) -> NDArray[np.bool_]:
         """Tell for every value of the matrix whether its block is stored."""
@@ -195,7 +205,7 @@ class Peers:
         """Give torch a BSR matrix, or None where it can't multiply one of this type."""
         torch = self.torch
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse (BSR|CSR)", category=UserWarning)
+            warnings.filterwarnings("ignore", message="Sparse (BSR|CSR|invariant)", category=UserWarning)
             # int32 is what MKL takes: with int64 torch would convert the indices in every call.
             weight = torch.sparse_bsr_tensor(
                 torch.from_numpy(np.asarray(bsr.indptr, np.int32)),
@@ -215,7 +225,7 @@ class Peers:
         found = []
         if a.dtype.name != "bfloat16":
             # NumPy multiplies bfloat16 element by element, hundreds of times slower: no rival.
-            found.append(Contestant("numpy", lambda: a @ b, _wide, flops, dense=True))
+            found.append(Contestant("numpy", lambda: a @ b, wide, flops, dense=True))
         if self.torch is not None:
             ta, tb = self._as_laid_out(a), self._as_laid_out(b)
             found.append(Contestant("torch", lambda: ta @ tb, self.read_tensor, flops, dense=True))
@@ -249,11 +259,11 @@ class Peers:
 
         found: list[Contestant] = []
         if tokens:
-            add(PRUNUS, lambda: x @ bsr.T, _wide)
-            add(PACKED, lambda: x @ packed.T, _wide)
+            add(PRUNUS, lambda: x @ bsr.T, wide)
+            add(PACKED, lambda: x @ packed.T, wide)
         else:
-            add(PRUNUS, lambda: bsr @ x, _wide)
-            add(PACKED, lambda: packed @ x, _wide)
+            add(PRUNUS, lambda: bsr @ x, wide)
+            add(PACKED, lambda: packed @ x, wide)
         if weight is not None:
             tx = self.tensor(x)
             # For tokens: linear(x, W) takes a BSR weight as well, but was up to 20 times slower than this.
@@ -261,7 +271,7 @@ class Peers:
             add("torch bsr", call, self.read_tensor)
         if scipy is not None:
             # x @ W.T in SciPy transposes every block of W in each call; this is its faster way.
-            add("scipy", (lambda: (scipy @ x.T).T) if tokens else (lambda: scipy @ x), _wide, slow=True)
+            add("scipy", (lambda: (scipy @ x.T).T) if tokens else (lambda: scipy @ x), wide, slow=True)
         return found
 
     def sdd(self, weights: Weights, a: NDArray[Any], b: NDArray[Any]) -> list[Contestant]:
@@ -269,7 +279,7 @@ class Peers:
         mask = weights.bsr.mask
         return [
             Contestant(
-                PRUNUS, lambda: pr.sddmm(a, b, mask), lambda r: _wide(r.toarray()), weights.flops(a.shape[1])
+                PRUNUS, lambda: pr.sddmm(a, b, mask), lambda r: wide(r.toarray()), weights.flops(a.shape[1])
             )
         ]
 
@@ -280,9 +290,9 @@ class Peers:
         pairs = float(per_column @ np.diff(b.bsr.indptr))
         flops = 2.0 * pairs * block**3
         left, right = a.bsr, b.bsr
-        found = [Contestant(PRUNUS, lambda: left @ right, lambda r: _wide(r.toarray()), flops)]
+        found = [Contestant(PRUNUS, lambda: left @ right, lambda r: wide(r.toarray()), flops)]
         if a.scipy is not None:
             found.append(
-                Contestant("scipy", lambda: a.scipy @ b.scipy, lambda r: _wide(r.toarray()), flops, slow=True)
+                Contestant("scipy", lambda: a.scipy @ b.scipy, lambda r: wide(r.toarray()), flops, slow=True)
             )
         return found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prunus._progress import Progress
 from prunus.bench.machine import cpu, pinned
-from prunus.bench.peers import Contestant, Peers, Weights, as_dtype, check
+from prunus.bench.peers import Contestant, Peers, Weights, as_dtype, check, wide
 from prunus.bench.record import Case, Record
 from prunus.bench.timing import CacheFlush, interleave
 
@@ -146,11 +146,6 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> NDA
     return rng.standard_normal(shape, np.float32).astype(as_dtype(dtype), copy=False)
 
 
-def _wide(array: NDArray[Any]) -> NDArray[Any]:
-    """Give the values in a type that NumPy computes with itself."""
-    return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
-
-
 def _field(
     case: Case, peers: Peers, dense: NDArray[Any], weights: list[Weights], rng: np.random.Generator
 ) -> list[_Entry]:
@@ -165,13 +160,13 @@ def _field_dsd(
     """Line up for W @ X or x @ W.T."""
 
     def times_x(w: NDArray[Any]) -> NDArray[Any]:
-        product: NDArray[Any] = _wide(x) @ w.T if tokens else w @ _wide(x)
+        product: NDArray[Any] = wide(x) @ w.T if tokens else w @ wide(x)
         return product
 
     tokens = case.layout == "xwt"
     x = _normal(rng, (case.columns, case.size) if tokens else (case.size, case.columns), case.dtype)
     rivals = peers.dense_product(x, dense.T) if tokens else peers.dense_product(dense, x)
-    entries = [_Entry(1.0, c, lambda: times_x(_wide(dense))) for c in rivals]
+    entries = [_Entry(1.0, c, lambda: times_x(wide(dense))) for c in rivals]
     for w in weights:
         expected = partial(lambda w: times_x(w.masked()), w)
         entries += [_Entry(w.density, c, expected) for c in peers.dsd(w, x, case.layout)]
@@ -186,7 +181,7 @@ def _field_sdd(
     # Token-major: both operands have the inner dimension last, as queries and keys do.
     tokens = case.layout == "xwt"
     b = _normal(rng, a.shape, case.dtype).T if tokens else _normal(rng, a.shape[::-1], case.dtype)
-    whole = _wide(a) @ _wide(b)
+    whole = wide(a) @ wide(b)
     entries = [_Entry(1.0, c, lambda: whole) for c in peers.dense_product(a, b)]
     for w in weights:
         expected = partial(lambda w: whole * w.present(), w)
@@ -199,7 +194,7 @@ def _field_ssd(
 ) -> list[_Entry]:
     """Line up for W @ V, where V is another matrix pruned to the same density."""
     other = _normal(rng, dense.shape, case.dtype)
-    entries = [_Entry(1.0, c, lambda: _wide(dense) @ _wide(other)) for c in peers.dense_product(dense, other)]
+    entries = [_Entry(1.0, c, lambda: wide(dense) @ wide(other)) for c in peers.dense_product(dense, other)]
     for w in weights:
         v = peers.weights(other, case.block, w.density)
         expected = partial(lambda w, v: w.masked() @ v.masked(), w, v)

@@ -2,7 +2,7 @@
 
 import operator
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -13,15 +13,28 @@ import prunus as pr
 from prunus._progress import Progress
 from prunus._table import format_table
 from prunus.bench.machine import pinned
-from prunus.bench.peers import as_dtype
+from prunus.bench.peers import PACKED, PRUNUS, as_dtype
 from prunus.bench.report import milliseconds
 from prunus.bench.run import Plan
+from prunus.bench.targets import Target, hold, not_measured
 from prunus.bench.timing import interleave, time_loop
 
-__all__ = ["Overhead", "Scaling", "format_overhead", "format_scaling", "measure_overhead", "measure_scaling"]
+__all__ = [
+    "Overhead",
+    "Scaling",
+    "format_overhead",
+    "format_scaling",
+    "measure_overhead",
+    "measure_scaling",
+    "scaling_targets",
+]
 
 _COLUMNS = 512
 _SMALL = 64
+_NUMPY = "numpy a @ b"
+# What is to be gained from threads, and the microseconds that a call may cost above NumPy's.
+_GAIN = 1.8
+_OVERHEAD = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +131,7 @@ def measure_overhead(rounds: int) -> list[Overhead]:
     """Time products of 64 × 64 arrays with one thread, in turn with NumPy's ``a @ b``."""
     rng = np.random.default_rng(64)
     a, b = (rng.standard_normal((_SMALL, _SMALL), np.float32) for _ in range(2))
-    numpy_name = "numpy a @ b"
-    calls: dict[str, Callable[[], object]] = {numpy_name: partial(operator.matmul, a, b)}
+    calls: dict[str, Callable[[], object]] = {_NUMPY: partial(operator.matmul, a, b)}
     for block in (16, 32):
         w = pr.BSR.from_dense(a, blocksize=(block, block), density=0.25)
         p = w.pack()
@@ -134,7 +146,7 @@ def measure_overhead(rounds: int) -> list[Overhead]:
         for _ in range(rounds - 1):
             for name, measure in measures.items():
                 times[name].append(measure())
-    own = statistics.median(times[numpy_name])
+    own = statistics.median(times[_NUMPY])
     return [
         Overhead(name, statistics.median(values), statistics.median(values) - own)
         for name, values in times.items()
@@ -147,3 +159,26 @@ def format_overhead(found: list[Overhead]) -> str:
     return f"one call on {_SMALL} x {_SMALL} float32, 1 thread\n" + format_table(
         ["call", "us", "above numpy, us"], rows
     )
+
+
+def scaling_targets(gains: Sequence[Scaling], threads: int, calls: Sequence[Overhead]) -> list[Target]:
+    """Hold the gain from threads and the overhead of a call against the targets.
+
+    Parameters
+    ----------
+    gains : sequence of Scaling
+        What `measure_scaling` returned; empty where there is one core.
+    threads : int
+        The larger number of threads.
+    calls : sequence of Overhead
+        What `measure_overhead` returned.
+    """
+    what = f"N={_COLUMNS}, gain from {threads} threads" if gains else f"N={_COLUMNS}, gain from threads"
+    values = [(s.one / s.several, " ".join(s.what)) for s in gains]
+    overheads = [(o.above * 1e6, o.what) for o in calls if o.what != _NUMPY]
+    return [
+        hold(what, PACKED, _GAIN, values)
+        if values
+        else not_measured(what, PACKED, _GAIN, "one thread: use --threads"),
+        hold("one call, us above numpy", PRUNUS, _OVERHEAD, overheads, below=True),
+    ]

@@ -8,13 +8,17 @@ from prunus.bench.analysis import Race, break_even, races, single_column_limit
 from prunus.bench.peers import PACKED, PRUNUS
 from prunus.bench.record import Case, Record
 
-__all__ = ["Target", "format_targets", "targets"]
+__all__ = ["Target", "format_targets", "hold", "not_measured", "targets"]
 
 # A pruned matrix holds a whole number of blocks: 30 % may come out as 30.02 %.
 _SLACK = 0.005
 
+# Up to here prunus is to be faster than the dense product; only densities that reach it can tell.
+_BREAK_EVEN = 0.85
+
 Cases = Callable[[Case], bool]
-Value = Callable[[Race, float, str], float | None]
+# What a race says at one density: a value, why it has none, or None where it says so at another density.
+Value = Callable[[Race, float, str], float | str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,52 +32,89 @@ class Target:
     contestant : str
         `prunus` as constructed or packed.
     limit : float
-        The value to reach.
-    worst : float
-        The lowest value in any race that counts.
+        The value to reach, or to stay below.
+    worst : float or None
+        The worst value in any race that counts; None if it was not measured.
     where : str
-        The race that had it.
+        The race that had it, or why there is none.
     count : int
         How many races counted.
+    below : bool
+        Whether values are to stay below the limit.
     """
 
     what: str
     contestant: str
     limit: float
-    worst: float
+    worst: float | None
     where: str
     count: int
+    below: bool = False
 
     @property
-    def reached(self) -> bool:
-        """Whether every race reached the limit."""
-        return self.worst >= self.limit
+    def reached(self) -> bool | None:
+        """Whether every race reached the limit; None if none was measured."""
+        if self.worst is None:
+            return None
+        return self.worst < self.limit if self.below else self.worst >= self.limit
 
 
-def _rate(race: Race, density: float, name: str) -> float | None:
-    return race.rate_ratio(density, name)
+def hold(
+    what: str, contestant: str, limit: float, values: Sequence[tuple[float, str]], *, below: bool = False
+) -> Target:
+    """Make a target of the values that were measured, each with the name of its race: one at least."""
+    worst, where = max(values) if below else min(values)
+    return Target(what, contestant, limit, worst, where, len(values), below)
+
+
+def not_measured(what: str, contestant: str, limit: float, why: str, *, below: bool = False) -> Target:
+    """Make a target that nothing was measured for."""
+    return Target(what, contestant, limit, None, why, 0, below)
+
+
+def _without(race: Race, density: float, name: str) -> str:
+    """Say what is missing from a race against the dense product."""
+    return "no dense product" if name in race.sparse[density] else f"no {name}"
+
+
+def _rate(race: Race, density: float, name: str) -> float | str:
+    ratio = race.rate_ratio(density, name)
+    return _without(race, density, name) if ratio is None else ratio
 
 
 def _over(peer: str) -> Value:
-    return lambda race, density, name: race.speed_up(density, name, peer)
+    def value(race: Race, density: float, name: str) -> float | str:
+        ratio = race.speed_up(density, name, peer)
+        if ratio is not None:
+            return ratio
+        return f"no {peer if name in race.sparse[density] else name}"
+
+    return value
 
 
-def _single_column(race: Race, density: float, name: str) -> float | None:
+def _single_column(race: Race, density: float, name: str) -> float | str:
     record = race.sparse[density].get(name)
     if record is None or race.dense is None:
-        return None
+        return _without(race, density, name)
     return single_column_limit(density, race.dense.median) / record.median
 
 
-def _break_even(race: Race, density: float, name: str) -> float | None:
+def _break_even(race: Race, density: float, name: str) -> float | str | None:
     """Value of the whole race, given once: at its highest density."""
-    if race.dense is None or density != max(race.sparse):
+    if density != max(race.sparse):
         return None
-    found = break_even(race.points(name), race.dense.median)
-    if found is None or (found[0] == ">" and found[1] < 0.85):
-        # Not measured far enough to tell; `--break-even` does.
-        return None
-    return found[1] if found[0] != "<" else 0.0
+    found = break_even(race.points(name), race.dense.median) if race.dense is not None else None
+    if found is None:
+        return _without(race, density, name)
+    sign, at = found
+    if sign == "<":
+        return 0.0
+    if sign == "=":
+        return at
+    if at < _BREAK_EVEN - _SLACK:
+        return f"never crossed, and densities stop below {_BREAK_EVEN:.0%}; use --break-even"
+    # Never crossed: it lies above all densities.
+    return max(at, _BREAK_EVEN)
 
 
 def _dsd(dtype: str, columns: Sequence[int], blocks: Sequence[int]) -> Cases:
@@ -93,7 +134,8 @@ def _table() -> Iterator[tuple[str, float, float, Sequence[str], Cases, Value]]:
     yield "float32 N=512, x torch bsr", 4.0, 0.3, both, _dsd(f32, [512], big), _over("torch bsr")
     yield "float32 N=16, x torch bsr", 4.0, 0.5, both, _dsd(f32, [16], big), _over("torch bsr")
     yield "float32 N>=128, x scipy", 20.0, 0.3, both, _dsd(f32, [128, 512], big), _over("scipy")
-    yield "float32 N>=128, break-even density", 0.85, 1.0, both, _dsd(f32, [128, 512], big), _break_even
+    wide = _dsd(f32, [128, 512], big)
+    yield "float32 N>=128, break-even density", _BREAK_EVEN, 1.0, both, wide, _break_even
     yield "bfloat16 N>=128, rate / dense", 1.0, 0.5, (PACKED,), _dsd(bf16, [128, 512], big), _rate
     yield "bfloat16 N>=128, rate / dense", 0.8, 0.5, (PRUNUS,), _dsd(bf16, [128, 512], big), _rate
     yield "bfloat16 N>=128, block 16, rate / dense", 0.6, 0.5, (PACKED,), _dsd(bf16, [128, 512], [16]), _rate
@@ -121,23 +163,37 @@ def targets(records: Sequence[Record]) -> list[Target]:
     Returns
     -------
     list of Target
-        Those that at least one race counts for.
+        All of them; where nothing was measured, with the reason.
     """
-    found = []
     all_races = races(records)
+    found = []
     for what, limit, highest, contestants, counts, value in _table():
+        counted = [race for race in all_races if counts(race.case)]
         for name in contestants:
-            values = [
-                (got, _name(race.case, density))
-                for race in all_races
-                if counts(race.case)
-                for density in race.sparse
-                if density <= highest + _SLACK and (got := value(race, density, name)) is not None
-            ]
+            values, reasons = _values(counted, highest, name, value)
             if values:
-                worst, where = min(values)
-                found.append(Target(what, name, limit, worst, where, len(values)))
+                found.append(hold(what, name, limit, values))
+            else:
+                why = "no such race" if not counted else f"no density up to {highest:.0%}"
+                found.append(not_measured(what, name, limit, reasons[0] if reasons else why))
     return found
+
+
+def _values(
+    counted: Sequence[Race], highest: float, name: str, value: Value
+) -> tuple[list[tuple[float, str]], list[str]]:
+    """Collect a contestant's values with the names of their races, and why others have none."""
+    values, reasons = [], []
+    for race in counted:
+        for density in race.sparse:
+            if density > highest + _SLACK:
+                continue
+            got = value(race, density, name)
+            if isinstance(got, str):
+                reasons.append(got)
+            elif got is not None:
+                values.append((got, _name(race.case, density)))
+    return values, reasons
 
 
 def format_targets(found: Sequence[Target]) -> str:
@@ -146,13 +202,13 @@ def format_targets(found: Sequence[Target]) -> str:
         [
             t.what,
             t.contestant,
-            f"{t.limit:g}",
-            f"{t.worst:.2f}",
-            "ok" if t.reached else "MISSED",
+            f"{'<' if t.below else '>='} {t.limit:g}",
+            "-" if t.worst is None else f"{t.worst:.2f}",
+            {True: "ok", False: "MISSED", None: "not measured"}[t.reached],
             str(t.count),
-            t.where,
+            f"({t.where})" if t.worst is None else t.where,
         ]
         for t in found
     ]
-    header = ["target", "contestant", "at least", "worst", "", "races", "worst race"]
+    header = ["target", "contestant", "limit", "worst", "", "races", "worst race"]
     return "targets: the slowest race of each kind\n" + format_table(header, rows, left=2)

@@ -113,10 +113,8 @@ def _peers(plan: "Plan", options: argparse.Namespace) -> int:
     records = run_plan(plan, peers, _say)
     print()
     print(report(records))
-    reached = targets(records)
-    if reached:
-        print()
-        print(format_targets(reached))
+    print()
+    print(format_targets(targets(records)))
     if path is not None:
         write_csv(path, records, this, versions)
         print(f"\nresults: {path}")
@@ -129,15 +127,19 @@ def _peers(plan: "Plan", options: argparse.Namespace) -> int:
 def _scaling(plan: "Plan") -> int:
     from prunus.bench import scaling
     from prunus.bench.machine import cpu
+    from prunus.bench.targets import format_targets
 
     this = cpu()
     print(f"CPU: {this.name}; SIMD level: {this.level}")
     most = max(plan.threads)
-    if most > 1:
-        found = scaling.measure_scaling(plan, most)
-        print(scaling.format_scaling(found, most))
+    gains = scaling.measure_scaling(plan, most) if most > 1 else []
+    if gains:
+        print(scaling.format_scaling(gains, most))
     else:
         print("one core: nothing to gain from threads")
+    calls = scaling.measure_overhead(plan.rounds)
     print()
-    print(scaling.format_overhead(scaling.measure_overhead(plan.rounds)))
+    print(scaling.format_overhead(calls))
+    print()
+    print(format_targets(scaling.scaling_targets(gains, most, calls)))
     return 0

@@ -89,6 +89,7 @@ class Engine(Protocol):
         """Write the blocks (``indices``, ``indptr``) of ``a @ b`` to ``out``, for every member of a batch.
 
         ``a`` is (*batch, m, k) and ``b`` (*batch, k, n); ``out`` and the pattern have the form of
-        :class:`Blocks`. What hangs over the edge of ``a`` or ``b`` is left as it is.
+        :class:`Blocks`. ``out`` may hold anything: all of it is written, with zeros past the edge of
+        ``a`` and ``b``.
         """
         ...

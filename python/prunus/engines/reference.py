@@ -104,5 +104,6 @@ class ReferenceEngine:
             for target, i, j in zip(one.values, lay.block_rows(one.indptr), one.indices, strict=True):
                 left = a[at][i * br : (i + 1) * br].astype(wide)
                 right = b[at][:, j * bc : (j + 1) * bc].astype(wide)
+                target[...] = 0  # past the edge too
                 with np.errstate(all="ignore"):
                     target[: len(left), : right.shape[1]] = left @ right
