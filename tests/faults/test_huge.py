@@ -83,3 +83,11 @@ def test_what_does_not_fit_any_memory():
         pr.BSR((2**62, 2**62), blocksize=1)
     with pytest.raises((ValueError, MemoryError)):
         corners().toarray()
+
+
+@pytest.mark.parametrize(("columns", "width"), [(2**58, 5), (2**50, 5), (2**58, 3)])
+def test_a_workspace_that_no_machine_has_is_a_memory_error(columns: int, width: int) -> None:
+    """Sizes that overflow, and sizes that merely cannot be had, raise instead of writing out of bounds."""
+    w = pr.BSR((4, columns), blocksize=(1, 2**30), dtype=np.float32)
+    with pytest.raises(MemoryError, match="workspace"):
+        _ = w @ np.broadcast_to(np.float32(1), (columns, width))
