@@ -307,14 +307,33 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_a_task_reaches_the_caller_and_leaves_the_pool_alive() {
-        let caught = std::panic::catch_unwind(|| {
-            for_each(&context(3), 50, |i| {
+    fn a_panic_in_a_task_is_an_error_and_leaves_the_pool_alive() {
+        for threads in [1, 3] {
+            let caught = for_each(&context(threads), 50, |i| {
                 assert!(i != 7, "task 7");
                 Ok(())
-            })
+            });
+            assert!(matches!(caught, Err(Error::Bug(text)) if text.contains("task 7")));
+            for_each(&context(threads), 50, |_| Ok(())).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_short_call_does_not_wait_for_the_workers_of_a_long_one() {
+        let hold = AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            let long = scope.spawn(|| {
+                for_each(&context(2), 2, |_| {
+                    while hold.load(Ordering::Acquire) {
+                        std::thread::yield_now();
+                    }
+                    Ok(())
+                })
+            });
+            // Both of the long call's tasks spin until this one is through.
+            for_each(&context(2), 100, |_| Ok(())).unwrap();
+            hold.store(false, Ordering::Release);
+            long.join().unwrap().unwrap();
         });
-        assert!(caught.is_err());
-        for_each(&context(3), 50, |_| Ok(())).unwrap();
     }
 }
