@@ -8,11 +8,11 @@ from types import TracebackType
 from typing import Final
 
 from prunus._errors import PrunusError
-from prunus.engines.base import Blocks, Engine
+from prunus.engines.base import Blocks, Engine, Found
 from prunus.engines.cpu import CpuEngine
 from prunus.engines.reference import ReferenceEngine
 
-__all__ = ["Blocks", "Engine", "active", "device", "names", "register"]
+__all__ = ["Blocks", "Engine", "Found", "active", "device", "names", "register"]
 
 CPU: Final[Engine] = CpuEngine()
 

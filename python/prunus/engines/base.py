@@ -8,7 +8,7 @@ from prunus._core import Packed
 from prunus._dtypes import Array, DType
 from prunus._layout import Index
 
-__all__ = ["ACTIVATIONS", "Blocks", "Engine"]
+__all__ = ["ACTIVATIONS", "Blocks", "Engine", "Found"]
 
 # What may follow a product inside the store. gelu is the exact one, with erf, as torch's default.
 ACTIVATIONS = frozenset({"relu", "gelu", "silu"})
@@ -46,6 +46,30 @@ class Blocks(NamedTuple):
                 data=self.values[part], indices=self.indices[part], indptr=indptr - indptr[0]
             )
         return self._replace(data=self.values[at]) if len(self.data.shape) > 3 else self
+
+
+class Found(NamedTuple):
+    """Where a product writes which branches of its result are live.
+
+    Attributes
+    ----------
+    branch : int
+        Neighbouring columns of the result that live and die together; the last branch may be shorter.
+    norm : str
+        "max" (largest absolute value) or "l2" (root of the sum of squares).
+    norms : ndarray of float32
+        Shape (rows, branches): written.
+    live : ndarray of bool, optional
+        Shape (rows, branches): written, ``not (norm <= tau)``; the result is 0 where a branch is dead.
+    tau : float
+        The threshold that goes with ``live``.
+    """
+
+    branch: int
+    norm: str
+    norms: Array
+    live: Array | None = None
+    tau: float = 0.0
 
 
 @runtime_checkable
@@ -91,5 +115,70 @@ class Engine(Protocol):
         ``a`` is (*batch, m, k) and ``b`` (*batch, k, n); ``out`` and the pattern have the form of
         :class:`Blocks`. ``out`` may hold anything: all of it is written, with zeros past the edge of
         ``a`` and ``b``.
+        """
+        ...
+
+    def dots(
+        self,
+        x: Array,
+        w: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        bias: Array | None = None,
+        activation: str | None = None,
+        scale: Array | None = None,
+        found: Found | None = None,
+    ) -> None:
+        """Write ``activation(x @ w.T + bias) * scale`` where it is live, and 0 elsewhere.
+
+        Rows of ``w`` that no row of ``x`` needs are not read. Each value is the same whatever other rows and
+        columns are computed with it.
+
+        Parameters
+        ----------
+        x : ndarray
+            Shape (rows, k), any strides.
+        w : ndarray
+            Shape (units, k), the last axis contiguous.
+        out : ndarray
+            Shape (rows, units), the last axis contiguous.
+        live : ndarray of bool, optional
+            Shape (rows, branches): which ``branch`` neighbouring units to compute. None: all.
+        branch : int
+            Units in a branch of ``live``.
+        bias : ndarray, optional
+            Shape (units,).
+        activation : str, optional
+            One of ``ACTIVATIONS``.
+        scale : ndarray, optional
+            Shape (rows, units), float32 (float64 if ``out`` is), the last axis contiguous.
+        found : Found, optional
+            Where to write the liveness of the result.
+        """
+        ...
+
+    def combine(
+        self, h: Array, w: Array, out: Array, live: Array | None = None, branch: int = 1, bias: Array | None = None
+    ) -> None:
+        """Write ``h @ w + bias``, where only live branches of each row of ``h`` take part.
+
+        Rows of ``w`` that no row of ``h`` needs are not read. Each row of the result is summed over its live
+        units in ascending order, so it is the same whatever other rows are computed with it.
+
+        Parameters
+        ----------
+        h : ndarray
+            Shape (rows, units), the last axis contiguous.
+        w : ndarray
+            Shape (units, n), the last axis contiguous.
+        out : ndarray
+            Shape (rows, n), the last axis contiguous.
+        live : ndarray of bool, optional
+            Shape (rows, branches). None: all.
+        branch : int
+            Units in a branch.
+        bias : ndarray, optional
+            Shape (n,).
         """
         ...

@@ -13,7 +13,7 @@ import numpy as np
 from prunus import _layout as lay
 from prunus._dtypes import I8, Array, DType
 from prunus._layout import Index
-from prunus.engines.base import Blocks
+from prunus.engines.base import Blocks, Found
 
 __all__ = ["ReferenceEngine"]
 
@@ -27,10 +27,11 @@ def _wide(a: DType, b: DType) -> DType:
 
 
 def _finish(sums: Array, bias: Array | None, activation: str | None) -> Array:
-    """Return ``activation(sums + bias[:, None])`` in float64."""
+    """Return ``activation(sums + bias)`` in float64, with one bias for each row."""
     value = sums.astype(np.float64)
     if bias is not None:
-        value += np.asarray(bias, dtype=np.float64)[:, None]
+        bias = np.asarray(bias, dtype=np.float64)
+        value += bias[:, None] if value.ndim > 1 else bias
     return _activate(value, activation)
 
 
@@ -107,3 +108,61 @@ class ReferenceEngine:
                 target[...] = 0  # past the edge too
                 with np.errstate(all="ignore"):
                     target[: len(left), : right.shape[1]] = left @ right
+
+    def dots(
+        self,
+        x: Array,
+        w: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        bias: Array | None = None,
+        activation: str | None = None,
+        scale: Array | None = None,
+        found: Found | None = None,
+    ) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        units = len(w)
+        every = _units(live, branch, (len(x), units))
+        h = np.zeros((len(x), units))
+        with np.errstate(all="ignore"):
+            for t, row in enumerate(x.astype(np.float64)):
+                at = np.flatnonzero(every[t])
+                sums = (w[at].astype(np.float64) * row).sum(axis=1)
+                value = _finish(sums, None if bias is None else bias[at], activation)
+                h[t, at] = value if scale is None else value * scale[t, at]
+            if found is not None:
+                _find(h, found)
+                if found.live is not None:
+                    h[~_units(found.live, found.branch, h.shape)] = 0
+            out[...] = h
+
+    def combine(
+        self, h: Array, w: Array, out: Array, live: Array | None = None, branch: int = 1, bias: Array | None = None
+    ) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        every = _units(live, branch, h.shape)
+        with np.errstate(all="ignore"):
+            for t, row in enumerate(h.astype(np.float64)):
+                at = np.flatnonzero(every[t])
+                sums = (row[at, None] * w[at].astype(np.float64)).sum(axis=0)
+                out[t] = sums if bias is None else sums + bias.astype(np.float64)
+
+
+def _units(live: Array | None, branch: int, shape: tuple[int, ...]) -> Array:
+    """Return the liveness of every unit from that of branches."""
+    if live is None:
+        return np.ones(shape, bool)
+    return np.repeat(live, branch, axis=1)[:, : shape[1]]
+
+
+def _find(h: Array, found: Found) -> None:
+    """Write the norms of the branches of ``h``, and which are live."""
+    starts = np.arange(0, h.shape[1], found.branch)
+    if starts.size:
+        if found.norm == "l2":
+            found.norms[...] = np.sqrt(np.add.reduceat(h * h, starts, axis=1))
+        else:
+            found.norms[...] = np.maximum.reduceat(np.abs(h), starts, axis=1)
+    if found.live is not None:
+        found.live[...] = ~(found.norms <= np.float32(found.tau))
