@@ -9,6 +9,7 @@ mod arrays;
 mod door;
 mod dsd;
 mod info;
+mod rows;
 mod sdd;
 mod ssd;
 
@@ -27,6 +28,8 @@ mod _core {
         set_level,
     };
 
+    #[pymodule_export]
+    use super::rows::{combine, dots};
     #[pymodule_export]
     use super::sdd::sdd;
     #[pymodule_export]
