@@ -7,8 +7,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::arrays::Nd;
-use crate::door::{enter, to_python};
 use crate::door::LAST_PATH;
+use crate::door::{enter, to_python};
 
 /// A matrix to read.
 fn matrix(name: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<Nd> {
@@ -79,10 +79,7 @@ pub(crate) fn dots(
     let (x, w) = (matrix("x", x)?, matrix("w", w)?);
     let out = Nd::write(out)?;
     if out.shape.len() != 2 {
-        return Err(PyValueError::new_err(format!(
-            "out: expected two dimensions, got {}",
-            out.shape.len()
-        )));
+        return Err(PyValueError::new_err(format!("out: expected two dimensions, got {}", out.shape.len())));
     }
     let bias = optional_vector("bias", bias)?;
     let scale = scale.map(|scale| matrix("scale", scale)).transpose()?;
@@ -101,7 +98,8 @@ pub(crate) fn dots(
     let bytes = liveness(live.as_ref());
     let (mut norms, mut found) = (norms, found);
     let branches = units.div_ceil(found_branch.max(1));
-    let whole = |shape: &[usize], contiguous: bool, name: &str| match contiguous && shape == [rows, branches] {
+    let whole = |shape: &[usize], contiguous: bool, name: &str| match contiguous && shape == [rows, branches]
+    {
         true => Ok(()),
         false => Err(PyValueError::new_err(format!(
             "{name}: expected {rows} x {branches} values in C order, got shape {shape:?}"
@@ -164,10 +162,7 @@ pub(crate) fn combine(
     let (h, w) = (matrix("h", h)?, matrix("w", w)?);
     let out = Nd::write(out)?;
     if out.shape.len() != 2 {
-        return Err(PyValueError::new_err(format!(
-            "out: expected two dimensions, got {}",
-            out.shape.len()
-        )));
+        return Err(PyValueError::new_err(format!("out: expected two dimensions, got {}", out.shape.len())));
     }
     let bias = optional_vector("bias", bias)?;
     let bytes = liveness(live.as_ref());

@@ -72,7 +72,8 @@ fn units_are_those_of_a_plain_loop_and_the_same_alone() {
                     x: mat(&x[first * k..], count, k),
                     w: mat(&w, units, k),
                     live: Some(
-                        Live::new(&bytes[first * branches..][..count * branches], branch, count, units).unwrap(),
+                        Live::new(&bytes[first * branches..][..count * branches], branch, count, units)
+                            .unwrap(),
                     ),
                     // SAFETY: the vector outlives the call.
                     bias: Some(unsafe { VecRef::new(bias.as_ptr().cast(), DType::F32, units, 4) }),
@@ -95,7 +96,8 @@ fn units_are_those_of_a_plain_loop_and_the_same_alone() {
                 for b in 0..branches {
                     let mut want = Vec::new();
                     for j in b * branch..units.min((b + 1) * branch) {
-                        let dot: f64 = (0..k).map(|i| f64::from(x[t * k + i]) * f64::from(w[j * k + i])).sum();
+                        let dot: f64 =
+                            (0..k).map(|i| f64::from(x[t * k + i]) * f64::from(w[j * k + i])).sum();
                         let value = (dot + f64::from(bias[j])).max(0.0) * f64::from(scale[t * units + j]);
                         want.push(if bytes[t * branches + b] == 0 { 0.0 } else { value });
                     }
@@ -108,7 +110,11 @@ fn units_are_those_of_a_plain_loop_and_the_same_alone() {
                     for (i, value) in want.iter().enumerate() {
                         let got = f64::from(out[t * units + b * branch + i]);
                         let value = if alive { *value } else { 0.0 };
-                        assert!((got - value).abs() < 1e-3, "{} ({t}, {b}, {i}): {got} {value}", level.name());
+                        assert!(
+                            (got - value).abs() < 1e-3,
+                            "{} ({t}, {b}, {i}): {got} {value}",
+                            level.name()
+                        );
                     }
                 }
             }
@@ -155,8 +161,7 @@ fn sums_are_those_of_a_plain_loop_and_the_same_alone() {
                 for c in 0..n {
                     let live = |j: &usize| bytes[t * branches + j / branch] != 0;
                     let terms = (0..units).filter(live);
-                    let sum: f64 =
-                        terms.map(|j| f64::from(h[t * units + j]) * f64::from(w[j * n + c])).sum();
+                    let sum: f64 = terms.map(|j| f64::from(h[t * units + j]) * f64::from(w[j * n + c])).sum();
                     let (got, want) = (f64::from(out[t * n + c]), sum + f64::from(bias[c]));
                     assert!((got - want).abs() < 1e-3, "{} ({t}, {c}): {got} {want}", level.name());
                 }
@@ -225,7 +230,13 @@ fn nan_is_live_and_norms_are_measured() {
             activation: Activation::Identity,
             scale: None,
             out: mat_mut(&mut out, 1, 4),
-            found: Some(Found { branch: 2, norm, tau: 4.5, norms: norms.as_mut_ptr(), live: live.as_mut_ptr() }),
+            found: Some(Found {
+                branch: 2,
+                norm,
+                tau: 4.5,
+                norms: norms.as_mut_ptr(),
+                live: live.as_mut_ptr(),
+            }),
         };
         call.run(&context(1)).unwrap();
         assert_eq!(norms[0], expected);
