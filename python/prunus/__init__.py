@@ -19,18 +19,33 @@ from prunus._core import __version__
 from prunus._errors import PrunusError
 from prunus._mask import BlockMask
 from prunus._threads import get_num_threads, num_threads
+from prunus._trace import Trace, trace
 from prunus.engines import device
 from prunus.ops import matmul, sddmm
+from prunus.pruning.ffn import FFN, ffn
+from prunus.pruning.linear import linear
+from prunus.pruning.policies import Fixed, Policy, Router, Statistics, Threshold, TopK
 
 __all__ = [
     "BSR",
+    "FFN",
     "BlockMask",
+    "Fixed",
+    "Policy",
     "PrunusError",
+    "Router",
+    "Statistics",
+    "Threshold",
+    "TopK",
+    "Trace",
     "__version__",
     "device",
+    "ffn",
     "get_num_threads",
+    "linear",
     "matmul",
     "num_threads",
     "sddmm",
     "show_config",
+    "trace",
 ]

@@ -10,6 +10,7 @@ from prunus import _construct, _core, _elementwise, _format, _protocols, ops
 from prunus._dtypes import Array
 from prunus._storage import BlockStorage
 from prunus._threads import THREADS
+from prunus._trace import ACTIVE as TRACING
 from prunus.engines import ACTIVE
 
 # Bound once: the fast path below is what a small product consists of.
@@ -20,6 +21,7 @@ _dsd_packed = _core.dsd_packed
 _writes_apart = _core.writes_apart
 _empty = np.empty
 _engine = ACTIVE.get
+_traced = TRACING.get
 _threads = THREADS.get
 
 
@@ -36,7 +38,7 @@ class Operators(BlockStorage):
         # The plain cases first: no batch, one dtype, the CPU. Everything else goes through ops.
         if type(other) is _ndarray:
             fast = self._fast
-            if other.dtype is fast and _engine() is None:
+            if other.dtype is fast and _engine() is None and _traced() is None:
                 shape = other.shape
                 if shape and shape[0] == self._cols:
                     if len(shape) == 2:
@@ -55,7 +57,7 @@ class Operators(BlockStorage):
         # The same, as (self.T @ other.T).T on the same memory.
         if type(other) is _ndarray:
             fast = self._fast
-            if other.dtype is fast and _engine() is None:
+            if other.dtype is fast and _engine() is None and _traced() is None:
                 shape = other.shape
                 if shape and shape[-1] == self._rows:
                     if len(shape) == 2:
@@ -81,7 +83,12 @@ class Operators(BlockStorage):
 
     def _into(self, x: Any, out: Any) -> bool:
         """Write ``self @ x`` to ``out`` if the plain case needs no more than that; else do nothing."""
-        if not (type(x) is type(out) is _ndarray and x.dtype is out.dtype is self._fast and not _engine()):
+        if not (
+            type(x) is type(out) is _ndarray
+            and x.dtype is out.dtype is self._fast
+            and not _engine()
+            and not _traced()
+        ):
             return False
         shape, vector = x.shape, x.ndim == 1
         fits = shape[0] == self._cols if shape else False

@@ -159,7 +159,13 @@ class Engine(Protocol):
         ...
 
     def combine(
-        self, h: Array, w: Array, out: Array, live: Array | None = None, branch: int = 1, bias: Array | None = None
+        self,
+        h: Array,
+        w: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        bias: Array | None = None,
     ) -> None:
         """Write ``h @ w + bias``, where only live branches of each row of ``h`` take part.
 

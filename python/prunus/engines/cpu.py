@@ -66,11 +66,30 @@ class CpuEngine:
         to = Found(1, "max", _NONE) if found is None else found
         norms = None if found is None else to.norms
         _core.dots(
-            x, w, out, live, branch, bias, activation, scale, to.branch, to.norm, norms, to.live, to.tau, THREADS.get()
+            x,
+            w,
+            out,
+            live,
+            branch,
+            bias,
+            activation,
+            scale,
+            to.branch,
+            to.norm,
+            norms,
+            to.live,
+            to.tau,
+            THREADS.get(),
         )
 
     def combine(
-        self, h: Array, w: Array, out: Array, live: Array | None = None, branch: int = 1, bias: Array | None = None
+        self,
+        h: Array,
+        w: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        bias: Array | None = None,
     ) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         _core.combine(h, w, out, live, branch, bias, THREADS.get())

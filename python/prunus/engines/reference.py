@@ -138,7 +138,13 @@ class ReferenceEngine:
             out[...] = h
 
     def combine(
-        self, h: Array, w: Array, out: Array, live: Array | None = None, branch: int = 1, bias: Array | None = None
+        self,
+        h: Array,
+        w: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        bias: Array | None = None,
     ) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         every = _units(live, branch, h.shape)

@@ -177,7 +177,9 @@ def find(
     return live
 
 
-def count_rows(at: Span, live: Array | None, branch: int, tables: list[tuple[Array, bool]], rows: int) -> None:
+def count_rows(
+    at: Span, live: Array | None, branch: int, tables: list[tuple[Array, bool]], rows: int
+) -> None:
     """Count what was done with tables of one row a unit.
 
     Parameters

@@ -1,8 +1,8 @@
 """Feed-forward layers that leave dead hidden units alone.
 
-A hidden unit's weights are kept together: one matrix decides which units are live, and all else that belongs to a
-unit is one contiguous bundle (row-column bundling, as in "LLM in a flash", Alizadeh et al. 2023), so that a dead
-unit is skipped in place.
+A hidden unit's weights are kept together: one matrix decides which units are live, and all else that belongs
+to a unit is one contiguous bundle (row-column bundling, as in "LLM in a flash", Alizadeh et al. 2023), so
+that a dead unit is skipped in place.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from prunus import engines
-from prunus._dtypes import Array, DType, as_dtype, result_dtype
+from prunus._dtypes import Array, DType, as_dtype, check_operand, result_dtype
 from prunus._layout import blocks_along
 from prunus._trace import Span, span
 from prunus.pruning import _rows
@@ -34,13 +34,15 @@ def _aligned(shape: tuple[int, int], dtype: DType) -> Array:
     raw = np.zeros(rows * pitch + _PAGE, np.uint8)
     first = -raw.ctypes.data % _PAGE
     table = raw[first : first + rows * pitch].reshape(rows, pitch)[:, :size]
-    return np.ndarray((rows, cols), dtype, buffer=raw, offset=first, strides=(pitch, dtype.itemsize)) if (
-        table.size
-    ) else np.zeros(shape, dtype)
+    return (
+        np.ndarray((rows, cols), dtype, buffer=raw, offset=first, strides=(pitch, dtype.itemsize))
+        if (table.size)
+        else np.zeros(shape, dtype)
+    )
 
 
 class FFN:
-    """A feed-forward layer, packed for pruning: ``down(activation(up x))`` or ``down(activation(gate x) · up x)``.
+    """A packed feed-forward layer: ``down(activation(up x))`` or ``down(activation(gate x) · up x)``.
 
     Made by :meth:`pack`; frozen.
 
@@ -92,8 +94,8 @@ class FFN:
         w_gate : ndarray, optional
             Shape (H, d): the layer is gated.
         decide : {"up", "gate", "predictor"}
-            Which product is computed first and decides: the rest is left out where a unit is dead. "predictor":
-            none; calls need a policy that foresees (:class:`Predictor`, :class:`Fixed`).
+            Which product is computed first and decides: the rest is left out where a unit is dead.
+            "predictor": none; calls need a policy that foresees (:class:`Predictor`, :class:`Fixed`).
         dtype : dtype-like, optional
             Dtype to keep the weights in; by default what they have in common.
         b_up, b_down : ndarray, optional
@@ -126,7 +128,7 @@ class FFN:
             kind = kind if gate is None else result_dtype(kind, gate.dtype)
         else:
             kind = as_dtype(dtype)
-            _rows.check_operand(kind, "dtype")
+            check_operand(kind, "dtype")
         self = object.__new__(cls)
         panel = {"up": up, "gate": gate, "predictor": None}[decide]
         rest = [part for part in (up, gate) if part is not None and part is not panel]
@@ -159,12 +161,12 @@ class FFN:
     @property
     def features(self) -> int:
         """Length of an input."""
-        return self._up.shape[1]
+        return int(self._up.shape[1])
 
     @property
     def out_features(self) -> int:
         """Length of an output."""
-        return self._down.shape[1]
+        return int(self._down.shape[1])
 
     @property
     def gated(self) -> bool:
@@ -193,8 +195,8 @@ class FFN:
         activation : {"relu", "gelu", "silu"}
             Of the gate, or of the up-projection where there is no gate.
         prune : policy, optional
-            Decides which branches are live for each row. Where the up-projection of a gated layer decides, the
-            policy sees it before any activation. None: all are.
+            Decides which branches are live for each row. Where the up-projection of a gated layer decides,
+            the policy sees it before any activation. None: all are.
         branch : int, default 1
             Neighbouring hidden units that live and die together.
         out : ndarray, optional
@@ -221,7 +223,9 @@ class FFN:
         else:
             shape = (*rows.lead, self.out_features)
             if out.shape != shape or out.dtype != kind or not out.flags.c_contiguous:
-                raise ValueError(f"out must be {kind} of shape {shape} in C order, got {out.dtype} {out.shape}")
+                raise ValueError(
+                    f"out must be {kind} of shape {shape} in C order, got {out.dtype} {out.shape}"
+                )
             if np.may_share_memory(out, rows.x):
                 raise ValueError("out overlaps x")
             y = out.reshape(len(rows.x), self.out_features)
@@ -229,9 +233,7 @@ class FFN:
             self._run(at, rows.x, y, activation, policy, branch)
         return rows.restore(y) if out is None else out
 
-    def _run(
-        self, at: Span, x: Array, y: Array, activation: str, policy: Policy | None, branch: int
-    ) -> None:
+    def _run(self, at: Span, x: Array, y: Array, activation: str, policy: Policy | None, branch: int) -> None:
         engine = engines.active()
         up, gate, down = self._up, self._gate, self._down
         h = np.empty((len(x), len(up)), _rows.sums_dtype(x.dtype, self.dtype))
@@ -263,7 +265,7 @@ class FFN:
             engine.dots(x, up, h, live, branch, self._b_up, None, first)
         engine.combine(h, down, y, live, branch, self._b_down)
         if at:
-            at.ran()
+            at.ran(engines.active().name)
             panel = {"up": up, "gate": gate, "predictor": None}[self.decide]
             tables = [(t, decided and t is panel) for t in (up, gate, down) if t is not None]
             _rows.count_rows(at, live, branch, tables, len(x))
@@ -289,9 +291,10 @@ def ffn(
 ) -> Array:
     """Return a feed-forward layer's output, leaving out what is dead: :class:`FFN` without packing.
 
-    The gate decides, or the up-projection where there is none. Rows of ``w_up`` and ``w_gate`` are skipped in place.
-    ``w_down`` is stored by outputs: its columns of dead units share cache lines with those of live ones and are
-    read all the same, unless a branch fills cache lines; weights that are used more than once are better packed.
+    The gate decides, or the up-projection where there is none. Rows of ``w_up`` and ``w_gate`` are skipped
+    in place. ``w_down`` is stored by outputs: its columns of dead units share cache lines with those of live
+    ones and are read all the same, unless a branch fills cache lines; weights that are used more than once
+    are better packed.
 
     Parameters
     ----------
@@ -331,7 +334,7 @@ def ffn(
     """
     _rows.check_activation(activation)
     policy, branch = Threshold(0.0) if prune is None else as_policy(prune), _rows.check_branch(branch)
-    assert policy is not None  # noqa: S101 - neither None
+    assert policy is not None
     up, down = _rows.as_table(w_up, "w_up"), _rows.as_table(w_down, "w_down")
     gate = None if w_gate is None else _rows.as_table(w_gate, "w_gate")
     units, features = up.shape
@@ -355,7 +358,7 @@ def ffn(
         y = np.empty((len(rows.x), len(down)), kind)
         engine.dots(h, down, y, None, 1, bias_down)
         if at:
-            at.ran()
+            at.ran(engines.active().name)
             first_table = up if gate is None else gate
             tables = [(t, t is first_table and not known) for t in (up, gate) if t is not None]
             _rows.count_rows(at, live, branch, tables, len(rows.x))

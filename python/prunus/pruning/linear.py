@@ -42,8 +42,8 @@ def linear(
         Applied to the sums.
     prune : policy, optional
         Decides for every row which branches of the output are live: :class:`Threshold`, :class:`TopK`,
-        :class:`Fixed`, :class:`Predictor`, or your own. A branch that is known to be dead beforehand (``Fixed``,
-        ``Predictor``) is not computed. Without a policy the result is dense.
+        :class:`Fixed`, :class:`Predictor`, or your own. A branch that is known to be dead beforehand
+        (``Fixed``, ``Predictor``) is not computed. Without a policy the result is dense.
     branch : int, default 32
         Neighbouring outputs that live and die together: the width of the result's blocks.
     blockrows : int, default 16
@@ -52,8 +52,8 @@ def linear(
     Returns
     -------
     BSR or ndarray
-        Shape (*lead, out); a BSR of at least two dimensions: (1, out) for a vector. Every leading index but the
-        last has a pattern of its own.
+        Shape (*lead, out); a BSR of at least two dimensions: (1, out) for a vector. Every leading index but
+        the last has a pattern of its own.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def linear(
             y = np.empty((len(rows.x), units), kind)
             engines.active().dots(rows.x, table, y, None, 1, bias, activation)
             if at:
-                at.ran()
+                at.ran(engines.active().name)
                 _rows.count_rows(at, None, 1, [(table, True)], len(rows.x))
             return rows.restore(y)
         if table is None:
@@ -105,7 +105,7 @@ def linear(
             h = np.empty((len(rows.x), units), kind)
             live = _rows.find(policy, rows.x, table, h, branch, bias, activation)
             if at:
-                at.ran()
+                at.ran(engines.active().name)
                 known = foreseen(policy, rows.x, live.shape[1]) is not None
                 _rows.count_rows(at, live, branch, [(table, not known)], len(rows.x))
         return _compact(h, live, rows.lead, branch, blockrows)

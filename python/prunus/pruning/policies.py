@@ -1,6 +1,7 @@
 """Policies: what decides which branches are live. They see statistics, never kernels.
 
-A branch is a unit that can be dead for one row of the input: some neighbouring neurons, an expert, a block of keys.
+A branch is a unit that can be dead for one row of the input: some neighbouring neurons, an expert, a block
+of keys.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Statistics:
     ----------
     norms : ndarray of float32
         Shape (rows, branches): of every row and branch the largest absolute activation ("max") or the root of
-        the sum of squares ("l2"); router logits in a mixture of experts; pooled scores in attention. NaN where
-        the branch holds a NaN.
+        the sum of squares ("l2"); router logits in a mixture of experts; pooled scores in attention. NaN
+        where the branch holds a NaN.
     visible : ndarray of bool, optional
         Shape (rows, branches): what may be chosen at all, for example by causality. None: everything.
     norm : str
@@ -171,7 +172,8 @@ class TopK(Policy):
     count : int, optional
         How many are live; all, where a row sees fewer.
     fraction : float, optional
-        Share of the branches that the row sees, rounded up, at least one; 1 keeps all. Give this or ``count``.
+        Share of the branches that the row sees, rounded up, at least one; 1 keeps all. Give this or
+        ``count``.
     norm : {"max", "l2"}
         Statistic of a branch.
     rows : int, default 1
@@ -211,7 +213,7 @@ class TopK(Policy):
         if self.count is not None:
             wanted = np.minimum(self.count, seen)
         else:
-            assert self.fraction is not None  # noqa: S101 - the constructor saw to it
+            assert self.fraction is not None
             # A share such as 0.1 of 30 is 3: rounding up must not see the error of the product.
             wanted = np.minimum(np.ceil(np.round(seen * self.fraction, 9)).astype(np.int64), seen)
             wanted = np.maximum(wanted, np.minimum(seen, 1))
@@ -230,8 +232,8 @@ class Router(Policy):
     k : int
         Experts for each row.
     renormalize : bool, default True
-        Whether the chosen experts' weights sum to 1 (softmax over the chosen), or stay what a softmax over all
-        experts gave them.
+        Whether the chosen experts' weights sum to 1 (softmax over the chosen), or stay what a softmax over
+        all experts gave them.
 
     Raises
     ------
@@ -292,7 +294,7 @@ class Fixed(Policy):
         expected = (branches,) if self.mask.ndim == 1 else (rows, branches)
         if self.mask.shape != expected:
             raise ValueError(
-                f"Fixed has a mask of shape {self.mask.shape}, but there are {rows} rows of {branches} branches"
+                f"Fixed has a mask of shape {self.mask.shape}; there are {rows} rows of {branches} branches"
             )
         return np.broadcast_to(self.mask, (rows, branches))
 
@@ -389,7 +391,7 @@ def decide(policy: Policy, norms: Array, visible: Array | None = None, norm: str
     TypeError, ValueError
         If the policy returns anything but booleans of the right shape.
     """
-    rows, branches = norms.shape
+    rows = len(norms)
     group = policy.rows
     if group > 1 and rows:
         starts = np.arange(0, rows, group)
@@ -435,7 +437,7 @@ def foreseen(policy: Policy, x: Array, branches: int) -> Array | None:
 
 
 def largest(values: Array, wanted: Array, visible: Array | None) -> Array:
-    """Return where each row has its ``wanted`` largest visible values; of equal ones the first, NaN before all.
+    """Return where each row has its ``wanted`` largest values; of equal ones the first, NaN before all.
 
     Parameters
     ----------

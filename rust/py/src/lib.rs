@@ -30,6 +30,7 @@ mod _core {
         set_level,
     };
 
+    #[pymodule_export]
     use super::packed::{Packed, dsd_packed, pack};
     #[pymodule_export]
     use super::rows::{combine, dots};
