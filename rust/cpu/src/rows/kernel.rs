@@ -12,6 +12,9 @@ use crate::simd::Lanes;
 const AHEAD: usize = 1024;
 /// Vectors of a result row that are summed together: their sums stay in registers.
 const SUMS: usize = 8;
+/// From how many result rows on columns of the table are copied, and of how many rows at most.
+const COPY_RESULTS: usize = 6;
+const COPY_ROWS: usize = 32;
 
 /// Lanes that can be loaded from values of another type, widened on their way.
 pub(crate) trait Reads<S>: Lanes {
@@ -21,6 +24,7 @@ pub(crate) trait Reads<S>: Lanes {
     /// As for [`Lanes::load_x`].
     unsafe fn read(from: *const S) -> Self::X;
 }
+
 
 /// Rows of the table, and rows of x, whose dot products are wanted.
 pub(crate) struct DotArgs<L: Lanes> {
@@ -191,7 +195,7 @@ pub(crate) type CombineFn<L> = unsafe fn(&CombineArgs<L>);
 #[inline(always)]
 pub(crate) unsafe fn combine<L: Reads<S>, S: Copy>(a: &CombineArgs<L>)
 where
-    L: Lanes<Elem = <L as Lanes>::Acc>,
+    L: Lanes<Elem = <L as Lanes>::Acc, V = <L as Lanes>::X>,
 {
     let wide = SUMS * L::LANES;
     let mut col = 0;
@@ -200,6 +204,9 @@ where
         unsafe {
             fetch_columns::<L, S>(a, col);
             col += match a.cols - col {
+                left if left >= wide && a.results >= COPY_RESULTS && a.rows <= COPY_ROWS => {
+                    copied_columns::<L, S>(a, col)
+                }
                 left if left >= wide => columns::<L, S, SUMS>(a, col),
                 left if left >= 2 * L::LANES => columns::<L, S, 2>(a, col),
                 left if left >= L::LANES => columns::<L, S, 1>(a, col),
@@ -231,7 +238,7 @@ unsafe fn fetch_columns<L: Lanes, S: Copy>(a: &CombineArgs<L>, col: usize) {
 #[inline(always)]
 unsafe fn columns<L: Reads<S>, S: Copy, const V: usize>(a: &CombineArgs<L>, col: usize) -> usize
 where
-    L: Lanes<Elem = <L as Lanes>::Acc>,
+    L: Lanes<Elem = <L as Lanes>::Acc, V = <L as Lanes>::X>,
 {
     for t in 0..a.results {
         // SAFETY: the caller's promise; `V` whole vectors are left.
@@ -259,11 +266,50 @@ where
     V * L::LANES
 }
 
+/// The same for many result rows: the table's columns are copied together and widened first, since rows of
+/// a table are often a multiple of the cache's period apart and would push each other out.
+#[inline(always)]
+unsafe fn copied_columns<L: Reads<S>, S: Copy>(a: &CombineArgs<L>, col: usize) -> usize
+where
+    L: Lanes<Elem = <L as Lanes>::Acc, V = <L as Lanes>::X>,
+{
+    let width = SUMS * L::LANES;
+    let mut copy = [const { MaybeUninit::<L::Acc>::uninit() }; COPY_ROWS * SUMS * 16];
+    debug_assert!(L::LANES <= 16);
+    // SAFETY: the caller's promise: `SUMS` whole vectors are left; the copy has room for every row.
+    unsafe {
+        let copy = copy.as_mut_ptr().cast::<L::Acc>();
+        for r in 0..a.rows {
+            let row = (*a.w.add(r)).cast::<S>().add(col);
+            for c in (0..width).step_by(L::LANES) {
+                L::store(copy.add(r * width + c), <L as Reads<S>>::read(row.add(c)));
+            }
+        }
+        for t in 0..a.results {
+            let out = a.out.add(t * a.out_row + col);
+            let (first, end) = (*a.starts.add(t), *a.starts.add(t + 1));
+            let mut acc: [L::V; SUMS] = std::array::from_fn(|v| L::load(out.add(v * L::LANES)));
+            for e in first..end {
+                let entry = &*a.entries.add(e);
+                let row = copy.cast_const().add(entry.row as usize * width);
+                let factor = L::splat(&raw const entry.factor);
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = L::mul_add(factor, L::load_x(row.add(v * L::LANES)), *acc);
+                }
+            }
+            for (v, &acc) in acc.iter().enumerate() {
+                L::store(out.add(v * L::LANES), acc);
+            }
+        }
+    }
+    width
+}
+
 /// The columns past the last whole vector.
 #[inline(always)]
 unsafe fn last_columns<L: Reads<S>, S: Copy>(a: &CombineArgs<L>, col: usize, left: usize) -> usize
 where
-    L: Lanes<Elem = <L as Lanes>::Acc>,
+    L: Lanes<Elem = <L as Lanes>::Acc, V = <L as Lanes>::X>,
 {
     for t in 0..a.results {
         // SAFETY: the caller's promise; `out` has room for a whole vector.
@@ -282,7 +328,7 @@ where
 }
 
 /// Vector types whose sums are of their elements' type, and their compiled kernels.
-pub(crate) trait RowLanes: Lanes<Elem = <Self as Lanes>::Acc> {
+pub(crate) trait RowLanes: Lanes<Elem = <Self as Lanes>::Acc, V = <Self as Lanes>::X> {
     /// The kernels for a table of `dtype`; None where there are none.
     fn kernels(dtype: prunus_core::DType) -> Option<(DotFn<Self>, CombineFn<Self>)>;
 }
