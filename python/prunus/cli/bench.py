@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunus.cli import bench_pruning
 from prunus.cli._arguments import Commands, choices, densities, numbers, thread_counts
 from prunus.cli.errors import CommandError
 
@@ -20,7 +21,7 @@ before it is timed; X is packed inside the time; all libraries have the same num
 
 
 def add(commands: Commands) -> None:
-    """Declare the command and its one comparison, ``peers``."""
+    """Declare the command and its comparisons."""
     command = commands.add_parser("bench", help="comparisons with other libraries on this machine")
     kinds = command.add_subparsers(title="comparisons", metavar="COMPARISON", required=True)
     peers = kinds.add_parser(
@@ -47,6 +48,7 @@ def add(commands: Commands) -> None:
     arg("--csv", metavar="PATH", help="write all results; 'auto': benches/results/CPU-DATE.csv")
     arg("--plot", metavar="PATH", type=Path, help="draw density against speed-up (needs matplotlib)")
     peers.set_defaults(run=run)
+    bench_pruning.add(kinds)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use prunus_core::{Epilogue, Error, MatMut, MatRef, VecRef};
 
-use super::kernel::{CombineArgs, CombineFn, Entry, RowLanes};
+use super::kernel::{CombineArgs, CombineFn, Entry, RowLanes, copied};
 use super::{Live, check_rows, compute_type};
 use crate::dispatch::with_floats;
 use crate::dsd::convert::{Convert, Element, Rect};
@@ -172,6 +172,7 @@ where
         let sums = sums.as_ptr().cast::<L::Acc>();
         // SAFETY: the workspace holds as many values; zero bytes are zero.
         unsafe { sums.write_bytes(0, rows.len() * width) };
+        let copy = Workspace::of(&[copied::<L>(), size_of::<L::Acc>()])?;
         let address = |&unit: &usize| call.w.at(unit, cols.start);
         let mut now: Vec<*const u8> = plan.units.iter().take(plan.group).map(address).collect();
         for (g, _) in plan.units.chunks(plan.group).enumerate() {
@@ -188,6 +189,7 @@ where
                 out: sums,
                 out_row: width,
                 cols: cols.len(),
+                copy: copy.as_ptr().cast(),
             };
             // SAFETY: the level in use has the instruction set; the rows hold these columns, and the sums
             // whole vectors for each row.

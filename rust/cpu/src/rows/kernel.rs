@@ -25,7 +25,6 @@ pub(crate) trait Reads<S>: Lanes {
     unsafe fn read(from: *const S) -> Self::X;
 }
 
-
 /// Rows of the table, and rows of x, whose dot products are wanted.
 pub(crate) struct DotArgs<L: Lanes> {
     /// Addresses of rows of the table, at the first value to multiply.
@@ -183,6 +182,14 @@ pub(crate) struct CombineArgs<L: Lanes> {
     pub out_row: usize,
     /// Columns; `out` has room for whole vectors.
     pub cols: usize,
+    /// Room for [`copied`] values. (Not on the stack: the compiler's probe of a frame of several pages was
+    /// seen to overwrite a register that held an argument.)
+    pub copy: *mut L::Acc,
+}
+
+/// Values that a copy of the table's columns takes.
+pub(crate) fn copied<L: Lanes>() -> usize {
+    COPY_ROWS * SUMS * L::LANES
 }
 
 /// A compiled form of [`combine`].
@@ -274,11 +281,9 @@ where
     L: Lanes<Elem = <L as Lanes>::Acc, V = <L as Lanes>::X>,
 {
     let width = SUMS * L::LANES;
-    let mut copy = [const { MaybeUninit::<L::Acc>::uninit() }; COPY_ROWS * SUMS * 16];
-    debug_assert!(L::LANES <= 16);
     // SAFETY: the caller's promise: `SUMS` whole vectors are left; the copy has room for every row.
     unsafe {
-        let copy = copy.as_mut_ptr().cast::<L::Acc>();
+        let copy = a.copy;
         for r in 0..a.rows {
             let row = (*a.w.add(r)).cast::<S>().add(col);
             for c in (0..width).step_by(L::LANES) {

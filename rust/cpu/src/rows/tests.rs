@@ -245,3 +245,48 @@ fn nan_is_live_and_norms_are_measured() {
         assert_eq!(out[0], if expected > 4.5 { 4.0 } else { 0.0 });
     }
 }
+
+#[test]
+fn double_precision_sums_in_double_precision() {
+    let (rows, units, k) = (7, 21, 143);
+    let wide = |count, seed| numbers(count, seed).iter().map(|&v| f64::from(v) / 3.0).collect::<Vec<f64>>();
+    let (x, w) = (wide(rows * k, 1), wide(units * k, 2));
+    let view = |values: &[f64], rows: usize, cols: usize| {
+        // SAFETY: the slice holds rows × cols values in C order.
+        unsafe { MatRef::new(values.as_ptr().cast(), DType::F64, (rows, cols), ((cols * 8) as isize, 8)) }
+    };
+    level::each(|level| {
+        let mut h = vec![f64::NAN; rows * units];
+        // SAFETY: the vector has room for the result.
+        let out = unsafe {
+            MatMut::new(h.as_mut_ptr().cast(), DType::F64, (rows, units), ((units * 8) as isize, 8))
+        };
+        let call = Dots {
+            x: view(&x, rows, k),
+            w: view(&w, units, k),
+            live: None,
+            bias: None,
+            activation: Activation::Identity,
+            scale: None,
+            out,
+            found: None,
+        };
+        call.run(&context(1)).unwrap();
+        let mut sums = vec![f64::NAN; rows * k];
+        // SAFETY: as above.
+        let out =
+            unsafe { MatMut::new(sums.as_mut_ptr().cast(), DType::F64, (rows, k), ((k * 8) as isize, 8)) };
+        let call = Combine { h: view(&h, rows, units), w: view(&w, units, k), live: None, bias: None, out };
+        call.run(&context(1)).unwrap();
+        for t in 0..rows {
+            for j in 0..units {
+                let want: f64 = (0..k).map(|i| x[t * k + i] * w[j * k + i]).sum();
+                assert!((h[t * units + j] - want).abs() < 1e-12, "{}", level.name());
+            }
+            for c in 0..k {
+                let want: f64 = (0..units).map(|j| h[t * units + j] * w[j * k + c]).sum();
+                assert!((sums[t * k + c] - want).abs() < 1e-12, "{}", level.name());
+            }
+        }
+    });
+}
