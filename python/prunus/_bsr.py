@@ -373,6 +373,8 @@ class BSR(Operators):
         ------
         ValueError
             If ``other`` does not broadcast to ``shape``.
+        TypeError
+            If it is a SciPy sparse array (wrap it with ``pr.BSR``), a masked array or one of objects.
         """
         return _elementwise.multiply(self, other)
 

@@ -192,6 +192,11 @@ class Operators(BlockStorage):
     def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
         raise TypeError("a BSR is not turned into a dense array behind your back; call W.toarray()")
 
+    @property
+    def _mask(self) -> NoReturn:
+        # What np.ma reads of an operand it does not know, beside its ``_data``, which are blocks here.
+        raise TypeError("a masked array's mask would be lost in a BSR; use its .filled(0)")
+
     # What an array of several values refuses -----------------------------------------------------------
 
     def __bool__(self) -> bool:

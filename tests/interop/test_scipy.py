@@ -115,3 +115,19 @@ def test_mixed_operands_name_the_conversion():
     ):
         with pytest.raises(TypeError, match=r"pr\.BSR|toarray"):
             operation()
+
+
+@pytest.mark.parametrize("kind", [sparse.bsr_array, sparse.csr_matrix, sparse.coo_array])
+def test_elementwise_products_name_the_conversion(kind):
+    S, W = kind(scipy_bsr()), pr.BSR(scipy_bsr())
+    for operation in (
+        lambda: W * S,
+        lambda: W.multiply(S),
+        lambda: np.multiply(W, S),
+        lambda: np.multiply(S, W),
+        lambda: np.add(W, S),
+        lambda: np.maximum(W, S),
+    ):
+        with pytest.raises(TypeError, match=r"pr\.BSR"):
+            operation()
+    np.testing.assert_array_equal(W.multiply(pr.BSR(S)).toarray(), S.toarray() ** 2)

@@ -137,3 +137,44 @@ def test_refused_matmuls(W):
         pr.matmul(W, "x")
     with pytest.raises(TypeError):
         pr.matmul(W, None)
+
+
+MASKED = np.ma.masked_array(np.ones((6, 8), np.float32), DENSE > 0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda W: W * MASKED,
+        lambda W: W.multiply(MASKED),
+        lambda W: np.multiply(W, MASKED),
+        lambda W: MASKED * W,
+        lambda W: MASKED[:, :1] * W,
+        lambda W: W * MASKED[0, :],
+        lambda W: W * np.ma.masked_array(2.0, True),
+        lambda W: W.__imul__(np.ma.masked_array(2.0, True)),
+        lambda W: np.ma.masked * W,
+    ],
+)
+def test_a_mask_is_not_dropped(W, call):
+    with pytest.raises((TypeError, ValueError), match=r"filled\(0\)|could not be broadcast"):
+        call(W)
+
+
+def test_a_masked_array_does_not_multiply_the_blocks_themselves():
+    W = pr.BSR(np.ones((4, 4), np.float32), blocksize=4)
+    with pytest.raises(TypeError, match=r"filled\(0\)"):
+        np.ma.ones((4, 4)) * W
+
+
+@pytest.mark.parametrize("other", [np.full((6, 8), None), np.array(None), [[None] * 8] * 6, np.full(8, "a")])
+def test_arrays_of_objects_are_refused(W, other):
+    for call in (W.multiply, lambda o: np.multiply(W, o), lambda o: np.multiply(o, W), lambda o: W * o):
+        with pytest.raises(TypeError, match="dtype"):
+            call(other)
+
+
+def test_other_objects_are_no_factors(W):
+    for other in (None, "two", {1: 2}, object()):
+        with pytest.raises(TypeError):
+            W.multiply(other)
