@@ -12,6 +12,7 @@ from prunus import _layout as lay
 from prunus._dtypes import Array, as_dtype, check_operand, check_storage
 from prunus._errors import PrunusError
 from prunus._operators import Operators
+from prunus._scipy_names import ScipyNames
 from prunus._storage import BlockStorage
 
 if TYPE_CHECKING:
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["BSR"]
 
 
-class BSR(Operators):
+class BSR(Operators, ScipyNames):
     """A block-sparse array: only some blocks of a matrix are stored, each as a small dense one.
 
-    Attributes and constructor are those of ``scipy.sparse.bsr_array``; leading batch dimensions, ragged
-    edges and a lazy transpose come on top. Blocks need not divide the shape: what hangs over the edge is
-    never seen. Absent blocks contribute 0, also against infinities and NaN.
+    ``data``, ``indices``, ``indptr``, ``shape``, ``blocksize``, ``nnz`` and the constructor are those of
+    ``scipy.sparse.bsr_array``; what only SciPy has is a call of ``to_scipy()`` away. Leading batch
+    dimensions, ragged edges and a lazy transpose come on top. Blocks need not divide the shape: what hangs
+    over the edge is never seen. Absent blocks contribute 0, also against infinities and NaN.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ def getitem(a: S, key: Any) -> Any:
             picked._data, picked._indices, picked._indptr, picked._stored, picked._batch, picked._t
         )
     if isinstance(rows, int) and isinstance(cols, int):
-        return _points(picked, np.array([rows]), np.array([cols]))[..., 0][()]
+        return points(picked, np.array([rows]), np.array([cols]))[..., 0][()]
     if isinstance(rows, int):
         return _pick(_line(picked, rows, 0), cols)
     if isinstance(cols, int):
@@ -46,7 +46,7 @@ def getitem(a: S, key: Any) -> Any:
         if rows.ndim == 2 and rows.shape[1] == 1 and (cols.ndim == 1 or cols.shape[0] == 1):
             rows, cols = rows[:, 0], cols.reshape(-1)  # np.ix_
         elif rows.ndim == 1 and cols.ndim == 1:
-            return _points(picked, rows, cols)
+            return points(picked, rows, cols)
         else:
             raise IndexError("index arrays of two dimensions are supported in np.ix_ form only")
     for index in (rows, cols):
@@ -178,11 +178,11 @@ def _line(a: BlockStorage, at: int, axis: int) -> Array:
     return np.ascontiguousarray(np.moveaxis(out, 0, -2).reshape(*a._batch, blocks * width)[..., :length])
 
 
-def _points(a: BlockStorage, rows: Int64, cols: Int64) -> Array:
+def points(a: BlockStorage, rows: Int64, cols: Int64) -> Array:
     """Return the values at paired positions, (*batch, points)."""
     rows, cols = np.broadcast_arrays(rows, cols)
     if a._own:
-        parts = [_points(one, rows, cols) for one in _members(a)]
+        parts = [points(one, rows, cols) for one in _members(a)]
         return (
             np.stack(parts).reshape(*a._batch, len(rows))
             if parts

@@ -130,6 +130,26 @@ def _swapaxes(a: Any, axis1: int, axis2: int) -> Any:
     return a.T
 
 
+def _check_axes(a: Any, axis1: int, axis2: int) -> None:
+    n = a.ndim
+    if (axis1 % n, axis2 % n) != (n - 2, n - 1):
+        raise TypeError("diagonals of a BSR are those of its last two axes; call W.toarray() first")
+
+
+def _diagonal(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Any:
+    _check_axes(a, axis1, axis2)
+    return a.diagonal(offset)
+
+
+def _trace(
+    a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1, dtype: Any = None, out: Any = None
+) -> Any:
+    if dtype is not None or out is not None:
+        raise TypeError("np.trace of a BSR takes no dtype= and no out=; use np.diagonal(W).sum(dtype=...)")
+    _check_axes(a, axis1, axis2)
+    return a.trace(offset)
+
+
 def _size(a: Any, axis: Any = None) -> int:
     return int(a.size) if axis is None else int(np.prod([a.shape[x] for x in _reduce.axes_of(axis, a.ndim)]))
 
@@ -158,6 +178,8 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.amin: _method("min"),
     np.transpose: _transpose,
     np.swapaxes: _swapaxes,
+    np.diagonal: _diagonal,
+    np.trace: _trace,
     np.shape: lambda a: a.shape,
     np.ndim: lambda a: a.ndim,
     np.size: _size,

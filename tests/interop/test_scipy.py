@@ -131,3 +131,45 @@ def test_elementwise_products_name_the_conversion(kind):
         with pytest.raises(TypeError, match=r"pr\.BSR"):
             operation()
     np.testing.assert_array_equal(W.multiply(pr.BSR(S)).toarray(), S.toarray() ** 2)
+
+
+def test_other_formats_by_name():
+    S, W = scipy_bsr(), pr.BSR(scipy_bsr())
+    for got, form in ((W.tocsr(), "csr"), (W.tocoo(), "coo"), (W.tobsr(), "bsr"), (W.T.tocsr().T, "csc")):
+        assert got.format == form
+        np.testing.assert_array_equal(got.toarray(), S.toarray())
+    assert np.shares_memory(W.tobsr().data, W.data)
+    assert not np.shares_memory(W.tobsr(copy=True).data, W.data)
+    assert W.tobsr((1, 3)).blocksize == (1, 3)
+    np.testing.assert_array_equal(W[:5, :10].tocsr().toarray(), S.toarray()[:5, :10])
+    np.testing.assert_array_equal(sparse.csr_array(W.to_scipy()).toarray(), S.toarray())
+
+
+NAMES = ["format", "asformat", "power", "maximum", "nonzero", "conj", "sqrt", "tocsc", "setdiag", "reshape"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_only_scipy_has_is_pointed_to(name):
+    W = pr.BSR(scipy_bsr())
+    assert hasattr(W.to_scipy(), name)
+    assert not hasattr(W, name)
+    with pytest.raises(AttributeError, match=rf"W\.to_scipy\(\)\.{name}"):
+        getattr(W, name)
+
+
+def test_other_unknown_attributes_are_plain_errors():
+    with pytest.raises(AttributeError, match=r"'BSR' object has no attribute 'nonsense'$"):
+        pr.BSR(scipy_bsr()).nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8, np.bool_, np.complex64])
+def test_diagonals_agree(dtype):
+    S = scipy_bsr(dtype)
+    W = pr.BSR(S)
+    for k in (-7, -6, -5, -1, 0, 2, 11, 12, 20):
+        got = W.diagonal(k)
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, np.diagonal(S.toarray(), k))
+        np.testing.assert_array_equal(W.T.diagonal(-k), got)
+        assert W.trace(k) == np.trace(S.toarray(), k)
+        assert W.trace(k).dtype == np.trace(S.toarray(), k).dtype

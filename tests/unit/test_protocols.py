@@ -84,7 +84,27 @@ def test_functions(W):
     assert type(np.copy(W)) is pr.BSR
 
 
+def test_diagonals(W):
+    np.testing.assert_array_equal(np.diagonal(W), np.diagonal(DENSE))
+    np.testing.assert_array_equal(np.diagonal(W, -2), np.diagonal(DENSE, -2))
+    np.testing.assert_array_equal(W[1:, 1:].pack().diagonal(1), np.diagonal(DENSE[1:, 1:], 1))
+    assert np.trace(W, 1) == np.trace(DENSE, 1)
+    half = W.astype(np.float16).trace()
+    assert half.dtype == np.float16
+    batch = pr.BSR(np.stack([DENSE, 2 * DENSE]), blocksize=(2, 3))
+    np.testing.assert_array_equal(batch.diagonal(), [np.diagonal(DENSE), 2 * np.diagonal(DENSE)])
+    np.testing.assert_array_equal(batch.trace(), [np.trace(DENSE), 2 * np.trace(DENSE)])
+    with pytest.raises(TypeError):
+        W.diagonal(0.5)
+    with pytest.raises(TypeError, match="last two axes"):
+        np.diagonal(batch)
+    with pytest.raises(TypeError, match="dtype"):
+        np.trace(W, dtype=np.float64)
+    assert pr.BSR((0, 5)).trace() == 0
+
+
 REFUSED = [
+    lambda W: np.diagonal(W, 0, 1, 0),
     lambda W: np.add(W, 1),
     np.exp,
     lambda W: np.multiply(W, 2, out=np.empty((6, 8))),
