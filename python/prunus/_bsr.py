@@ -48,8 +48,9 @@ class BSR(Operators, ScipyNames):
     copy : bool, optional
         None copies only if needed, True always; False raises where a copy would be needed.
     blocksize : int or tuple of int, optional
-        Rows and columns of a block. A dense array without it is cut into the largest square that is at
-        least 70 % non-zero.
+        Rows and columns of a block. A dense array without it is cut into the largest square (at most 64)
+        that is at least 70 % non-zero; coordinates and SciPy's arrays of single values likewise, where
+        every stored value counts.
 
     Raises
     ------

@@ -68,9 +68,34 @@ def test_other_formats_are_sorted_into_blocks(form):
     W = pr.BSR(S, blocksize=(2, 3))
     assert W.blocksize == (2, 3)
     np.testing.assert_array_equal(W.toarray(), S.toarray())
-    assert pr.BSR(S).blocksize == (1, 1)
+    # The same estimate as for a dense array.
+    assert pr.BSR(S).blocksize == pr.BSR(S.toarray()).blocksize
     with pytest.raises(ValueError, match="copy=False"):
         pr.BSR(S, copy=False)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 32, 64, 128])
+def test_blocks_of_single_values_are_found(size):
+    rng = np.random.default_rng(1)
+    dense = np.kron(rng.random((256 // size, 384 // size)) < 0.3, rng.random((size, size)) < 0.9)
+    dense = dense[:250, :381].astype(np.float32)
+    S = sparse.csr_array(dense)
+    W = pr.BSR(S)
+    assert W.blocksize == pr.BSR(dense).blocksize
+    np.testing.assert_array_equal(W.toarray(), dense)
+    C = S.tocoo()
+    twice = (np.tile(C.data, 2), (np.tile(C.row, 2), np.tile(C.col, 2)))
+    W2 = pr.BSR(twice, shape=S.shape)
+    assert W2.blocksize == W.blocksize
+    np.testing.assert_array_equal(W2.toarray(), 2 * dense)
+
+
+def test_full_blocks_are_taken_whole():
+    dense = np.kron(np.eye(4), np.ones((16, 16))).astype(np.float32)
+    assert pr.BSR(sparse.csc_array(dense)).blocksize == (16, 16)
+    assert pr.BSR(sparse.csc_array(dense), blocksize=(1, 1)).blocksize == (1, 1)
+    assert pr.BSR(sparse.csr_array((3, 200))).nnz == 0
+    assert pr.BSR(sparse.csr_array((0, 5))).shape == (0, 5)
 
 
 def test_matrices_and_unsorted_indices():

@@ -23,7 +23,8 @@ def from_scipy(cls: type[S], array: Any, blocksize: Any, copy: bool | None) -> S
     cls : type
         What to build.
     array : SciPy sparse array or matrix
-        Two dimensions; formats other than BSR are sorted into blocks of ``blocksize`` (1 x 1 if None).
+        Two dimensions; formats other than BSR are sorted into blocks of ``blocksize``, which is estimated
+        from the stored positions if None.
 
     Raises
     ------
