@@ -26,6 +26,7 @@ def _is_all(key: Any) -> bool:
 
 def getitem(a: S, key: Any) -> Any:
     """Return ``a[key]``; see ``BSR.__getitem__``."""
+    a._check()
     keys = _expand(key, a.ndim)
     nb = len(a._batch)
     picked = a if all(map(_is_all, keys[:nb])) else _batch(a, keys[:nb])
