@@ -30,7 +30,9 @@ def getitem(a: S, key: Any) -> Any:
     keys = _expand(key, a.ndim)
     nb = len(a._batch)
     picked = a if all(map(_is_all, keys[:nb])) else _batch(a, keys[:nb])
-    rows, cols = (_normal(k, n, ax) for ax, (k, n) in enumerate(zip(keys[nb:], a.shape[-2:], strict=True)))
+    rows, cols = (
+        _normal(k, n, nb + ax) for ax, (k, n) in enumerate(zip(keys[nb:], a.shape[-2:], strict=True))
+    )
     if _is_all(rows) and _is_all(cols):
         return picked._wrap(
             picked._data, picked._indices, picked._indptr, picked._stored, picked._batch, picked._t
@@ -99,7 +101,7 @@ def _normal(key: Any, length: int, axis: int) -> int | slice | Array:
         if isinstance(key, (bool, np.bool_)):
             raise IndexError("a single boolean is no index of a BSR")
         if not -length <= number < length:
-            raise IndexError(f"index {number} is out of bounds for axis {axis - 2} with size {length}")
+            raise IndexError(f"index {number} is out of bounds for axis {axis} with size {length}")
         return number % length
     index = np.asarray(key)
     if index.dtype == bool:
@@ -115,7 +117,7 @@ def _normal(key: Any, length: int, axis: int) -> int | slice | Array:
         raise IndexError(f"index arrays must hold integers or booleans, got dtype {index.dtype}")
     if index.size and not -length <= int(index.min()) <= int(index.max()) < length:
         raise IndexError(
-            f"indices from {int(index.min())} to {int(index.max())} are out of bounds for axis {axis - 2} "
+            f"indices from {int(index.min())} to {int(index.max())} are out of bounds for axis {axis} "
             f"with size {length}"
         )
     index = index.astype(np.int64)

@@ -71,6 +71,15 @@ def _reduce_with(ufunc: np.ufunc, a: Any, kwargs: dict[str, Any]) -> Any:
     return _call(getattr(a, name), name, (), {**kwargs, "out": out[0] if isinstance(out, tuple) else out})
 
 
+_WRITERS: Final = frozenset({np.save, np.savez, np.savez_compressed, np.savetxt})
+
+
+def _name(func: Callable[..., Any]) -> str:
+    """Return how a NumPy function is called: np.linalg.norm, not norm."""
+    module = str(getattr(func, "__module__", None) or "numpy")
+    return f"{module.replace('numpy', 'np', 1)}.{getattr(func, '__name__', func)}"
+
+
 def array_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a NumPy function that was called with a BSR.
 
@@ -81,8 +90,13 @@ def array_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     """
     handler = _FUNCTIONS.get(func)
     if handler is None:
-        name = getattr(func, "__name__", str(func))
-        raise TypeError(f"np.{name} is not supported for BSR; call W.toarray() first")
+        name = _name(func)
+        if func in _WRITERS:
+            raise TypeError(
+                f"{name} of a BSR would write a dense array, which W.toarray() gives; to keep the blocks, "
+                "use pickle, or scipy.sparse.save_npz(path, W.to_scipy())"
+            )
+        raise TypeError(f"{name} is not supported for BSR; call W.toarray() first")
     return handler(*args, **kwargs)
 
 

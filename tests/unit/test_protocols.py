@@ -1,5 +1,7 @@
 """What NumPy's functions and operators do with a BSR."""
 
+import copy
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -143,8 +145,11 @@ def test_refused_matmuls(W):
         W @ X.astype(object)
     with pytest.raises(TypeError, match="astype"):
         W @ X.astype(bool)
-    with pytest.raises(TypeError, match="astype"):
-        W @ X.astype(">f4")
+    swapped = X.astype(X.dtype.newbyteorder())
+    for call in (lambda: W @ swapped, lambda: swapped.T @ W.T, lambda: pr.matmul(W, X, bias=swapped[:6, 0])):
+        with pytest.raises(TypeError, match=r'\.astype\(\w+\.dtype\.newbyteorder\("="\)\)'):
+            call()
+    np.testing.assert_array_equal(W @ swapped.astype(swapped.dtype.newbyteorder("=")), W @ X)
     with pytest.raises(TypeError, match="filled"):
         W @ np.ma.ones((8, 5))
     with pytest.raises(ValueError, match="inner"):
@@ -157,6 +162,29 @@ def test_refused_matmuls(W):
         pr.matmul(W, "x")
     with pytest.raises(TypeError):
         pr.matmul(W, None)
+
+
+def test_copies_of_a_frozen_array_are_frozen(W):
+    for frozen in (W.pack(), W.pack().T):
+        for twin in (copy.copy(frozen), copy.deepcopy(frozen), copy.deepcopy([frozen])[0]):
+            assert twin.frozen
+            assert twin.shape == frozen.shape
+            np.testing.assert_array_equal(twin.toarray(), frozen.toarray())
+        assert not frozen.copy().frozen
+    assert not copy.copy(W).frozen
+
+
+def test_messages_name_what_was_called(W, tmp_path):
+    with pytest.raises(TypeError, match=r"np\.linalg\.norm is not"):
+        np.linalg.norm(W)
+    with pytest.raises(TypeError, match=r"np\.fft\.fft is not"):
+        np.fft.fft(W)
+    with pytest.raises(TypeError, match=r"^np\.sort is not"):
+        np.sort(W)
+    for save in (np.save, np.savez, np.savez_compressed, np.savetxt):
+        with pytest.raises(TypeError, match=rf"np\.{save.__name__}.*toarray.*pickle.*save_npz.*to_scipy"):
+            save(tmp_path / "w", W)
+    assert not list(tmp_path.iterdir())
 
 
 MASKED = np.ma.masked_array(np.ones((6, 8), np.float32), DENSE > 0)
