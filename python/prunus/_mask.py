@@ -181,19 +181,6 @@ class BlockMask:
         self._fill(grid, dense.shape, size)
         return self
 
-    @staticmethod
-    def _lengths(maker: str, n: Any, m: Any) -> tuple[int, int]:
-        """Return the numbers of queries and keys, which are no shape."""
-        try:
-            rows = operator.index(n)
-            return rows, rows if m is None else operator.index(m)
-        except TypeError:
-            given = f"{n!r}" if m is None else f"{n!r}, {m!r}"
-            raise TypeError(
-                f"{maker}(n, m, blocksize=...) takes numbers of queries and keys, got {given}; write "
-                f"{maker}(*shape, blocksize=...) for a shape"
-            ) from None
-
     @classmethod
     def _where(cls, n: int, m: int, blocksize: Any, low: int | None, high: int | None) -> Self:
         """Return the blocks with an element (i, j) for which low <= j - i <= high; None is unlimited."""
@@ -230,7 +217,7 @@ class BlockMask:
                [1, 1, 1, 1, 0],
                [1, 1, 1, 1, 1]])
         """
-        n, m = cls._lengths("causal", n, m)
+        n, m = lay.as_lengths("causal", n, m)
         return cls._where(n, m, blocksize, None, m - n)
 
     @classmethod
@@ -253,7 +240,7 @@ class BlockMask:
         TypeError
             If a number is no integer; a shape is passed as ``*shape``.
         """
-        n, m = cls._lengths("window", n, m)
+        n, m = lay.as_lengths("window", n, m)
         left, right = operator.index(left), operator.index(right)
         if left < 0 or right < 0:
             raise ValueError(f"left and right must not be negative, got {left} and {right}")
