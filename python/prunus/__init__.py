@@ -1,4 +1,4 @@
-"""Block-sparse tensors at dense-GEMM speed, through NumPy-style calls.
+"""Block-sparse arrays at dense-GEMM speed, through NumPy-style calls.
 
 Examples
 --------
@@ -13,14 +13,24 @@ Examples
 True
 """
 
-from prunus._bsr import BSR
-from prunus._config import show_config
-from prunus._core import __version__
-from prunus._errors import PrunusError
-from prunus._mask import BlockMask
-from prunus._threads import get_num_threads, num_threads
-from prunus.engines import device
-from prunus.ops import matmul, sddmm
+import sys
+
+try:
+    from prunus._bsr import BSR
+    from prunus._config import show_config
+    from prunus._core import __version__
+    from prunus._errors import PrunusError
+    from prunus._mask import BlockMask
+    from prunus._threads import get_num_threads, num_threads
+    from prunus.engines import device
+    from prunus.ops import matmul, sddmm
+except (ImportError, ValueError) as error:
+    # While Python looks for what ``python -m prunus`` names, argv starts with "-m": a bad setting in the
+    # environment is a wrong argument there, and needs no traceback.
+    if sys.argv[:1] != ["-m"] or not str(error).startswith("PRUNUS_"):
+        raise
+    print(f"python -m prunus: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 __all__ = [
     "BSR",
