@@ -344,7 +344,7 @@ def test_indices_changed_after_construction(change, kind):
         lambda: W.sum(axis=0), lambda: W.sum(axis=1), lambda: W.T.sum(axis=1), W.sum, lambda: W.max(axis=1),
         lambda: W.mean(axis=0), lambda: W[0], lambda: W[:, 0], lambda: W[0, 0], lambda: W[3:20, 1:9],
         lambda: W[8:16], lambda: W.T[0], lambda: W + W, lambda: 2 * W, lambda: -W, lambda: W * x[:, 0],
-        lambda: W.multiply(W), lambda: W.mask, lambda: W.reblock(4), lambda: W.T.data, W.T.to_scipy,
+        lambda: W.multiply(W), lambda: W.mask, lambda: W.reblock(4), lambda: W.T.data, W.to_scipy, W.tocsr,
     ]  # fmt: skip
     for call in others:
         with pytest.raises(ValueError, match=r"check_format\(\)"):

@@ -44,6 +44,7 @@ def from_scipy(cls: type[S], array: Any, blocksize: Any, copy: bool | None) -> S
 
 def to_scipy(a: BlockStorage, copy: bool | None) -> scipy.sparse.bsr_array:
     """Return ``a`` as a SciPy BSR; see ``BSR.to_scipy``."""
+    a._check()
     import scipy.sparse
 
     if a.ndim != 2:
