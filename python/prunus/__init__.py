@@ -13,24 +13,15 @@ Examples
 True
 """
 
-import sys
-
-try:
-    from prunus._bsr import BSR
-    from prunus._config import show_config
-    from prunus._core import __version__
-    from prunus._errors import PrunusError
-    from prunus._mask import BlockMask
-    from prunus._threads import get_num_threads, num_threads
-    from prunus.engines import device
-    from prunus.ops import matmul, sddmm
-except (ImportError, ValueError) as error:
-    # While Python looks for what ``python -m prunus`` names, argv starts with "-m": a bad setting in the
-    # environment is a wrong argument there, and needs no traceback.
-    if sys.argv[:1] != ["-m"] or not str(error).startswith("PRUNUS_"):
-        raise
-    print(f"python -m prunus: {error}", file=sys.stderr)
-    raise SystemExit(2) from None
+from prunus import _start as _start  # first: it tells of bad settings
+from prunus._bsr import BSR
+from prunus._config import show_config
+from prunus._core import __version__
+from prunus._errors import PrunusError
+from prunus._mask import BlockMask
+from prunus._threads import get_num_threads, num_threads
+from prunus.engines import device
+from prunus.ops import matmul, sddmm
 
 __all__ = [
     "BSR",
