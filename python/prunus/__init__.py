@@ -1,4 +1,4 @@
-"""Block-sparse tensors at dense-GEMM speed, through NumPy-style calls.
+"""Block-sparse arrays at dense-GEMM speed, through NumPy-style calls.
 
 Examples
 --------
@@ -13,6 +13,7 @@ Examples
 True
 """
 
+from prunus import _start as _start  # first: it tells of bad settings
 from prunus._bsr import BSR
 from prunus._config import show_config
 from prunus._core import __version__

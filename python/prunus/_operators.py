@@ -199,6 +199,11 @@ class Operators(BlockStorage):
     def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
         raise TypeError("a BSR is not turned into a dense array behind your back; call W.toarray()")
 
+    @property
+    def _mask(self) -> NoReturn:
+        # What np.ma reads of an operand it does not know, beside its ``_data``, which are blocks here.
+        raise TypeError("a masked array's mask would be lost in a BSR; use its .filled(0)")
+
     # What an array of several values refuses -----------------------------------------------------------
 
     def __bool__(self) -> bool:
@@ -220,13 +225,17 @@ class Operators(BlockStorage):
     def __setitem__(self, key: Any, value: Any) -> NoReturn:
         raise TypeError("values of a BSR are set through W.data, whose blocks it stores")
 
+    def __delitem__(self, key: Any) -> NoReturn:
+        raise TypeError("parts of a BSR are not deleted; W[rows] and W[:, cols] keep those that are named")
+
     # Copies, pickles, text -------------------------------------------------------------------------------
 
     def __copy__(self) -> Self:
-        return self._with_data(self._data.copy())
+        # A frozen array does not change, so it is its own copy; W.copy() is how it is unpacked.
+        return self if self.frozen else self._with_data(self._data.copy())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self._with_data(self._data.copy())
+        return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
         parts = (self._values(), self._indices, self._indptr, self._stored, self._batch, self._t)

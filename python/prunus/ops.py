@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from prunus import _construct, _core, _elementwise, engines
+from prunus import _core, _elementwise, engines
 from prunus import _layout as lay
 from prunus._dtypes import HALVES, I8, I32, Array, DType, check_operand, result_dtype
 from prunus._mask import BlockMask
+from prunus._operands import as_operand as _operand
 from prunus._storage import BlockStorage
 from prunus._trace import Span, span
 from prunus.engines.base import ACTIVATIONS
@@ -98,27 +99,6 @@ def matmul(
     if sparse_a:
         return _product(a, b, out, kind, bias, activation, flip=False)
     return _product(b.T, a, out, kind, bias, activation, flip=True)
-
-
-def _operand(value: Any, name: str) -> Any:
-    """Return a BSR or an ndarray; sequences become ndarrays, other array types raise.
-
-    Raises
-    ------
-    TypeError
-        If ``value`` is something else.
-    """
-    if type(value) is np.ndarray or isinstance(value, BlockStorage):
-        return value
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost; pass {name}.filled(0)")
-    if isinstance(value, (np.ndarray, list, tuple, int, float, complex, np.generic)):
-        return np.asarray(value)
-    if _construct.is_scipy(value):
-        raise TypeError(f"{name} is a SciPy sparse array; wrap it with pr.BSR({name})")
-    if _construct.is_torch(value):
-        raise TypeError(f"{name} is a torch tensor; pass {name}.numpy()")
-    raise TypeError(f"{name} must be an ndarray or a BSR, got {type(value).__name__}")
 
 
 def _undone(value: Any) -> Array:

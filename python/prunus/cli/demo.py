@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     """Read, prune, check, time, and print the table."""
     from prunus._progress import Progress
     from prunus.bench.machine import cpu
-    from prunus.bench.peers import Peers, WrongResultError
+    from prunus.bench.peers import Peers, WrongResultError, divides
     from prunus.cli import _demo
     from prunus.cli._smollm import find_model, open_model
 
@@ -78,6 +78,11 @@ def run(options: argparse.Namespace) -> int:
     print(f"{options.block} x {options.block}; x @ W.T, where x comes from the model's own embedding rows.")
     print(f"CPU: {cpu().name}; SIMD level: {cpu().level}")
     print(", ".join(f"{name} {version}" for name, version in peers.versions().items()))
+    unfit = [
+        name for name, there in (("SciPy", peers.scipy), ("torch BSR", peers.torch)) if there is not None
+    ]
+    if unfit and not all(divides(options.block, task.weight.shape) for task in tasks):
+        print(f"left out where blocks do not divide the shape: {' and '.join(unfit)}")
     print(f"\n{_table(found)}\n\n{_LEGEND}")
     return 0
 
