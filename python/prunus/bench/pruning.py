@@ -81,7 +81,8 @@ def _torch_calls(dtype: str, weights: dict[str, Array], x: Array, h: Array) -> d
         up, down, gate = (weights[name] for name in ("up", "down", "gate"))
 
         def silu(v: Array) -> Array:
-            return v / (1 + np.exp(-v))
+            value: Array = v / (1 + np.exp(-v))
+            return value
 
         return {
             "down": lambda: h @ down.T,
@@ -189,7 +190,7 @@ def _cases(
         union = mask.any(axis=0).mean()
         live = np.flatnonzero(mask.any(axis=0))
         part = np.where(mask, h, 0)[:, live].astype(np.float64)
-        call = partial(engine.combine, h, down, y, mask, 1)
+        call: Callable[[], Any] = partial(engine.combine, h, down, y, mask, 1)
         call()
         _check("down", y, part @ down[live].astype(np.float64), 100.0, dtype)
         cases[f"down-projection, {share:.0%} live"] = call, "down", union, of_down if one else None

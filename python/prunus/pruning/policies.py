@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
@@ -64,7 +65,7 @@ class Decides(Protocol):
         ...
 
 
-class Policy:
+class Policy(ABC):
     """Base of policies: derive from it and write ``select``, or pass a plain function in place of a policy.
 
     Attributes
@@ -82,9 +83,9 @@ class Policy:
     norm: str = "max"
     rows: int = 1
 
+    @abstractmethod
     def select(self, statistics: Statistics) -> Array:
         """Return a boolean array (rows, branches): True where a branch is live."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it selects")
 
     def foresee(self, x: Array, branches: int) -> Array | None:
         """Return what is live before anything was multiplied, or None if that has to be seen first.
@@ -449,28 +450,28 @@ def largest(values: Array, wanted: Array, visible: Array | None) -> Array:
         Shape (rows, n).
     """
     rows, n = values.shape
-    live = np.zeros((rows, n), bool)
-    for i in range(rows):
-        count = int(wanted[i])
-        at = None if visible is None else np.flatnonzero(visible[i])
-        row = values[i] if at is None else values[i, at]
-        if count >= row.size:
-            chosen = np.arange(row.size)
-        elif count <= 0:
-            continue
-        else:
-            # Descending with NaN first is ascending in the negatives with NaN made -inf below -inf's rank.
-            keys = np.where(np.isnan(row), np.inf, row)
-            cut = np.partition(keys, row.size - count)[row.size - count]
-            above = (keys > cut) | np.isnan(row)
-            chosen = np.flatnonzero(above)
-            if chosen.size < count:
-                ties = np.flatnonzero((keys == cut) & ~above)
-                chosen = np.concatenate([chosen, ties[: count - chosen.size]])
-            else:
-                chosen = chosen[:count]
-        live[i, chosen if at is None else at[chosen]] = True
-    return live
+    wanted = np.asarray(wanted)
+    if not n or not rows:
+        return np.zeros((rows, n), bool)
+    nan = np.isnan(values)
+    keys = np.where(nan, np.inf, values)
+    if visible is not None:
+        nan &= visible
+        keys[~visible] = -np.inf
+    # The smallest key that is chosen: its equals are chosen from the first on.
+    at = n - np.clip(wanted, 1, n)
+    if (at == at[0]).all():
+        cut = np.partition(keys, at[0], axis=1)[:, at[0], None]
+    else:
+        cut = np.take_along_axis(np.sort(keys, axis=1), at[:, None], axis=1)
+    above = nan | (keys > cut)
+    ties = (keys == cut) & ~above
+    if visible is not None:
+        ties &= visible
+    left = wanted - above.sum(axis=1)
+    live: Array = above | (ties & (np.cumsum(ties, axis=1) <= left[:, None]))
+    # More NaN than places: again the first.
+    return live & (np.cumsum(live, axis=1) <= wanted[:, None])
 
 
 def _options(policy: Policy) -> str:
