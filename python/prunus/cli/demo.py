@@ -22,7 +22,7 @@ weights; numpy dense: float32 in every line; error: largest difference from NumP
 largest value, of any contestant."""
 
 _FFN_LEGEND = """\
-live: units that were live for a row, and for at least one row (union), at thresholds calibrated on other rows;
+live: units that were live for a row, and for at least one row (union), at thresholds found on other rows;
 skipped: shares of a dense layer's work and of its weights; error: of the outputs, relative, against float64;
 ms: median of one pass over all layers; dense: the fastest of NumPy (float32) and torch."""
 
