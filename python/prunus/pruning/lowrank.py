@@ -109,14 +109,12 @@ def fit_low_rank(x: Array, w: Array, bias: Array, rank: int) -> LowRank:
     samples = len(x)
     mean = x.mean(axis=0)
     centred = x - mean
-    # R of a QR decomposition has the samples' covariance in at most d rows, and is exact where C would square
-    # the condition of the problem.
-    root = centred if samples <= x.shape[1] else np.linalg.qr(centred, mode="r")
+    root = centred if samples <= x.shape[1] else _root(centred.T @ centred)
     z = root @ w.T
     size, vectors = np.linalg.eigh(z @ z.T)
     size, vectors = size[::-1][:rank], vectors[:, ::-1][:, :rank]
     # Directions in which the samples do not reach are left out: their columns are 0.
-    reached = size > max(float(size[0]), 0.0) * 1e-12
+    reached = size > max(float(size[0]), 0.0) * 1e-10
     across = vectors.T @ z
     basis = np.zeros((w.shape[0], rank))
     basis[:, reached] = (across[reached] / np.sqrt(size[reached])[:, None]).T
@@ -129,6 +127,13 @@ def fit_low_rank(x: Array, w: Array, bias: Array, rank: int) -> LowRank:
         np.asarray(bias + at_mean - basis @ (narrow @ mean), np.float32),
         np.asarray(np.sqrt(np.maximum(left, 0) / samples), np.float32),
     )
+
+
+def _root(square: Array) -> Array:
+    """Return R with ``R.T @ R`` the positive semi-definite ``square``, but for a part in 10^12."""
+    # What is added keeps rounding from making it indefinite, and is far below what float32 can tell.
+    least = 1e-12 * float(np.trace(square))
+    return np.linalg.cholesky(square + np.eye(len(square)) * least).T if least else square
 
 
 def floored(low: LowRank, x: Array, w: Array, bias: Array) -> Array:
