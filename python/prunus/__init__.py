@@ -23,9 +23,13 @@ from prunus._threads import get_num_threads, num_threads
 from prunus._trace import Trace, trace
 from prunus.engines import device
 from prunus.ops import matmul, sddmm
+from prunus.pruning.calibrate import calibrate
 from prunus.pruning.ffn import FFN, ffn
 from prunus.pruning.linear import linear
+from prunus.pruning.moe import moe
 from prunus.pruning.policies import Fixed, Policy, Router, Statistics, Threshold, TopK
+from prunus.pruning.predictor import Predictor
+from prunus.pruning.stored import grow, prune
 
 __all__ = [
     "BSR",
@@ -33,6 +37,7 @@ __all__ = [
     "BlockMask",
     "Fixed",
     "Policy",
+    "Predictor",
     "PrunusError",
     "Router",
     "Statistics",
@@ -40,12 +45,16 @@ __all__ = [
     "TopK",
     "Trace",
     "__version__",
+    "calibrate",
     "device",
     "ffn",
     "get_num_threads",
+    "grow",
     "linear",
     "matmul",
+    "moe",
     "num_threads",
+    "prune",
     "sddmm",
     "show_config",
     "trace",
