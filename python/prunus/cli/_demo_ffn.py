@@ -123,9 +123,9 @@ def ffn_lines(
         layers.append(_Layer(layer.gate, layer.up, layer.down, x[_SAMPLES:], x[:_SAMPLES]))
         bar.step("ffn: reading")
     exact = []
-    for layer in layers:
-        x, gate, up, down = (w.astype(np.float64) for w in (layer.x, layer.gate, layer.up, layer.down))
-        exact.append((_silu(x @ gate.T) * (x @ up.T)) @ down.T)
+    for one in layers:
+        wide, gate, up, down = (w.astype(np.float64) for w in (one.x, one.gate, one.up, one.down))
+        exact.append((_silu(wide @ gate.T) * (wide @ up.T)) @ down.T)
     lines = []
     for dtype in dtypes:
         kind = as_dtype(dtype)

@@ -59,7 +59,7 @@ def _section(name: str, options: argparse.Namespace) -> str:
         if name == "moe":
             from prunus.bench import moe
 
-            return moe.report(moe.measure(options.rounds))
+            return moe.report(moe.measure(options.rounds, dtypes=options.dtypes, threads=options.threads))
         if name == "attention":
             from prunus.bench import attention
 

@@ -145,7 +145,7 @@ def find(
     branch: int,
     bias: Array | None = None,
     activation: str | None = None,
-) -> Array:
+) -> tuple[Array, bool]:
     """Compute units, and which branches of them are live; dead ones are 0 in ``out``.
 
     What the policy foresees is all that is computed. A threshold is decided as the units are stored, other
@@ -153,8 +153,10 @@ def find(
 
     Returns
     -------
-    ndarray of bool
+    live : ndarray of bool
         Shape (rows, branches).
+    known : bool
+        Whether the policy foresaw it.
     """
     engine = engines.active()
     branches = blocks_along(len(w), branch)
@@ -162,19 +164,19 @@ def find(
     if live is not None:
         live = np.ascontiguousarray(live)
         engine.dots(x, w, out, live, branch, bias, activation)
-        return live
+        return live, True
     norms = np.empty((len(x), branches), np.float32)
     if policy.scope == "tile" and policy.rows == 1:
         live = np.empty((len(x), branches), bool)
         tau = float(getattr(policy, "tau", 0.0))
         found = Found(branch, policy.norm, norms, live, tau)
         engine.dots(x, w, out, None, branch, bias, activation, None, found)
-        return live
+        return live, False
     engine.dots(x, w, out, None, branch, bias, activation, None, Found(branch, policy.norm, norms))
     live = np.ascontiguousarray(decide(policy, norms))
     if not live.all():
         out[~np.repeat(live, branch, axis=1)[:, : len(w)]] = 0
-    return live
+    return live, False
 
 
 def count_rows(

@@ -148,7 +148,7 @@ class Expert:
             live = decide(policy, _norms(h, branch, policy.norm))
             h[~_spread(live, branch, self.units)] = 0
         else:
-            live = find(policy, x, as_table(first, "w"), h, branch, None, activation)
+            live, _ = find(policy, x, as_table(first, "w"), h, branch, None, activation)
         if self.gate is not None:
             scale, h = h, np.empty_like(h)
             _project(engine, x, self.up, h, live, branch, None, scale)

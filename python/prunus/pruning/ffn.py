@@ -248,14 +248,14 @@ class FFN:
             )
         if decided and policy is not None:
             if gate is None:
-                live = _rows.find(policy, x, up, h, branch, self._b_up, activation)
+                live, _ = _rows.find(policy, x, up, h, branch, self._b_up, activation)
             elif self.decide == "up":
                 first = np.empty_like(h)
-                live = _rows.find(policy, x, up, first, branch, self._b_up)
+                live, _ = _rows.find(policy, x, up, first, branch, self._b_up)
                 engine.dots(x, gate, h, live, branch, None, activation, first)
             else:
                 first = np.empty_like(h)
-                live = _rows.find(policy, x, gate, first, branch, None, activation)
+                live, _ = _rows.find(policy, x, gate, first, branch, None, activation)
                 engine.dots(x, up, h, live, branch, self._b_up, None, first)
         elif gate is None:
             engine.dots(x, up, h, live, branch, self._b_up, activation)
@@ -348,12 +348,11 @@ def ffn(
     engine = engines.active()
     with span("ffn") as at:
         h = np.empty((len(rows.x), units), _rows.sums_dtype(kind))
-        known = foreseen(policy, rows.x, blocks_along(units, branch)) is not None
         if gate is None:
-            live = _rows.find(policy, rows.x, up, h, branch, bias_up, activation)
+            live, known = _rows.find(policy, rows.x, up, h, branch, bias_up, activation)
         else:
             first = np.empty_like(h)
-            live = _rows.find(policy, rows.x, gate, first, branch, None, activation)
+            live, known = _rows.find(policy, rows.x, gate, first, branch, None, activation)
             engine.dots(rows.x, up, h, live, branch, bias_up, None, first)
         y = np.empty((len(rows.x), len(down)), kind)
         engine.dots(h, down, y, None, 1, bias_down)

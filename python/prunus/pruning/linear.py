@@ -103,10 +103,9 @@ def linear(
             h, live = _sparse(rows.x, w, bias, activation, policy, branch)
         else:
             h = np.empty((len(rows.x), units), kind)
-            live = _rows.find(policy, rows.x, table, h, branch, bias, activation)
+            live, known = _rows.find(policy, rows.x, table, h, branch, bias, activation)
             if at:
                 at.ran(engines.active().name)
-                known = foreseen(policy, rows.x, live.shape[1]) is not None
                 _rows.count_rows(at, live, branch, [(table, not known)], len(rows.x))
         return _compact(h, live, rows.lead, branch, blockrows)
 
