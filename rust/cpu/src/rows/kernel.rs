@@ -200,10 +200,7 @@ pub(crate) type CombineFn<L> = unsafe fn(&CombineArgs<L>);
 /// # Safety
 /// Every pointer must cover what the arguments say.
 #[inline(always)]
-pub(crate) unsafe fn combine<L: Reads<S>, S: Copy>(a: &CombineArgs<L>)
-where
-    L: Lanes<Elem = <L as Lanes>::Acc, V = <L as Lanes>::X>,
-{
+pub(crate) unsafe fn combine<L: RowLanes + Reads<S>, S: Copy>(a: &CombineArgs<L>) {
     let wide = SUMS * L::LANES;
     let mut col = 0;
     while col < a.cols {
@@ -243,10 +240,7 @@ unsafe fn fetch_columns<L: Lanes, S: Copy>(a: &CombineArgs<L>, col: usize) {
 }
 
 #[inline(always)]
-unsafe fn columns<L: Reads<S>, S: Copy, const V: usize>(a: &CombineArgs<L>, col: usize) -> usize
-where
-    L: Lanes<Elem = <L as Lanes>::Acc, V = <L as Lanes>::X>,
-{
+unsafe fn columns<L: RowLanes + Reads<S>, S: Copy, const V: usize>(a: &CombineArgs<L>, col: usize) -> usize {
     for t in 0..a.results {
         // SAFETY: the caller's promise; `V` whole vectors are left.
         unsafe {
@@ -276,10 +270,7 @@ where
 /// The same for many result rows: the table's columns are copied together and widened first, since rows of
 /// a table are often a multiple of the cache's period apart and would push each other out.
 #[inline(always)]
-unsafe fn copied_columns<L: Reads<S>, S: Copy>(a: &CombineArgs<L>, col: usize) -> usize
-where
-    L: Lanes<Elem = <L as Lanes>::Acc, V = <L as Lanes>::X>,
-{
+unsafe fn copied_columns<L: RowLanes + Reads<S>, S: Copy>(a: &CombineArgs<L>, col: usize) -> usize {
     let width = SUMS * L::LANES;
     // SAFETY: the caller's promise: `SUMS` whole vectors are left; the copy has room for every row.
     unsafe {
@@ -312,10 +303,11 @@ where
 
 /// The columns past the last whole vector.
 #[inline(always)]
-unsafe fn last_columns<L: Reads<S>, S: Copy>(a: &CombineArgs<L>, col: usize, left: usize) -> usize
-where
-    L: Lanes<Elem = <L as Lanes>::Acc, V = <L as Lanes>::X>,
-{
+unsafe fn last_columns<L: RowLanes + Reads<S>, S: Copy>(
+    a: &CombineArgs<L>,
+    col: usize,
+    left: usize,
+) -> usize {
     for t in 0..a.results {
         // SAFETY: the caller's promise; `out` has room for a whole vector.
         unsafe {
