@@ -21,12 +21,14 @@ from prunus._mask import BlockMask
 from prunus._threads import get_num_threads, num_threads
 from prunus.engines import device
 from prunus.ops import matmul, sddmm
+from prunus.pruning.attention import attention
 
 __all__ = [
     "BSR",
     "BlockMask",
     "PrunusError",
     "__version__",
+    "attention",
     "device",
     "get_num_threads",
     "matmul",

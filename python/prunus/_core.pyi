@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 __all__ = [
     "Packed",
     "__version__",
+    "attention",
     "available_levels",
     "cpu_info",
     "default_threads",
@@ -88,6 +89,17 @@ def sdd(
     indices: NDArray[Any],
     indptr: NDArray[Any],
     out_data: NDArray[Any],
+    threads: int,
+) -> None: ...
+def attention(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    out: NDArray[Any],
+    live: NDArray[np.int8] | None,
+    scale: float,
+    causal: bool,
+    blocksize: int,
     threads: int,
 ) -> None: ...
 def writes_apart(out: NDArray[Any], *inputs: NDArray[Any] | Packed | None) -> bool: ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from prunus import _core
 from prunus._dtypes import Array, DType
 from prunus._layout import Index
@@ -45,3 +47,18 @@ class CpuEngine:
     def sdd(self, a: Array, b: Array, indices: Index, indptr: Index, out: Array) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         _core.sdd(a, b, indices, indptr, out, THREADS.get())
+
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        out: Array,
+        live: Array | None,
+        scale: float,
+        causal: bool,
+        blocksize: int,
+    ) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        grid = None if live is None else live.view(np.int8)
+        _core.attention(q, k, v, out, grid, scale, causal, blocksize, THREADS.get())

@@ -69,3 +69,44 @@ macro_rules! with_lanes {
     }};
 }
 pub(crate) use with_lanes;
+
+/// As [`with_lanes`], for kernels that compute in float32 or float64 only.
+macro_rules! with_floats {
+    ($name:literal, $compute:expr, $lanes:ident => $body:expr, else $none:expr) => {{
+        use prunus_core::DType;
+        use $crate::level::Level;
+        #[cfg(target_arch = "aarch64")]
+        use $crate::simd::neon;
+        use $crate::simd::scalar::Plain;
+        #[cfg(target_arch = "x86_64")]
+        use $crate::simd::{avx2, avx512};
+        macro_rules! with {
+            ($type:ty, $what:literal) => {{
+                type $lanes = $type;
+                $body.map(|()| concat!($name, " ", $what))
+            }};
+        }
+        match ($compute, $crate::level::current()) {
+            #[cfg(target_arch = "x86_64")]
+            (Some(DType::F32), Level::Avx512 | Level::Avx512Dot | Level::Amx) => {
+                with!(avx512::F32x16, "f32 avx512")
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Some(DType::F32), Level::Avx2) => with!(avx2::F32x8, "f32 avx2"),
+            #[cfg(target_arch = "aarch64")]
+            (Some(DType::F32), Level::Neon) => with!(neon::F32x4, "f32 neon"),
+            (Some(DType::F32), _) => with!(Plain<f32>, "f32 scalar"),
+            #[cfg(target_arch = "x86_64")]
+            (Some(DType::F64), Level::Avx512 | Level::Avx512Dot | Level::Amx) => {
+                with!(avx512::F64x8, "f64 avx512")
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Some(DType::F64), Level::Avx2) => with!(avx2::F64x4, "f64 avx2"),
+            #[cfg(target_arch = "aarch64")]
+            (Some(DType::F64), Level::Neon) => with!(neon::F64x2, "f64 neon"),
+            (Some(DType::F64), _) => with!(Plain<f64>, "f64 scalar"),
+            _ => $none,
+        }
+    }};
+}
+pub(crate) use with_floats;

@@ -6,6 +6,7 @@
 use pyo3::prelude::*;
 
 mod arrays;
+mod attention;
 mod door;
 mod dsd;
 mod info;
@@ -19,6 +20,8 @@ mod _core {
 
     #[pymodule_export]
     use super::arrays::writes_apart;
+    #[pymodule_export]
+    use super::attention::attention;
     #[pymodule_export]
     use super::dsd::{Packed, dsd, dsd_packed, pack};
     #[pymodule_export]
