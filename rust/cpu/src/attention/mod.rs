@@ -3,8 +3,9 @@
 //!
 //! The online softmax is that of Milakov and Gimelshein (2018), the order of loops that of FlashAttention
 //! (Dao et al., 2022): a tile of queries stays in the first cache while keys and values stream past.
-//! [`run`] holds the driver, [`steps`] what happens between the two products.
+//! [`run`] holds the driver, [`product`] the two products, [`steps`] what happens between them.
 
+pub(crate) mod product;
 mod run;
 pub(crate) mod steps;
 

@@ -8,11 +8,11 @@ use std::ops::Range;
 
 use prunus_core::{DType, Epilogue, Error, MatRef};
 
+use super::product::{Ahead, Product, most_vectors};
 use super::steps::{Rescale, Soften};
 use super::{Attention, Head, no_kernel};
 use crate::dsd::convert::{Convert, Element, Rect};
 use crate::dsd::store::{Finished, Store, Sum};
-use crate::dsd::tile::{Block, Tile};
 use crate::memory::Workspace;
 use crate::simd::Lanes;
 use crate::simd::floats::{Floats, Real};
@@ -22,8 +22,6 @@ use crate::threads::{Context, for_each};
 const QUERIES: usize = 64;
 /// Keys between two looks at the maxima. Keys are cut at its multiples from the start of a run of live blocks.
 const KEYS: usize = 64;
-/// Vectors of queries in a strip, which the product's tiles take at once.
-const STRIP: usize = 3;
 
 /// Runs attention with the vector type `L`.
 pub(super) fn run<L>(call: &Attention<'_>, context: &Context<'_>) -> Result<(), Error>
@@ -80,6 +78,14 @@ struct Buffers<L: Lanes> {
     _workspace: Workspace,
 }
 
+/// Queries of one head that a task computes, all of one row of blocks.
+struct Queries<'a, L: Lanes> {
+    head: &'a Head<'a>,
+    rows: Range<usize>,
+    strips: Vec<Strip>,
+    buffers: Buffers<L>,
+}
+
 /// Some vectors of a tile's queries.
 #[derive(Clone, Copy)]
 struct Strip {
@@ -94,55 +100,6 @@ struct Chunk<L: Lanes> {
     row: usize,
 }
 
-/// Left operand of a product: `rows × words`, elements `row` and `word` apart.
-struct Left<L: Lanes> {
-    start: *const L::Elem,
-    rows: usize,
-    row: usize,
-    words: usize,
-    word: usize,
-}
-
-/// `out (+)= left · x` for one strip.
-///
-/// # Safety
-/// Every pointer covers what the shapes say, in whole vectors; the level in use has `L`'s instructions.
-unsafe fn product<L: Lanes<Acc = <L as Lanes>::Elem>>(
-    left: &Left<L>,
-    x: *const L::Elem,
-    vectors: usize,
-    out: *mut L::Elem,
-    adds: bool,
-) {
-    let width = vectors * L::LANES;
-    let block = Block { w: left.start, k: 0, words: left.words };
-    let mut row = 0;
-    while row < left.rows {
-        let (kernel, height) = L::tile(left.rows - row, vectors, false);
-        let to = out.wrapping_add(row * width);
-        let tile = Tile::<L> {
-            blocks: &block,
-            count: 1,
-            w_offset: row * left.row,
-            w_row: left.row,
-            w_word: left.word,
-            x,
-            x_word: width,
-            init: if adds { to } else { std::ptr::null() },
-            init_row: width,
-            out: to,
-            out_row: width,
-            next: std::ptr::null(),
-            next_count: 0,
-            next_line: 0,
-            fetch_w: false,
-        };
-        // SAFETY: the caller's promise.
-        unsafe { kernel(&tile) };
-        row += height;
-    }
-}
-
 impl<L> Work<'_, L>
 where
     L: Floats,
@@ -150,21 +107,22 @@ where
 {
     /// Computes some queries of one head, all of one row of blocks.
     fn tile(&self, head: &Head<'_>, rows: &Range<usize>) -> Result<(), Error> {
-        let strips = strips::<L>(rows.len());
         let buffers = self.buffers(head, rows.len())?;
+        let queries = Queries { head, rows: rows.clone(), strips: strips::<L>(rows.len()), buffers };
         let runs = self.runs(head, rows);
-        for strip in &strips {
-            self.load_queries(head, rows, strip, &buffers);
+        for strip in &queries.strips {
+            self.load(&queries, strip);
         }
-        for run in &runs {
-            for first in run.clone().step_by(KEYS) {
-                let keys = first..run.end.min(first + KEYS);
-                self.chunk(head, rows, &keys, &strips, &buffers);
-            }
+        let mut chunks = runs
+            .iter()
+            .flat_map(|run| run.clone().step_by(KEYS).map(|first| first..run.end.min(first + KEYS)))
+            .peekable();
+        while let Some(keys) = chunks.next() {
+            self.chunk(&queries, &keys, chunks.peek());
         }
         let first_key = runs.first().map(|run| run.start);
-        for strip in &strips {
-            self.finish(head, rows, strip, &buffers, first_key);
+        for strip in &queries.strips {
+            self.finish(&queries, strip, first_key);
         }
         Ok(())
     }
@@ -178,7 +136,7 @@ where
         let parts = [
             (d, width),
             (features, width),
-            (KEYS, STRIP * L::LANES),
+            (KEYS, most_vectors(L::REGISTERS) * L::LANES),
             (1, width),
             (1, width),
             (KEYS, d),
@@ -239,7 +197,8 @@ where
     }
 
     /// Copies the queries of a strip, transposed and times the scale in base 2; zeros past the last one.
-    fn load_queries(&self, head: &Head<'_>, rows: &Range<usize>, strip: &Strip, buffers: &Buffers<L>) {
+    fn load(&self, queries: &Queries<'_, L>, strip: &Strip) {
+        let Queries { head, rows, buffers, .. } = queries;
         let d = head.q.cols;
         let width = strip.vectors * L::LANES;
         let to = buffers.q.wrapping_add(d * strip.first);
@@ -274,38 +233,42 @@ where
         }
     }
 
-    /// Moves all strips on by a chunk of keys.
-    fn chunk(
-        &self,
-        head: &Head<'_>,
-        rows: &Range<usize>,
-        keys: &Range<usize>,
-        strips: &[Strip],
-        buffers: &Buffers<L>,
-    ) {
+    /// Moves all strips on by a chunk of keys, and asks for the next one.
+    fn chunk(&self, queries: &Queries<'_, L>, keys: &Range<usize>, next: Option<&Range<usize>>) {
+        let Queries { head, rows, strips, buffers } = queries;
         let (d, features) = (head.q.cols, head.v.cols);
         let k = chunk_of::<L>(&head.k, keys, self.convert[1], buffers.k);
         let v = chunk_of::<L>(&head.v, keys, self.convert[2], buffers.v);
-        // The first query, counted in the tile, that sees key `j`.
-        let sees = |j: usize| {
-            if self.call.causal { (j + head.q.rows).saturating_sub(head.k.rows + rows.start) } else { 0 }
-        };
         let mut clean: Option<bool> = None;
+        let mut next = next;
         for strip in strips {
             let width = strip.vectors * L::LANES;
             let used = width.min(rows.len() - strip.first);
-            if sees(keys.start) >= strip.first + used {
+            let hidden = |j: usize| self.hidden(queries, strip, j);
+            if hidden(keys.start) >= used {
                 continue;
             }
-            let hidden = |j: usize| sees(j).saturating_sub(strip.first).min(width);
             let is_cut = hidden(keys.end - 1) > 0;
+            let ahead = |of: &MatRef<'_>, next| match next {
+                Some(next) => ahead::<L>(of, next),
+                None => Ahead::NONE,
+            };
+            let mut scores = Product {
+                left: k.start,
+                rows: keys.len(),
+                words: d,
+                step: k.row,
+                x: buffers.q.wrapping_add(d * strip.first),
+                vectors: strip.vectors,
+                out: buffers.scores,
+                adds: false,
+                ahead: ahead(&head.k, next),
+            };
             let out = buffers.out.wrapping_add(features * strip.first);
             // SAFETY: chunks, strips and scores have room for what the shapes say, and are this task's; the
             // level has `L`.
             unsafe {
-                let left = Left { start: k.start, rows: keys.len(), row: k.row, words: d, word: 1 };
-                let q = buffers.q.wrapping_add(d * strip.first);
-                product::<L>(&left, q, strip.vectors, buffers.scores, false);
+                L::product(false)(&scores);
                 if is_cut {
                     for (i, j) in keys.clone().enumerate() {
                         for query in 0..hidden(j) {
@@ -324,30 +287,44 @@ where
                     out_row: width,
                     features,
                 });
-                let left = Left { start: v.start, rows: features, row: 1, words: keys.len(), word: v.row };
                 // A weight of 0 times infinity would be seen by queries that do not see the key.
                 if is_cut && !*clean.get_or_insert_with(|| all_finite(&v, keys.len(), features)) {
-                    self.add_visible(&v, keys, features, strip, buffers, &hidden);
+                    self.add_visible(queries, &v, keys, strip);
                 } else {
-                    product::<L>(&left, buffers.scores, strip.vectors, out, true);
+                    scores = Product {
+                        left: v.start,
+                        rows: features,
+                        words: keys.len(),
+                        step: v.row,
+                        x: buffers.scores,
+                        out,
+                        adds: true,
+                        ahead: ahead(&head.v, next),
+                        ..scores
+                    };
+                    L::product(true)(&scores);
                 }
             }
+            // Asked for once is enough.
+            next = None;
         }
+    }
+
+    /// How many queries of a strip, its first ones, do not see key `j`.
+    fn hidden(&self, queries: &Queries<'_, L>, strip: &Strip, j: usize) -> usize {
+        if !self.call.causal {
+            return 0;
+        }
+        let (n, m) = (queries.head.q.rows, queries.head.k.rows);
+        (j + n).saturating_sub(m + queries.rows.start + strip.first).min(strip.vectors * L::LANES)
     }
 
     /// Adds weighted values one by one, each to the queries that see its key.
     ///
     /// # Safety
-    /// As [`product`].
-    unsafe fn add_visible(
-        &self,
-        v: &Chunk<L>,
-        keys: &Range<usize>,
-        features: usize,
-        strip: &Strip,
-        buffers: &Buffers<L>,
-        hidden: &dyn Fn(usize) -> usize,
-    ) {
+    /// As [`super::product::run`].
+    unsafe fn add_visible(&self, queries: &Queries<'_, L>, v: &Chunk<L>, keys: &Range<usize>, strip: &Strip) {
+        let (features, buffers) = (queries.head.v.cols, &queries.buffers);
         let width = strip.vectors * L::LANES;
         let out = buffers.out.wrapping_add(features * strip.first);
         // SAFETY: the caller's promise.
@@ -355,7 +332,7 @@ where
             for (i, j) in keys.clone().enumerate() {
                 for feature in 0..features {
                     let value = v.start.add(i * v.row + feature).read_unaligned();
-                    for query in hidden(j)..width {
+                    for query in self.hidden(queries, strip, j)..width {
                         let to = out.add(feature * width + query);
                         to.write(*to + *buffers.scores.add(i * width + query) * value);
                     }
@@ -365,14 +342,8 @@ where
     }
 
     /// Divides by the sums of weights and writes the strip's rows of the result.
-    fn finish(
-        &self,
-        head: &Head<'_>,
-        rows: &Range<usize>,
-        strip: &Strip,
-        buffers: &Buffers<L>,
-        first_key: Option<usize>,
-    ) {
+    fn finish(&self, queries: &Queries<'_, L>, strip: &Strip, first_key: Option<usize>) {
+        let Queries { head, rows, buffers, .. } = queries;
         let features = head.v.cols;
         let width = strip.vectors * L::LANES;
         let used = width.min(rows.len() - strip.first);
@@ -417,12 +388,35 @@ where
     }
 }
 
-/// Cuts queries into strips of nearly equal width, at most [`STRIP`] vectors.
+/// Cuts queries into strips of nearly equal width, at most [`most_vectors`].
 fn strips<L: Lanes>(queries: usize) -> Vec<Strip> {
     let vectors = queries.div_ceil(L::LANES);
-    let count = vectors.div_ceil(STRIP).max(1);
+    let count = vectors.div_ceil(most_vectors(L::REGISTERS)).max(1);
     let cut = |i: usize| vectors * i / count;
     (0..count).map(|i| Strip { first: cut(i) * L::LANES, vectors: cut(i + 1) - cut(i) }).collect()
+}
+
+/// The operand's row stride in elements, if the kernels can read it in place.
+fn in_place<L: Lanes>(from: &MatRef<'_>) -> Option<usize>
+where
+    L::Elem: Element,
+{
+    let size = size_of::<L::Elem>() as isize;
+    let native: Option<DType> = <L::Elem as Element>::NATIVE;
+    let adjacent = from.col_stride == size || from.cols <= 1;
+    let fits = native == Some(from.dtype) && adjacent && from.row_stride >= 0 && from.row_stride % size == 0;
+    fits.then_some((from.row_stride / size) as usize)
+}
+
+/// What to ask for before rows `keys` of an operand are read.
+fn ahead<L: Lanes>(from: &MatRef<'_>, keys: &Range<usize>) -> Ahead<L>
+where
+    L::Elem: Element,
+{
+    match in_place::<L>(from) {
+        Some(row) => Ahead { start: from.at(keys.start, 0).cast(), row, rows: keys.len(), cols: from.cols },
+        None => Ahead::NONE,
+    }
 }
 
 /// Rows `keys` of an operand, in place where the kernels can read it there.
@@ -436,11 +430,8 @@ where
     L: Lanes,
     L::Elem: Element,
 {
-    let size = size_of::<L::Elem>() as isize;
-    let native: Option<DType> = <L::Elem as Element>::NATIVE;
-    let adjacent = from.col_stride == size || from.cols <= 1;
-    if native == Some(from.dtype) && adjacent && from.row_stride >= 0 && from.row_stride % size == 0 {
-        return Chunk { start: from.at(keys.start, 0).cast(), row: (from.row_stride / size) as usize };
+    if let Some(row) = in_place::<L>(from) {
+        return Chunk { start: from.at(keys.start, 0).cast(), row };
     }
     let rect = Rect {
         src: from.at(keys.start, 0),

@@ -4,6 +4,7 @@ use std::ops::{Add, Div, Mul};
 
 use super::Lanes;
 use super::scalar::Plain;
+use crate::attention::product::Product;
 use crate::attention::steps::{Rescale, Soften};
 
 /// Constants and arithmetic of one floating-point type.
@@ -106,6 +107,10 @@ where
     unsafe fn to_exponent(v: Self::V) -> Self::V;
     /// Whether all lanes are equal; false where one is NaN.
     unsafe fn all_equal(a: Self::V, b: Self::V) -> bool;
+    /// Asks the second cache for a line that will be read later.
+    unsafe fn prefetch_far(_at: *const Self::Elem) {}
+    /// Entry point of [`crate::attention::product::run`].
+    fn product(across: bool) -> unsafe fn(&Product<Self>);
     /// Entry point of [`crate::attention::steps::soften`].
     fn soften() -> unsafe fn(&Soften<Self>);
     /// Entry point of [`crate::attention::steps::rescale`].
@@ -142,6 +147,14 @@ where
 /// Defines the entry points of one vector type, compiled with the given features.
 macro_rules! entry_points {
     ([$($feature:meta)?]) => {
+        fn product(across: bool) -> unsafe fn(&Product<Self>) {
+            $(#[$feature])?
+            unsafe fn run<const ACROSS: bool>(args: &Product<Entry>) {
+                // SAFETY: the caller vouches for the pointers, and that the features are present.
+                unsafe { crate::attention::product::run::<Entry, ACROSS>(args) }
+            }
+            if across { run::<true> } else { run::<false> }
+        }
         fn soften() -> unsafe fn(&Soften<Self>) {
             $(#[$feature])?
             unsafe fn run(args: &Soften<Entry>) {
@@ -206,10 +219,9 @@ plain!(f64, 52);
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! intrinsics {
     ($lane:ty, $elem:ty, [$($feature:meta)?], $spread:ident, $max:ident, $add:ident, $sub:ident, $mul:ident,
-     |$v:ident| $exponent:expr, |$a:ident, $b:ident| $equal:expr) => {
+     |$v:ident| $exponent:expr, |$a:ident, $b:ident| $equal:expr, |$at:ident| $prefetch:expr) => {
         const _: () = {
             type Entry = $lane;
-            // SAFETY (here and below): register arithmetic of an instruction set that the caller vouches for.
             impl Floats for Entry {
                 #[inline(always)]
                 unsafe fn spread(v: $elem) -> Self::V {
@@ -246,6 +258,11 @@ macro_rules! intrinsics {
                     // SAFETY: as above.
                     unsafe { $equal }
                 }
+                #[inline(always)]
+                unsafe fn prefetch_far($at: *const $elem) {
+                    // SAFETY: a hint; never faults.
+                    unsafe { $prefetch }
+                }
                 entry_points!([$($feature)?]);
             }
         };
@@ -258,7 +275,7 @@ mod x86 {
 
     use super::super::avx2::{F32x8, F64x4};
     use super::super::avx512::{F32x16, F64x8};
-    use super::{Floats, Rescale, Soften};
+    use super::{Floats, Product, Rescale, Soften};
 
     intrinsics!(
         F32x16,
@@ -270,7 +287,8 @@ mod x86 {
         _mm512_sub_ps,
         _mm512_mul_ps,
         |v| _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(v))),
-        |a, b| _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b) == u16::MAX
+        |a, b| _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b) == u16::MAX,
+        |at| _mm_prefetch::<_MM_HINT_T1>(at.cast())
     );
     intrinsics!(
         F64x8,
@@ -282,7 +300,8 @@ mod x86 {
         _mm512_sub_pd,
         _mm512_mul_pd,
         |v| _mm512_castsi512_pd(_mm512_slli_epi64::<52>(_mm512_castpd_si512(v))),
-        |a, b| _mm512_cmp_pd_mask::<_CMP_EQ_OQ>(a, b) == u8::MAX
+        |a, b| _mm512_cmp_pd_mask::<_CMP_EQ_OQ>(a, b) == u8::MAX,
+        |at| _mm_prefetch::<_MM_HINT_T1>(at.cast())
     );
     intrinsics!(
         F32x8,
@@ -294,7 +313,8 @@ mod x86 {
         _mm256_sub_ps,
         _mm256_mul_ps,
         |v| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(v))),
-        |a, b| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(a, b)) == 0xFF
+        |a, b| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(a, b)) == 0xFF,
+        |at| _mm_prefetch::<_MM_HINT_T1>(at.cast())
     );
     intrinsics!(
         F64x4,
@@ -306,7 +326,8 @@ mod x86 {
         _mm256_sub_pd,
         _mm256_mul_pd,
         |v| _mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(v))),
-        |a, b| _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_EQ_OQ>(a, b)) == 0xF
+        |a, b| _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_EQ_OQ>(a, b)) == 0xF,
+        |at| _mm_prefetch::<_MM_HINT_T1>(at.cast())
     );
 }
 
@@ -314,8 +335,8 @@ mod x86 {
 mod arm {
     use std::arch::aarch64::*;
 
-    use super::super::neon::{F32x4, F64x2};
-    use super::{Floats, Rescale, Soften};
+    use super::super::neon::{F32x4, F64x2, prefetch_line};
+    use super::{Floats, Product, Rescale, Soften};
 
     // `fmax` gives NaN where either is NaN, which is more than what is asked for.
     intrinsics!(
@@ -328,7 +349,8 @@ mod arm {
         vsubq_f32,
         vmulq_f32,
         |v| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vreinterpretq_s32_f32(v))),
-        |a, b| vminvq_u32(vceqq_f32(a, b)) == u32::MAX
+        |a, b| vminvq_u32(vceqq_f32(a, b)) == u32::MAX,
+        |at| prefetch_line(at)
     );
     intrinsics!(
         F64x2,
@@ -343,6 +365,7 @@ mod arm {
         |a, b| {
             let same = vceqq_f64(a, b);
             vgetq_lane_u64::<0>(same) & vgetq_lane_u64::<1>(same) == u64::MAX
-        }
+        },
+        |at| prefetch_line(at)
     );
 }
