@@ -23,6 +23,7 @@ __all__ = [
     "measure_bandwidth",
     "measure_flops",
     "pack",
+    "pooled_scores",
     "sdd",
     "set_level",
     "ssd",
@@ -101,6 +102,9 @@ def attention(
     causal: bool,
     blocksize: int,
     threads: int,
+) -> None: ...
+def pooled_scores(
+    q: NDArray[Any], k: NDArray[Any], out: NDArray[Any], scale: float, blocksize: int, threads: int
 ) -> None: ...
 def writes_apart(out: NDArray[Any], *inputs: NDArray[Any] | Packed | None) -> bool: ...
 def available_levels() -> list[str]: ...

@@ -159,7 +159,13 @@ class Engine(Protocol):
         ...
 
     def combine(
-        self, h: Array, w: Array, out: Array, live: Array | None = None, branch: int = 1, bias: Array | None = None
+        self,
+        h: Array,
+        w: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        bias: Array | None = None,
     ) -> None:
         """Write ``h @ w + bias``, where only live branches of each row of ``h`` take part.
 
@@ -216,5 +222,21 @@ class Engine(Protocol):
             Query i sees keys j <= i + m - n only.
         blocksize : int
             Rows and columns of a block of ``live``.
+        """
+        ...
+
+    def pooled_scores(self, q: Array, k: Array, out: Array, scale: float, blocksize: int) -> None:
+        """Write ``scale`` times the means of blocks of queries times those of blocks of keys.
+
+        Parameters
+        ----------
+        q, k : ndarray
+            Shapes (*batch, heads, n, d) and (*batch, groups, m, d), as in :meth:`attention`.
+        out : ndarray
+            Shape (*batch, heads, ceil(n / blocksize), ceil(m / blocksize)), float32, or float64 if an operand is.
+        scale : float
+            Factor of the scores, finite.
+        blocksize : int
+            Rows in a block; the last one may have fewer.
         """
         ...

@@ -62,3 +62,7 @@ class CpuEngine:
         """See :class:`prunus.engines.base.Engine`."""
         grid = None if live is None else live.view(np.int8)
         _core.attention(q, k, v, out, grid, scale, causal, blocksize, THREADS.get())
+
+    def pooled_scores(self, q: Array, k: Array, out: Array, scale: float, blocksize: int) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        _core.pooled_scores(q, k, out, scale, blocksize, THREADS.get())

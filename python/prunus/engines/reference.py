@@ -138,7 +138,13 @@ class ReferenceEngine:
             out[...] = h
 
     def combine(
-        self, h: Array, w: Array, out: Array, live: Array | None = None, branch: int = 1, bias: Array | None = None
+        self,
+        h: Array,
+        w: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        bias: Array | None = None,
     ) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         every = _units(live, branch, h.shape)
@@ -180,6 +186,13 @@ class ReferenceEngine:
                         result[i] = weight @ values[seen] / weight.sum()
                 out[at] = result
 
+    def pooled_scores(self, q: Array, k: Array, out: Array, scale: float, blocksize: int) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        share = max(1, q.shape[-3] // max(k.shape[-3], 1))
+        with np.errstate(all="ignore"):
+            means = _means(np.repeat(k, share, axis=-3), blocksize)
+            out[...] = scale * (_means(q, blocksize) @ means.swapaxes(-1, -2))
+
 
 def _units(live: Array | None, branch: int, shape: tuple[int, ...]) -> Array:
     """Return the liveness of every unit from that of branches."""
@@ -198,3 +211,9 @@ def _find(h: Array, found: Found) -> None:
             found.norms[...] = np.maximum.reduceat(np.abs(h), starts, axis=1)
     if found.live is not None:
         found.live[...] = ~(found.norms <= np.float32(found.tau))
+
+
+def _means(x: Array, blocksize: int) -> Array:
+    """Return the means of blocks of rows in float64."""
+    parts = [x[..., i : i + blocksize, :] for i in range(0, x.shape[-2], blocksize)]
+    return np.stack([part.astype(np.float64).mean(axis=-2) for part in parts], axis=-2)

@@ -127,9 +127,7 @@ def attention(
         out = np.empty((*call.q.shape[:-1], call.v.shape[-1]), call.q.dtype)
         engine = engines.active()
         if out.size:
-            engine.attention(
-                call.q, call.k, call.v, out, live, call.scale, call.causal, call.blocksize
-            )
+            engine.attention(call.q, call.k, call.v, out, live, call.scale, call.causal, call.blocksize)
         if t:
             _count(t, call, grid, live)
             t.ran(None if engine.name == "cpu" else engine.name)
@@ -270,11 +268,9 @@ def _decide(policy: Policy, call: _Call, grid: Array | None) -> Array:
     if isinstance(policy, Fixed):
         flat[...] = _fixed(policy, call, heads)
     else:
-        pooled = _Pooled(call)
         for at, part in _pieces(policy, heads, rows, cols):
             visible = _visible(call, grid, at, part)
-            scores = pooled.scores(at, part)
-            flat[at, part] = _ask(policy, scores, visible, call.diagonal()[part])
+            flat[at, part] = _ask(policy, _scores(call, at, part), visible, call.diagonal()[part])
     seen = call.sees()
     live |= call.diagonal()
     if seen is not None:
@@ -296,7 +292,9 @@ def _pieces(policy: Policy, heads: int, rows: int, cols: int) -> Iterator[tuple[
     few = max(1, _TOGETHER // max(rows * cols, 1))
     low = rows if few > 1 else max(1, _TOGETHER // max(cols, 1))
     for h in range(0, heads, few):
-        yield from ((slice(h, min(h + few, heads)), slice(r, min(r + low, rows))) for r in range(0, rows, low))
+        yield from (
+            (slice(h, min(h + few, heads)), slice(r, min(r + low, rows))) for r in range(0, rows, low)
+        )
 
 
 def _visible(call: _Call, grid: Array | None, at: slice, part: slice) -> Array | None:
@@ -351,36 +349,23 @@ def _fixed(policy: Fixed, call: _Call, heads: int) -> Array:
     )
 
 
-class _Pooled:
-    """Means of the blocks of queries and of keys; heads flattened."""
-
-    def __init__(self, call: _Call) -> None:
-        self._q = _means(call.q, call.blocksize) * call.scale
-        self._k = _means(call.k, call.blocksize)
-        self._share = max(1, call.q.shape[-3] // max(call.k.shape[-3], 1))
-
-    def scores(self, at: slice, part: slice) -> Array:
-        """Return float32 scores (heads, rows, blocks of keys)."""
-        keys = self._k[np.arange(at.start, at.stop) // self._share]
-        with np.errstate(all="ignore"):
-            # In float64, so that rounding to float32 hides in which order the sums were made.
-            return np.matmul(self._q[at, part], keys.swapaxes(-1, -2)).astype(np.float32)
-
-
-def _means(x: Array, blocksize: int) -> Array:
-    """Return the means of blocks of rows as float64, (heads, blocks, dim)."""
-    n, d = x.shape[-2:]
-    lead, count = x.shape[:-2], lay.blocks_along(n, blocksize)
-    means = np.empty((*lead, count, d))
-    whole = n // blocksize
-    inner = np.float64 if x.dtype == np.float64 else np.float32
-    with np.errstate(all="ignore"):
-        # Cutting an axis in two is a view, whatever the strides.
-        blocks = x[..., : whole * blocksize, :].reshape(*lead, whole, blocksize, d)
-        means[..., :whole, :] = blocks.sum(axis=-2, dtype=inner) / inner(blocksize)
-        if whole < count:
-            means[..., whole, :] = x[..., whole * blocksize :, :].mean(axis=-2, dtype=inner)
-    return means.reshape(-1, count, d)
+def _scores(call: _Call, at: slice, part: slice) -> Array:
+    """Return the pooled scores of some heads, counted through the batch, and rows: (heads, rows, blocks of keys)."""
+    wide = np.float64 in (call.q.dtype, call.k.dtype)
+    size, cols = call.blocksize, call.blocks[1]
+    lead, share = call.q.shape[:-2], call.q.shape[-3] // max(call.k.shape[-3], 1)
+    out = np.empty((at.stop - at.start, part.stop - part.start, cols), np.float64 if wide else np.float32)
+    rows = slice(part.start * size, min(part.stop * size, call.n))
+    engine = engines.active()
+    if at == slice(0, math.prod(lead)):
+        own = out.reshape(*lead, *out.shape[1:])
+        engine.pooled_scores(call.q[..., rows, :], call.k, own, call.scale, size)
+        return out
+    for h, scores in enumerate(out, at.start):
+        one = np.unravel_index(h, lead)
+        keys = call.k[(*one[:-1], one[-1] // share)]
+        engine.pooled_scores(call.q[one][None, rows], keys[None], scores[None], call.scale, size)
+    return out
 
 
 # Counting ------------------------------------------------------------------------------------------------

@@ -446,29 +446,27 @@ def largest(values: Array, wanted: Array, visible: Array | None) -> Array:
     visible : ndarray of bool, optional
         Shape (rows, n).
     """
+    # As unsigned integers that sort as the numbers do, so that NaN comes last of all and what is not visible
+    # first. Adding zero makes the two zeros one.
+    wide = values.dtype == np.float64
+    numbers = values.astype(np.float64 if wide else np.float32) + 0
+    keys = numbers.view(np.uint64 if wide else np.uint32)
+    top = keys.dtype.type(1 << (keys.dtype.itemsize * 8 - 1))
+    keys = np.where(keys >= top, ~keys, keys | top)
+    keys[np.isnan(numbers)] = np.iinfo(keys.dtype).max
+    if visible is not None:
+        keys[~visible] = 0
     rows, n = values.shape
-    live = np.zeros((rows, n), bool)
-    for i in range(rows):
-        count = int(wanted[i])
-        at = None if visible is None else np.flatnonzero(visible[i])
-        row = values[i] if at is None else values[i, at]
-        if count >= row.size:
-            chosen = np.arange(row.size)
-        elif count <= 0:
-            continue
-        else:
-            # Descending with NaN first is ascending in the negatives with NaN made -inf below -inf's rank.
-            keys = np.where(np.isnan(row), np.inf, row)
-            cut = np.partition(keys, row.size - count)[row.size - count]
-            above = (keys > cut) | np.isnan(row)
-            chosen = np.flatnonzero(above)
-            if chosen.size < count:
-                ties = np.flatnonzero((keys == cut) & ~above)
-                chosen = np.concatenate([chosen, ties[: count - chosen.size]])
-            else:
-                chosen = chosen[:count]
-        live[i, chosen if at is None else at[chosen]] = True
-    return live
+    if not n:
+        return np.zeros((rows, n), bool)
+    # The smallest number that is still chosen, if any is.
+    at = np.clip(n - wanted, 0, n - 1)[:, None]
+    cut = np.take_along_axis(np.sort(keys, axis=1), at, axis=1)
+    above, ties = keys > cut, keys == cut
+    missing = wanted - np.count_nonzero(above, axis=1)
+    first = ties & (np.cumsum(ties, axis=1, dtype=np.int32) <= missing[:, None])
+    live: Array = (above | first) & (wanted > 0)[:, None]
+    return live if visible is None else live & visible
 
 
 def _options(policy: Policy) -> str:

@@ -3,7 +3,7 @@
 use numpy::PyUntypedArray;
 use prunus_core::{DType, MatMut, MatRef};
 use prunus_cpu::Attention;
-use prunus_cpu::attention::Head;
+use prunus_cpu::attention::{Head, Pooled};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -34,19 +34,7 @@ pub(crate) fn attention(
     if live.as_ref().is_some_and(|live| live.dtype != DType::I8) {
         return Err(PyTypeError::new_err("live: expected dtype int8"));
     }
-    // Everything but rows and columns numbers the heads; the engine compares those of each head.
-    let batch = q.batch(2)?;
-    let Some((&heads, outer)) = batch.split_last() else {
-        return Err(PyValueError::new_err("q: expected at least 3 dimensions, got 2"));
-    };
-    let shared = k.batch(2)?;
-    let groups = shared.last().copied().unwrap_or(0);
-    let divides = groups > 0 && heads.is_multiple_of(groups);
-    if shared.split_last().map(|(_, outer)| outer) != Some(outer) || !(divides || heads == 0) {
-        return Err(PyValueError::new_err(format!(
-            "heads {batch:?} of q need those of k to be the same, or to divide the last: got {shared:?}"
-        )));
-    }
+    let (batch, shared, share) = grouped(&q, &k)?;
     let others = [("v", &v, shared), ("out", &out, batch)];
     for (name, array, expected) in others.into_iter().chain(live.as_ref().map(|live| ("live", live, batch))) {
         if array.batch(2)? != expected {
@@ -59,28 +47,17 @@ pub(crate) fn attention(
     if out.is_empty() {
         return Ok(());
     }
-    let view = |m: &Nd, batch: &[usize], i: usize| {
-        let n = batch.len();
-        let (shape, strides) = ((m.shape[n], m.shape[n + 1]), (m.strides[n], m.strides[n + 1]));
-        // SAFETY: a member of an array that lives as long as the call.
-        unsafe { MatRef::new(m.member(batch, i), m.dtype, shape, strides) }
-    };
-    let n = batch.len();
-    let share = heads / groups.max(1);
     let count = batch.iter().product::<usize>();
     let mut members = Vec::with_capacity(count);
     for i in 0..count {
         if i % 65_536 == 65_535 {
             py.check_signals()?;
         }
-        let (shape, strides) = ((out.shape[n], out.shape[n + 1]), (out.strides[n], out.strides[n + 1]));
         members.push(Head {
             q: view(&q, batch, i),
             k: view(&k, shared, i / share),
             v: view(&v, shared, i / share),
-            // SAFETY: as above; `out` is writeable and its elements apart, and Python's caller is told not to
-            // read or write it meanwhile.
-            out: unsafe { MatMut::new(out.member(batch, i), out.dtype, shape, strides) },
+            out: target(&out, batch, i),
             live: live.as_ref().map(|live| view(live, batch, i)),
         });
     }
@@ -89,4 +66,66 @@ pub(crate) fn attention(
     })?;
     LAST_PATH.set(path);
     Ok(())
+}
+
+/// `out = scale · means of blocks of q · (means of blocks of k)ᵀ` for every head.
+///
+/// `q` is `(*batch, H, n, d)`, `k` `(*batch, G, m, d)` and `out` `(*batch, H, ceil(n / blocksize), ceil(m /
+/// blocksize))`.
+#[pyfunction]
+pub(crate) fn pooled_scores(
+    py: Python<'_>,
+    q: &Bound<'_, PyUntypedArray>,
+    k: &Bound<'_, PyUntypedArray>,
+    out: &Bound<'_, PyUntypedArray>,
+    scale: f64,
+    blocksize: usize,
+    threads: usize,
+) -> PyResult<()> {
+    let (q, k, out) = (Nd::read(q)?, Nd::read(k)?, Nd::write(out)?);
+    let (batch, shared, share) = grouped(&q, &k)?;
+    if out.batch(2)? != batch {
+        let got = out.batch(2)?;
+        return Err(PyValueError::new_err(format!("out: expected heads {batch:?}, got {got:?}")));
+    }
+    if out.is_empty() {
+        return Ok(());
+    }
+    let heads: Vec<_> = (0..batch.iter().product::<usize>())
+        .map(|i| (view(&q, batch, i), view(&k, shared, i / share), target(&out, batch, i)))
+        .collect();
+    enter(py, threads, |context| Pooled { heads: &heads, scale, block: blocksize }.run(context))?;
+    Ok(())
+}
+
+/// Everything but rows and columns numbers the heads: those of q, those of k, and how many of q share one of
+/// k. The engine compares rows and columns of each head.
+fn grouped<'a>(q: &'a Nd, k: &'a Nd) -> PyResult<(&'a [usize], &'a [usize], usize)> {
+    let (batch, shared) = (q.batch(2)?, k.batch(2)?);
+    if let (Some((&heads, outer)), Some((&groups, others))) = (batch.split_last(), shared.split_last())
+        && outer == others
+        && (heads == 0 || (groups > 0 && heads.is_multiple_of(groups)))
+    {
+        return Ok((batch, shared, (heads / groups.max(1)).max(1)));
+    }
+    Err(PyValueError::new_err(format!(
+        "heads of q need those of k to be the same, or to divide the last: got {batch:?} and {shared:?}"
+    )))
+}
+
+/// Rows and columns of one head.
+fn view<'a>(m: &Nd, batch: &[usize], i: usize) -> MatRef<'a> {
+    let n = batch.len();
+    let (shape, strides) = ((m.shape[n], m.shape[n + 1]), (m.strides[n], m.strides[n + 1]));
+    // SAFETY: a member of an array that lives as long as the call.
+    unsafe { MatRef::new(m.member(batch, i), m.dtype, shape, strides) }
+}
+
+/// Rows and columns of one head of a result.
+fn target<'a>(m: &Nd, batch: &[usize], i: usize) -> MatMut<'a> {
+    let n = batch.len();
+    let (shape, strides) = ((m.shape[n], m.shape[n + 1]), (m.strides[n], m.strides[n + 1]));
+    // SAFETY: as above; the array is writeable and its elements apart, and Python's caller is told not to read
+    // or write it meanwhile.
+    unsafe { MatMut::new(m.member(batch, i), m.dtype, shape, strides) }
 }

@@ -21,7 +21,7 @@ mod _core {
     #[pymodule_export]
     use super::arrays::writes_apart;
     #[pymodule_export]
-    use super::attention::attention;
+    use super::attention::{attention, pooled_scores};
     #[pymodule_export]
     use super::dsd::{Packed, dsd, dsd_packed, pack};
     #[pymodule_export]

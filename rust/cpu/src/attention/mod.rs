@@ -3,13 +3,16 @@
 //!
 //! The online softmax is that of Milakov and Gimelshein (2018), the order of loops that of FlashAttention
 //! (Dao et al., 2022): a tile of queries stays in the first cache while keys and values stream past.
-//! [`run`] holds the driver, [`product`] the two products, [`steps`] what happens between them.
+//! [`run`] holds the driver, [`pool`] the scores of blocks, [`product`] the two products, [`steps`] what happens between them.
 
+mod pool;
 pub(crate) mod product;
 mod run;
 pub(crate) mod steps;
 
 use prunus_core::{DType, Error, MatMut, MatRef};
+
+pub use pool::Pooled;
 
 use crate::dispatch::with_floats;
 use crate::threads::Context;
@@ -55,7 +58,7 @@ impl Attention<'_> {
         self.check(first)?;
         with_floats!(
             "attention",
-            compute_type(first),
+            compute_type(&kinds(first)),
             L => run::run::<L>(self, context),
             else Err(no_kernel(first))
         )
@@ -74,7 +77,6 @@ impl Attention<'_> {
         let (n, d) = (first.q.rows, first.q.cols);
         let (m, features) = (first.v.rows, first.v.cols);
         let grid = (n.div_ceil(self.block), m.div_ceil(self.block));
-        let kinds = |h: &Head<'_>| [h.q.dtype, h.k.dtype, h.v.dtype, h.out.view.dtype];
         for head in self.heads {
             let shapes = [
                 ("queries", (head.q.rows, head.q.cols), (n, d)),
@@ -96,9 +98,12 @@ impl Attention<'_> {
     }
 }
 
+fn kinds(head: &Head<'_>) -> [DType; 4] {
+    [head.q.dtype, head.k.dtype, head.v.dtype, head.out.view.dtype]
+}
+
 /// What the operands are computed in: float32, unless one is float64.
-fn compute_type(head: &Head<'_>) -> Option<DType> {
-    let kinds = [head.q.dtype, head.k.dtype, head.v.dtype, head.out.view.dtype];
+fn compute_type(kinds: &[DType]) -> Option<DType> {
     match kinds {
         kinds if kinds.iter().any(|kind| matches!(kind, DType::I8 | DType::I32)) => None,
         kinds if kinds.contains(&DType::F64) => Some(DType::F64),
