@@ -378,7 +378,7 @@ def _count(t: Span, call: _Call, grid: Array | None, live: Array | None) -> None
     starts, ends = np.arange(cols) * size, np.minimum((np.arange(cols) + 1) * size, m)
     heights = np.minimum((np.arange(rows) + 1) * size, n) - np.arange(rows) * size
     if call.causal:
-        pairs = np.zeros((rows, cols), np.int64)
+        pairs: Array = np.zeros((rows, cols), np.int64)
         for i, first in enumerate(call.edges()[0]):
             last_seen = first + np.arange(heights[i])[:, None]
             pairs[i] = np.clip(np.minimum(ends, last_seen + 1) - starts, 0, None).sum(axis=0)

@@ -450,7 +450,7 @@ def largest(values: Array, wanted: Array, visible: Array | None) -> Array:
     # first. Adding zero makes the two zeros one.
     wide = values.dtype == np.float64
     numbers = values.astype(np.float64 if wide else np.float32) + 0
-    keys = numbers.view(np.uint64 if wide else np.uint32)
+    keys: Any = numbers.view(np.uint64 if wide else np.uint32)
     top = keys.dtype.type(1 << (keys.dtype.itemsize * 8 - 1))
     keys = np.where(keys >= top, ~keys, keys | top)
     keys[np.isnan(numbers)] = np.iinfo(keys.dtype).max

@@ -114,3 +114,105 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prunus_core::{DType, Error};
+
+    use super::*;
+    use crate::dispatch::with_floats;
+    use crate::level;
+
+    /// `2^x` of as many scores as there are, which have a maximum of 0 behind them.
+    fn weights<L: Floats>(scores: &[f64]) -> Result<Vec<f64>, Error>
+    where
+        L::Elem: Real + Into<f64>,
+    {
+        let keys = scores.len();
+        let mut data = vec![L::Elem::default(); keys * L::LANES];
+        for (row, &score) in data.chunks_exact_mut(L::LANES).zip(scores) {
+            row.fill(L::Elem::narrow(score));
+        }
+        let (mut max, mut sum) = (vec![L::Elem::default(); L::LANES], vec![L::Elem::default(); L::LANES]);
+        let args = Soften::<L> {
+            scores: data.as_mut_ptr(),
+            row: L::LANES,
+            keys,
+            vectors: 1,
+            max: max.as_mut_ptr(),
+            sum: sum.as_mut_ptr(),
+            out: std::ptr::null_mut(),
+            out_row: 0,
+            features: 0,
+        };
+        // SAFETY: one vector a key, and `with_floats` chose a level that is there.
+        unsafe { L::soften()(&args) };
+        Ok(data.chunks_exact(L::LANES).map(|row| row[L::LANES - 1].into()).collect())
+    }
+
+    fn powers(compute: DType, scores: &[f64]) -> Vec<f64> {
+        let mut found = Vec::new();
+        let run = with_floats!(
+            "test",
+            Some(compute),
+            L => weights::<L>(scores).map(|weights| found = weights),
+            else Err(Error::Bug("no level".to_owned()))
+        );
+        run.unwrap();
+        found
+    }
+
+    /// Checks powers of two at every level; `ulp` is the spacing of numbers in [1, 2).
+    fn check(compute: DType, scores: &[f64], ulp: f64, smallest: f64) {
+        level::each(|level| {
+            for (&x, got) in scores.iter().zip(powers(compute, scores)) {
+                let exact = libm::exp2(x);
+                if exact < smallest {
+                    assert!((0.0..=smallest).contains(&got), "2^{x} gave {got:e} on {}", level.name());
+                    continue;
+                }
+                let spacing = ulp * 2f64.powi(exact.log2().floor() as i32);
+                // libm's own error counts where it is no narrower than ours.
+                let error = (got - exact).abs() / spacing;
+                assert!(error < 2.0, "2^{x} is off by {error} units on {}", level.name());
+            }
+        });
+    }
+
+    proptest! {
+        #[test]
+        fn powers_of_two_are_within_two_units(x in proptest::collection::vec(-140.0f32..=0.0, 1..40)) {
+            let x: Vec<f64> = x.into_iter().map(f64::from).collect();
+            check(DType::F32, &x, f64::from(f32::EPSILON), f64::from(f32::MIN_POSITIVE));
+        }
+
+        #[test]
+        fn powers_of_two_in_double_precision(x in proptest::collection::vec(-1030.0f64..=0.0, 1..40)) {
+            check(DType::F64, &x, f64::EPSILON, f64::MIN_POSITIVE);
+        }
+    }
+
+    #[test]
+    fn powers_of_two_over_the_whole_range() {
+        let some: Vec<f64> = (0..400_000).map(|i| f64::from(-(i as f32) * 3.15e-4)).collect();
+        check(DType::F32, &some, f64::from(f32::EPSILON), f64::from(f32::MIN_POSITIVE));
+        let near: Vec<f64> = (0..=1000)
+            .flat_map(|i| [-0.5, -1.0, -1.5].map(|at| f64::from(at + i as f32 * 5e-7 - 2.5e-4)))
+            .collect();
+        check(DType::F32, &near, f64::from(f32::EPSILON), f64::from(f32::MIN_POSITIVE));
+    }
+
+    #[test]
+    fn powers_at_the_ends() {
+        level::each(|level| {
+            for compute in [DType::F32, DType::F64] {
+                let lowest = if compute == DType::F32 { f64::from(f32::MIN) } else { f64::MIN };
+                let found = powers(compute, &[0.0, f64::NEG_INFINITY, lowest, -1.0]);
+                assert_eq!(found, [1.0, 0.0, 0.0, 0.5], "{}", level.name());
+                // NaN is no maximum that would hide itself.
+                assert!(powers(compute, &[-1.0, f64::NAN, -2.0])[1].is_nan(), "{}", level.name());
+            }
+        });
+    }
+}
