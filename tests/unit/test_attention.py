@@ -58,7 +58,7 @@ def test_blocksize():
 
 
 def test_masks():
-    wrong("takes a BlockMask", mask=np.ones((10, 12), bool), error=TypeError)
+    wrong("pass a BlockMask", mask=np.ones((10, 12), bool), error=TypeError)
     wrong("must be a BlockMask, got list", mask=[[True]], error=TypeError)
     wrong(
         r"\(12, 10\), but there are 10 queries and 12 keys", mask=pr.BlockMask.full((12, 10), 4), blocksize=4
@@ -95,7 +95,7 @@ def test_inputs_are_left_alone():
         np.testing.assert_array_equal(x, before)
 
 
-def call(q=ones(4, 10, 8), k=ones(2, 12, 8), v=ones(2, 12, 6), out=None, live=None, scale=1.0, size=4):
+def call(q=GOOD[0], k=GOOD[1], v=GOOD[2], out=None, live=None, scale=1.0, size=4):
     out = np.empty((4, 10, 6), np.float32) if out is None else out
     _core.attention(q, k, v, out, live, scale, False, size, 1)
     return out

@@ -145,8 +145,8 @@ def _calls(torch: Any, dtype: str, length: int) -> dict[str, Callable[[], object
 def measure_memory(length: int) -> Memory:
     """Measure by how much one pruned call raises the peak memory of a process of its own.
 
-    The peak is the operating system's (``ru_maxrss``), so what compiled code allocates is in it. Arguments and
-    result are made and touched before, and a short call has started the threads.
+    The peak is the operating system's (``ru_maxrss``), so what compiled code allocates is in it. Operands are
+    made and touched before, and a short call has started the threads.
 
     Parameters
     ----------

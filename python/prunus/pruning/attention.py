@@ -21,7 +21,7 @@ from prunus.pruning.policies import Fixed, Policy, Threshold, TopK, as_policy, d
 __all__ = ["attention"]
 
 # Pooled scores that exist at once, so that what a policy sees does not grow with the square of the length.
-_TOGETHER: Final = 1 << 19
+_TOGETHER: Final = 1 << 17
 
 
 def attention(
@@ -64,8 +64,8 @@ def attention(
     Returns
     -------
     ndarray
-        Shape (*batch, heads, n, features), as many dimensions as ``q``, in ``q``'s dtype. Sums are float32, or
-        float64 if an operand is. A query that sees nothing gets zeros. NaN and infinities in keys and values
+        Shape (*batch, heads, n, features), as many dimensions as ``q``, in ``q``'s dtype. Sums are float32,
+        or float64 if an operand is. A query that sees nothing gets zeros. NaN and infinities in keys and values
         that a query sees propagate as in NumPy; others do not reach it.
 
     Raises
@@ -81,9 +81,10 @@ def attention(
     -----
     In other operations a policy decides for each row. Here its rows are blocks of queries, one for each head
     and ``blocksize`` neighbouring queries, heads outermost, and its branches blocks of keys. It sees scores
-    (``Statistics.norm == "score"``): the mean of the block's queries times the mean of the block's keys, times
-    ``scale``, in float32; ``visible`` says which blocks at least one query of the row sees by ``causal`` and
-    ``mask``. So a query's result depends on its neighbours in the block, and on no other query.
+    (``Statistics.norm == "score"``): the mean of the block's queries times the mean of the block's keys,
+    times ``scale``, in float32 (float64 if an operand is); ``visible`` says which blocks at least one query
+    of the row sees by ``causal`` and ``mask``. So a query's result depends on its neighbours in the block,
+    and on no other query.
 
     - ``TopK`` keeps the blocks with the highest scores; a fraction is of the visible blocks.
     - ``Threshold(tau)`` keeps those whose share in the softmax of the row's scores over its visible blocks
@@ -222,8 +223,7 @@ def _check(q: Any, k: Any, v: Any, scale: float | None, causal: bool, blocksize:
     if size < 1:
         raise ValueError(f"blocksize must be at least 1, got {size}")
     # Larger than both lengths is the same as the larger of them, and no sum overflows.
-    if size > max(q.shape[-2], k.shape[-2], 1):
-        size = max(q.shape[-2], k.shape[-2], 1)
+    size = min(size, max(q.shape[-2], k.shape[-2], 1))
     return _Call(q, k, v, factor, bool(causal), size, flat)
 
 
@@ -233,7 +233,7 @@ def _grid(mask: Any, call: _Call) -> Array | None:
         return None
     if isinstance(mask, np.ndarray):
         raise TypeError(
-            "mask is an array: attention takes a BlockMask, such as pr.BlockMask(grid, blocksize, shape=(n, m))"
+            "mask is an array: pass a BlockMask, such as pr.BlockMask(grid, blocksize, shape=(n, m))"
         )
     if not isinstance(mask, BlockMask):
         raise TypeError(f"mask must be a BlockMask, got {type(mask).__name__}")
@@ -344,13 +344,13 @@ def _fixed(policy: Fixed, call: _Call, heads: int) -> Array:
     if mask.shape == (heads * rows, cols):
         return mask.reshape(heads, rows, cols)
     raise ValueError(
-        f"Fixed has a mask of shape {mask.shape}, but there are {heads} heads of {rows} blocks of queries and "
-        f"{cols} blocks of keys"
+        f"Fixed has a mask of shape {mask.shape}, but there are {heads} heads of {rows} blocks of queries "
+        f"and {cols} blocks of keys"
     )
 
 
 def _scores(call: _Call, at: slice, part: slice) -> Array:
-    """Return the pooled scores of some heads, counted through the batch, and rows: (heads, rows, blocks of keys)."""
+    """Return pooled scores of some heads, counted through the batch: (heads, rows, blocks of keys)."""
     wide = np.float64 in (call.q.dtype, call.k.dtype)
     size, cols = call.blocksize, call.blocks[1]
     lead, share = call.q.shape[:-2], call.q.shape[-3] // max(call.k.shape[-3], 1)

@@ -120,8 +120,8 @@ where
 /// `2^x` for x up to the largest exponent, minus infinity included; NaN stays NaN.
 ///
 /// x = n + f with n whole and |f| <= 1/2, which is exact; then a polynomial in f, and n as an exponent. The
-/// error is below 1 unit in the last place with fused multiply-adds, and below 2 without. Results under the
-/// smallest normal number lose digits or become 0.
+/// error is below 2 units in the last place (1 or so with fused multiply-adds). Results under the smallest
+/// normal number lose digits or become 0.
 ///
 /// # Safety
 /// The instruction set must be present.
