@@ -84,6 +84,15 @@ def test_decode_with_a_cache(rng, dtype, n):
     close(pr.attention(q, cache[:333].transpose(1, 0, 2), v, causal=True), dense(q, k, v, causal=True), dtype)
 
 
+def test_one_query_of_many_heads_with_the_same_keys(rng):
+    q, k, v = operands(rng, 140, 2, 1, 70, 12, 9, batch=(2,))
+    every = pr.attention(q, k, v, causal=True)
+    close(every, dense(q, k, v, causal=True), F32)
+    np.testing.assert_array_equal(pr.attention(q[1, 139], k[1, 1], v[1, 1]), every[1, 139])
+    mask = pr.BlockMask.random((140, 1, 70), 16, 0.5, rng)
+    close(pr.attention(q, k, v, mask=mask, blocksize=16), dense(q, k, v, mask.toarray()), F32)
+
+
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_any_strides(rng, dtype):
     q, k, v = (values(rng, (70, 24), dtype) for _ in range(3))

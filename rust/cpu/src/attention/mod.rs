@@ -5,6 +5,7 @@
 //! (Dao et al., 2022): a tile of queries stays in the first cache while keys and values stream past.
 //! [`run`] holds the driver, [`pool`] the scores of blocks, [`product`] the two products, [`steps`] what happens between them.
 
+mod operand;
 mod pool;
 pub(crate) mod product;
 mod run;

@@ -6,8 +6,9 @@
 
 use std::ops::Range;
 
-use prunus_core::{DType, Epilogue, Error, MatRef};
+use prunus_core::{Epilogue, Error, MatRef};
 
+use super::operand::{Chunk, ahead, all_finite, chunk_of};
 use super::product::{Ahead, Product, most_vectors};
 use super::steps::{Rescale, Soften};
 use super::{Attention, Head, no_kernel};
@@ -47,11 +48,44 @@ where
             (first..end).step_by(QUERIES).map(move |row| row..end.min(row + QUERIES))
         })
         .collect();
+    // Heads of one query that share keys lie in the lanes side by side, so that keys are read once for all.
+    let together = |a: &Head<'_>, b: &Head<'_>| {
+        let start = |m: &MatRef<'_>| (m.ptr, m.row_stride, m.col_stride);
+        n == 1
+            && a.live.is_none()
+            && b.live.is_none()
+            && start(&a.k) == start(&b.k)
+            && start(&a.v) == start(&b.v)
+    };
+    let groups: Vec<&[Head<'_>]> =
+        call.heads.chunk_by(together).flat_map(|same| same.chunks(QUERIES)).collect();
     // Under causality the last tiles are the long ones: they come first, so that no thread ends on one.
-    for_each(context, call.heads.len() * tiles.len(), |task| {
+    for_each(context, groups.len() * tiles.len(), |task| {
         let tile = &tiles[tiles.len() - 1 - task % tiles.len()];
-        work.tile(&call.heads[task / tiles.len()], tile)
+        work.tile(groups[task / tiles.len()], tile)
     })
+}
+
+/// Neighbouring queries of one head in a strip.
+struct Part<'a> {
+    head: &'a Head<'a>,
+    row: usize,
+    lane: usize,
+    count: usize,
+}
+
+impl<'a, L: Lanes> Queries<'a, L> {
+    /// What a strip is made of.
+    fn parts(&self, strip: &Strip) -> impl Iterator<Item = Part<'a>> + use<'a, L> {
+        let used = (strip.vectors * L::LANES).min(self.count - strip.first);
+        let (heads, start, first) = (self.heads, self.rows.start, strip.first);
+        let is_alone = heads.len() == 1;
+        let parts = if is_alone { 1 } else { used };
+        (0..parts).map(move |i| match is_alone {
+            true => Part { head: &heads[0], row: start + first, lane: 0, count: used },
+            false => Part { head: &heads[first + i], row: 0, lane: i, count: 1 },
+        })
+    }
 }
 
 /// What all tasks share.
@@ -78,10 +112,14 @@ struct Buffers<L: Lanes> {
     _workspace: Workspace,
 }
 
-/// Queries of one head that a task computes, all of one row of blocks.
+/// Queries that a task computes: some of one head, all of one row of blocks; or the only one of each head of
+/// several that share keys and values.
 struct Queries<'a, L: Lanes> {
+    heads: &'a [Head<'a>],
+    /// The first head, for what all have in common.
     head: &'a Head<'a>,
     rows: Range<usize>,
+    count: usize,
     strips: Vec<Strip>,
     buffers: Buffers<L>,
 }
@@ -94,21 +132,18 @@ struct Strip {
     vectors: usize,
 }
 
-/// Keys or values of a chunk as the product reads them: rows `row` elements apart, features adjacent.
-struct Chunk<L: Lanes> {
-    start: *const L::Elem,
-    row: usize,
-}
-
 impl<L> Work<'_, L>
 where
     L: Floats,
     L::Elem: Real + Element + Sum,
 {
-    /// Computes some queries of one head, all of one row of blocks.
-    fn tile(&self, head: &Head<'_>, rows: &Range<usize>) -> Result<(), Error> {
-        let buffers = self.buffers(head, rows.len())?;
-        let queries = Queries { head, rows: rows.clone(), strips: strips::<L>(rows.len()), buffers };
+    /// Computes some queries.
+    fn tile(&self, heads: &[Head<'_>], rows: &Range<usize>) -> Result<(), Error> {
+        let head = &heads[0];
+        let count = rows.len().max(heads.len());
+        let buffers = self.buffers(head, count)?;
+        let strips = strips::<L>(count);
+        let queries = Queries { heads, head, rows: rows.clone(), count, strips, buffers };
         let runs = self.runs(head, rows);
         for strip in &queries.strips {
             self.load(&queries, strip);
@@ -198,29 +233,28 @@ where
 
     /// Copies the queries of a strip, transposed and times the scale in base 2; zeros past the last one.
     fn load(&self, queries: &Queries<'_, L>, strip: &Strip) {
-        let Queries { head, rows, buffers, .. } = queries;
-        let d = head.q.cols;
+        let d = queries.head.q.cols;
         let width = strip.vectors * L::LANES;
-        let to = buffers.q.wrapping_add(d * strip.first);
-        let count = width.min(rows.len() - strip.first);
-        let rect = Rect {
-            src: head.q.at(rows.start + strip.first, 0),
-            rows: d,
-            cols: count,
-            row_stride: head.q.col_stride,
-            col_stride: head.q.row_stride,
-        };
+        let to = queries.buffers.q.wrapping_add(d * strip.first);
         let factor = L::Elem::narrow(self.call.scale * std::f64::consts::LOG2_E);
         let by = [factor; 16];
         debug_assert!(L::LANES <= by.len());
         // SAFETY: the queries are readable; the strip is this task's and has room; the level has `L`.
         unsafe {
-            if count < width {
-                for i in 0..d * width {
-                    to.add(i).write(L::Elem::default());
-                }
+            for i in 0..d * width {
+                to.add(i).write(L::Elem::default());
             }
-            self.convert[0](&rect, to, width);
+            for part in queries.parts(strip) {
+                let q = &part.head.q;
+                let rect = Rect {
+                    src: q.at(part.row, 0),
+                    rows: d,
+                    cols: part.count,
+                    row_stride: q.col_stride,
+                    col_stride: q.row_stride,
+                };
+                self.convert[0](&rect, to.add(part.lane), width);
+            }
             let scale = Rescale {
                 data: to,
                 row: width,
@@ -235,7 +269,7 @@ where
 
     /// Moves all strips on by a chunk of keys, and asks for the next one.
     fn chunk(&self, queries: &Queries<'_, L>, keys: &Range<usize>, next: Option<&Range<usize>>) {
-        let Queries { head, rows, strips, buffers } = queries;
+        let Queries { head, strips, buffers, .. } = queries;
         let (d, features) = (head.q.cols, head.v.cols);
         let k = chunk_of::<L>(&head.k, keys, self.convert[1], buffers.k);
         let v = chunk_of::<L>(&head.v, keys, self.convert[2], buffers.v);
@@ -243,7 +277,7 @@ where
         let mut next = next;
         for strip in strips {
             let width = strip.vectors * L::LANES;
-            let used = width.min(rows.len() - strip.first);
+            let used = width.min(queries.count - strip.first);
             let hidden = |j: usize| self.hidden(queries, strip, j);
             if hidden(keys.start) >= used {
                 continue;
@@ -346,7 +380,6 @@ where
         let Queries { head, rows, buffers, .. } = queries;
         let features = head.v.cols;
         let width = strip.vectors * L::LANES;
-        let used = width.min(rows.len() - strip.first);
         let data = buffers.out.wrapping_add(features * strip.first);
         let by = buffers.sum.wrapping_add(strip.first);
         let zero = L::Elem::default();
@@ -362,17 +395,6 @@ where
                 by.add(query).write(if sum == zero { none } else { L::Elem::ONE / sum });
             }
         }
-        let out = &head.out;
-        let finished = Finished {
-            sums: data.cast_const(),
-            sums_row: width,
-            rows: features,
-            cols: used,
-            first_row: 0,
-            out: out.at(rows.start + strip.first, 0),
-            row_stride: out.view.col_stride,
-            col_stride: out.view.row_stride,
-        };
         // SAFETY: the sums are complete and this task's, as these rows of the result are; the level has `L`.
         unsafe {
             L::rescale()(&Rescale {
@@ -383,7 +405,20 @@ where
                 by,
                 by_step: L::LANES,
             });
-            (self.store)(&finished, &Epilogue::default());
+            for part in queries.parts(strip) {
+                let out = &part.head.out;
+                let finished = Finished {
+                    sums: data.add(part.lane).cast_const(),
+                    sums_row: width,
+                    rows: features,
+                    cols: part.count,
+                    first_row: 0,
+                    out: out.at(part.row, 0),
+                    row_stride: out.view.col_stride,
+                    col_stride: out.view.row_stride,
+                };
+                (self.store)(&finished, &Epilogue::default());
+            }
         }
     }
 }
@@ -394,63 +429,4 @@ fn strips<L: Lanes>(queries: usize) -> Vec<Strip> {
     let count = vectors.div_ceil(most_vectors(L::REGISTERS)).max(1);
     let cut = |i: usize| vectors * i / count;
     (0..count).map(|i| Strip { first: cut(i) * L::LANES, vectors: cut(i + 1) - cut(i) }).collect()
-}
-
-/// The operand's row stride in elements, if the kernels can read it in place.
-fn in_place<L: Lanes>(from: &MatRef<'_>) -> Option<usize>
-where
-    L::Elem: Element,
-{
-    let size = size_of::<L::Elem>() as isize;
-    let native: Option<DType> = <L::Elem as Element>::NATIVE;
-    let adjacent = from.col_stride == size || from.cols <= 1;
-    let fits = native == Some(from.dtype) && adjacent && from.row_stride >= 0 && from.row_stride % size == 0;
-    fits.then_some((from.row_stride / size) as usize)
-}
-
-/// What to ask for before rows `keys` of an operand are read.
-fn ahead<L: Lanes>(from: &MatRef<'_>, keys: &Range<usize>) -> Ahead<L>
-where
-    L::Elem: Element,
-{
-    match in_place::<L>(from) {
-        Some(row) => Ahead { start: from.at(keys.start, 0).cast(), row, rows: keys.len(), cols: from.cols },
-        None => Ahead::NONE,
-    }
-}
-
-/// Rows `keys` of an operand, in place where the kernels can read it there.
-fn chunk_of<L>(
-    from: &MatRef<'_>,
-    keys: &Range<usize>,
-    convert: Convert<L::Elem>,
-    copy: *mut L::Elem,
-) -> Chunk<L>
-where
-    L: Lanes,
-    L::Elem: Element,
-{
-    if let Some(row) = in_place::<L>(from) {
-        return Chunk { start: from.at(keys.start, 0).cast(), row };
-    }
-    let rect = Rect {
-        src: from.at(keys.start, 0),
-        rows: keys.len(),
-        cols: from.cols,
-        row_stride: from.row_stride,
-        col_stride: from.col_stride,
-    };
-    // SAFETY: the operand is readable; the copy has room for a chunk and is this task's.
-    unsafe { convert(&rect, copy, from.cols) };
-    Chunk { start: copy, row: from.cols }
-}
-
-/// Whether all values of a chunk are finite.
-fn all_finite<L: Lanes>(v: &Chunk<L>, keys: usize, features: usize) -> bool
-where
-    L::Elem: Real,
-{
-    // SAFETY: inside the chunk.
-    (0..keys)
-        .all(|i| (0..features).all(|j| unsafe { v.start.add(i * v.row + j).read_unaligned() }.is_finite()))
 }
