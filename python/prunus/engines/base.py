@@ -233,7 +233,8 @@ class Engine(Protocol):
         q, k : ndarray
             Shapes (*batch, heads, n, d) and (*batch, groups, m, d), as in :meth:`attention`.
         out : ndarray
-            Shape (*batch, heads, ceil(n / blocksize), ceil(m / blocksize)), float32, or float64 if an operand is.
+            Shape (*batch, heads, ceil(n / blocksize), ceil(m / blocksize)), float32, or float64 if an operand
+            is.
         scale : float
             Factor of the scores, finite.
         blocksize : int

@@ -65,8 +65,8 @@ def attention(
     -------
     ndarray
         Shape (*batch, heads, n, features), as many dimensions as ``q``, in ``q``'s dtype. Sums are float32,
-        or float64 if an operand is. A query that sees nothing gets zeros. NaN and infinities in keys and values
-        that a query sees propagate as in NumPy; others do not reach it.
+        or float64 if an operand is. A query that sees nothing gets zeros. NaN and infinities in keys and
+        values that a query sees propagate as in NumPy; others do not reach it.
 
     Raises
     ------

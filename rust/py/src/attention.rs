@@ -17,6 +17,7 @@ use crate::dsd::LAST_PATH;
 /// dv)`, where `G` divides `H`: neighbouring heads share keys and values. `live`, int8, is `(*batch, H,
 /// ceil(n / blocksize), ceil(m / blocksize))`.
 #[pyfunction]
+#[allow(clippy::too_many_arguments)]
 pub(crate) fn attention(
     py: Python<'_>,
     q: &Bound<'_, PyUntypedArray>,
