@@ -148,3 +148,15 @@ def test_the_compiled_scores_check_too():
     out = np.empty((4, 3, 3), np.float32)
     _core.pooled_scores(q, k, out, 0.5, 4, 1)
     np.testing.assert_array_equal(out, 4)
+
+
+def test_the_benchmark_reports_every_row():
+    from prunus.bench import attention as bench
+
+    rows = bench.measure(1, length=200, dtypes=["float32", "bfloat16"], lengths=(100,))
+    text = bench.report(rows)
+    assert {row.dtype for row in rows} == {"float32", "bfloat16"}
+    assert all(row.pruned > 0 and row.unpruned > 0 for row in rows)
+    assert rows[0].memory[0].result == 8 * 100 * 64 * 4
+    assert "bfloat16" in text
+    assert "extra MiB" in text

@@ -56,6 +56,8 @@ class Row:
     ----------
     dtype : str
         Of the operands.
+    length : int
+        Queries, and keys.
     threads : int
         Of both libraries.
     dense : float
@@ -67,6 +69,7 @@ class Row:
     """
 
     dtype: str
+    length: int
     threads: int
     dense: float
     unpruned: float
@@ -113,7 +116,7 @@ def measure(
                     times = interleave(calls, rounds, settle=0.05 if threads > 1 else 0.0)
                 dense = times[_TORCH].median if _TORCH in times else float("nan")
                 unpruned, pruned = times["unpruned"].median, times["pruned"].median
-                rows.append(Row(dtype, threads, dense, unpruned, pruned, () if rows else memory))
+                rows.append(Row(dtype, length, threads, dense, unpruned, pruned, () if rows else memory))
                 bar.step(f"{dtype}, {threads} threads")
     return rows
 
@@ -201,10 +204,20 @@ def report(rows: Sequence[Row]) -> str:
     rows : sequence of Row
         What `measure` returned.
     """
-    head = ["dtype", "threads", "torch ms", "unpruned ms", "pruned ms", "unpruned/torch", "torch/pruned"]
+    head = [
+        "dtype",
+        "length",
+        "threads",
+        "torch ms",
+        "unpruned ms",
+        "pruned ms",
+        "unpruned/torch",
+        "torch/pruned",
+    ]
     cells = [
         [
             row.dtype,
+            str(row.length),
             str(row.threads),
             *(f"{seconds * 1e3:.1f}" for seconds in (row.dense, row.unpruned, row.pruned)),
             f"{row.unpruned / row.dense:.2f}",
@@ -213,8 +226,8 @@ def report(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     parts = [
-        f"causal attention, 1 x {_HEADS} x {LENGTH} x {_DIM}, {_FRACTION:.0%} of the visible blocks of keys; "
-        f"targets: at most {WITHIN} and at least {FASTER:g}",
+        f"causal attention, 1 x {_HEADS} x length x {_DIM}, {_FRACTION:.0%} of the visible blocks of keys; "
+        f"targets at {LENGTH}: at most {WITHIN} and at least {FASTER:g}",
         format_table(head, cells),
     ]
     memory = [one for row in rows for one in row.memory]
