@@ -1,4 +1,4 @@
-"""Block-sparse tensors at dense-GEMM speed, through NumPy-style calls.
+"""Block-sparse arrays at dense-GEMM speed, through NumPy-style calls.
 
 Examples
 --------
@@ -13,26 +13,51 @@ Examples
 True
 """
 
+from prunus import _start as _start  # first: it tells of bad settings
 from prunus._bsr import BSR
 from prunus._config import show_config
 from prunus._core import __version__
 from prunus._errors import PrunusError
 from prunus._mask import BlockMask
 from prunus._threads import get_num_threads, num_threads
+from prunus._trace import Trace, trace
 from prunus.engines import device
 from prunus.ops import matmul, sddmm
 from prunus.pruning.attention import attention
+from prunus.pruning.calibrate import calibrate
+from prunus.pruning.ffn import FFN, ffn
+from prunus.pruning.linear import linear
+from prunus.pruning.moe import moe
+from prunus.pruning.policies import Fixed, Policy, Router, Statistics, Threshold, TopK
+from prunus.pruning.predictor import Predictor
+from prunus.pruning.stored import grow, prune
 
 __all__ = [
     "BSR",
+    "FFN",
     "BlockMask",
+    "Fixed",
+    "Policy",
+    "Predictor",
     "PrunusError",
+    "Router",
+    "Statistics",
+    "Threshold",
+    "TopK",
+    "Trace",
     "__version__",
     "attention",
+    "calibrate",
     "device",
+    "ffn",
     "get_num_threads",
+    "grow",
+    "linear",
     "matmul",
+    "moe",
     "num_threads",
+    "prune",
     "sddmm",
     "show_config",
+    "trace",
 ]

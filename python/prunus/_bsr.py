@@ -12,6 +12,7 @@ from prunus import _layout as lay
 from prunus._dtypes import Array, as_dtype, check_operand, check_storage
 from prunus._errors import PrunusError
 from prunus._operators import Operators
+from prunus._scipy_names import ScipyNames
 from prunus._storage import BlockStorage
 
 if TYPE_CHECKING:
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["BSR"]
 
 
-class BSR(Operators):
+class BSR(Operators, ScipyNames):
     """A block-sparse array: only some blocks of a matrix are stored, each as a small dense one.
 
-    Attributes and constructor are those of ``scipy.sparse.bsr_array``; leading batch dimensions, ragged
-    edges and a lazy transpose come on top. Blocks need not divide the shape: what hangs over the edge is
-    never seen. Absent blocks contribute 0, also against infinities and NaN.
+    ``data``, ``indices``, ``indptr``, ``shape``, ``blocksize``, ``nnz`` and the constructor are those of
+    ``scipy.sparse.bsr_array``; what only SciPy has is a call of ``to_scipy()`` away. Leading batch
+    dimensions, ragged edges and a lazy transpose come on top. Blocks need not divide the shape: what hangs
+    over the edge is never seen. Absent blocks contribute 0, also against infinities and NaN.
 
     Parameters
     ----------
@@ -46,8 +48,9 @@ class BSR(Operators):
     copy : bool, optional
         None copies only if needed, True always; False raises where a copy would be needed.
     blocksize : int or tuple of int, optional
-        Rows and columns of a block. A dense array without it is cut into the largest square that is at
-        least 70 % non-zero.
+        Rows and columns of a block. A dense array without it is cut into the largest square (at most 64)
+        that is at least 70 % non-zero; coordinates and SciPy's arrays of single values likewise, where
+        every stored value counts.
 
     Raises
     ------
@@ -373,6 +376,8 @@ class BSR(Operators):
         ------
         ValueError
             If ``other`` does not broadcast to ``shape``.
+        TypeError
+            If it is a SciPy sparse array (wrap it with ``pr.BSR``), a masked array or one of objects.
         """
         return _elementwise.multiply(self, other)
 

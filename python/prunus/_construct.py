@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 
 from prunus import _layout as lay
 from prunus._dtypes import Array, DType, as_dtype, check_storage, sum_dtype
-from prunus._layout import Index
+from prunus._layout import Index, Int64
 
 if TYPE_CHECKING:
     from prunus._mask import BlockMask
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 NORMS = frozenset({"fro", "max", "l1"})
 # Values that norms look at in one go: 2 MiB of float64.
 _STRIP = 1 << 18
+# Square blocks that an estimate looks at, and how much of what they store must not be zero.
+_ESTIMATES = (2, 4, 8, 16, 32, 64)
+_FILL = 0.7
 
 
 class Parts(NamedTuple):
@@ -237,7 +240,10 @@ def empty(shape: Any, blocksize: Any, dtype: DTypeLike | None) -> Parts:
 def from_coordinates(
     values: Any, row: Any, col: Any, shape: Any, blocksize: Any, dtype: DTypeLike | None
 ) -> Parts:
-    """Build from COO: value k stands at (``row[k]``, ``col[k]``); equal positions are summed."""
+    """Build from COO: value k stands at (``row[k]``, ``col[k]``); equal positions are summed.
+
+    Without ``blocksize`` it is estimated, as for a dense array.
+    """
     data = as_values(values, dtype, None, "data")
     i, j = as_index(row, None, "row").astype(np.int64), as_index(col, None, "col").astype(np.int64)
     if data.ndim != 1 or i.shape != data.shape or j.shape != data.shape:
@@ -249,10 +255,10 @@ def from_coordinates(
     full = lay.as_shape(shape)
     if len(full) != 2:
         raise ValueError(f"coordinates give a two-dimensional array, got shape={full}")
-    br, bc = lay.as_blocksize((1, 1) if blocksize is None else blocksize)
     for name, at, size in (("row", i, full[0]), ("col", j, full[1])):
         if len(at) and not 0 <= int(at.min()) <= int(at.max()) < size:
             raise ValueError(f"{name} must lie in [0, {size}), got {int(at.min())} to {int(at.max())}")
+    br, bc = estimate_from_pattern(i, j, full) if blocksize is None else lay.as_blocksize(blocksize)
     rows, cols = lay.blocks_along(full[0], br), lay.blocks_along(full[1], bc)
     lay.check_positions(1, rows, cols)
     keys, at = np.unique((i // br) * max(cols, 1) + j // bc, return_inverse=True)
@@ -367,13 +373,31 @@ def estimate_blocksize(dense: Array) -> tuple[int, int]:
     """
     members = dense.reshape(math.prod(dense.shape[:-2]), *dense.shape[-2:])
     used = int(np.count_nonzero(members))
-    for size in (64, 32, 16, 8, 4, 2):
+    for size in reversed(_ESTIMATES):
         if size > max(members.shape[1:], default=0):
             continue
         blocks = sum(int(_grid(np.logical_or, one != 0, size, size).sum()) for one in members)
-        if used >= 0.7 * blocks * size * size:
+        if used >= _FILL * blocks * size * size:
             return size, size
     return 1, 1
+
+
+def estimate_from_pattern(row: Int64, col: Int64, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return what :func:`estimate_blocksize` does, for stored positions in place of non-zeros."""
+    lay.check_positions(1, shape[0], shape[1])
+    found, used = 1, -1
+    for size in (1, *_ESTIMATES):
+        if size > max(shape):
+            break
+        # The blocks so far lie within these, so each turn has fewer to go through.
+        cols = np.int64(max(lay.blocks_along(shape[1], size), 1))
+        row, col = np.divmod(np.unique(row // (size // found) * cols + col // (size // found)), cols)
+        used = len(row) if used < 0 else used
+        # Blocks do not fill up as they grow: none of the larger ones will do if this one does not.
+        if used < _FILL * len(row) * size * size:
+            break
+        found = size
+    return found, found
 
 
 def from_grid(dense: Array, grids: Array, blocksize: tuple[int, int]) -> Parts:

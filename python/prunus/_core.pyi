@@ -14,8 +14,10 @@ __all__ = [
     "__version__",
     "attention",
     "available_levels",
+    "combine",
     "cpu_info",
     "default_threads",
+    "dots",
     "dsd",
     "dsd_packed",
     "last_path",
@@ -115,3 +117,28 @@ def last_path() -> str: ...
 def cpu_info() -> dict[str, Any]: ...
 def measure_flops(dtype: str, threads: int, seconds: float) -> float: ...
 def measure_bandwidth(threads: int, seconds: float) -> float: ...
+def dots(
+    x: NDArray[Any],
+    w: NDArray[Any],
+    out: NDArray[Any],
+    live: NDArray[np.bool_] | None,
+    branch: int,
+    bias: NDArray[Any] | None,
+    activation: str | None,
+    scale: NDArray[Any] | None,
+    found_branch: int,
+    found_norm: str,
+    norms: NDArray[np.float32] | None,
+    found: NDArray[np.bool_] | None,
+    tau: float,
+    threads: int,
+) -> None: ...
+def combine(
+    h: NDArray[Any],
+    w: NDArray[Any],
+    out: NDArray[Any],
+    live: NDArray[np.bool_] | None,
+    branch: int,
+    bias: NDArray[Any] | None,
+    threads: int,
+) -> None: ...

@@ -69,11 +69,17 @@ def check_storage(dtype: DType, name: str) -> None:
 
 def check_operand(dtype: DType, name: str) -> None:
     """Raise TypeError unless products take ``dtype``; nothing is converted behind the user's back."""
-    if dtype not in OPERANDS:
+    if dtype in OPERANDS:
+        return
+    if dtype.newbyteorder("=") in OPERANDS:
         raise TypeError(
-            f"{name} has dtype {dtype}: products take {_NAMES}. Convert first, for instance with "
-            f"{name}.astype(np.float32)"
+            f"{name} has dtype {dtype}, whose byte order is not this machine's; pass "
+            f'{name}.astype({name}.dtype.newbyteorder("="))'
         )
+    raise TypeError(
+        f"{name} has dtype {dtype}: products take {_NAMES}. Convert first, for instance with "
+        f"{name}.astype(np.float32)"
+    )
 
 
 def _natural(a: DType, b: DType) -> DType:

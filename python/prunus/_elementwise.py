@@ -9,6 +9,7 @@ import numpy as np
 
 from prunus import _layout as lay
 from prunus._dtypes import HALVES, Array, elementwise_dtype, weak
+from prunus._operands import as_factor
 from prunus._storage import BlockStorage
 
 S = TypeVar("S", bound=BlockStorage)
@@ -244,9 +245,8 @@ def multiply(a: S, other: Any) -> S:
     """Multiply elementwise by a BSR, a scalar or a dense array that broadcasts."""
     if isinstance(other, BlockStorage):
         return binary(np.multiply, a, other)
-    if is_scalar(other):
-        return scalar(np.multiply, a, other)
-    return times_dense(a, np.asarray(other))
+    other = as_factor(other)
+    return scalar(np.multiply, a, other) if is_scalar(other) else times_dense(a, other)
 
 
 def apply(ufunc: np.ufunc, a: Any, b: Any) -> Any:
@@ -255,17 +255,18 @@ def apply(ufunc: np.ufunc, a: Any, b: Any) -> Any:
     Raises
     ------
     TypeError
-        If it is not supported or would be dense.
+        If it is not supported or would be dense, or an operand is no array of numbers.
     """
     if ufunc not in BINARY:
         raise TypeError(f"np.{ufunc.__name__} is not supported for BSR; call .toarray() first")
     if isinstance(a, BlockStorage) and isinstance(b, BlockStorage):
         return binary(ufunc, a, b)
     sparse, other, left = (a, b, False) if isinstance(a, BlockStorage) else (b, a, True)
+    other = as_factor(other)
     if is_scalar(other):
         return scalar(ufunc, sparse, other, left=left)
     if ufunc is np.multiply:
-        return times_dense(sparse, np.asarray(other))
+        return times_dense(sparse, other)
     if ufunc is np.divide and not left:
         raise TypeError(
             "a BSR is not divided by an array: 0 / 0 outside its blocks would be dense. W.multiply(1 / x) "
@@ -279,9 +280,12 @@ def in_place(ufunc: np.ufunc, a: S, value: Any) -> S:
 
     Raises
     ------
+    TypeError
+        If ``value`` is no number.
     ValueError
         If the values are read-only.
     """
+    value = as_factor(value)
     value = weak(value[()] if isinstance(value, np.ndarray) else value, a.dtype)
     if a.frozen:
         raise ValueError("a frozen array is read-only; W.copy() is not")

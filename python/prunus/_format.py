@@ -17,6 +17,7 @@ def _thaw(a: BlockStorage, what: str) -> None:
 
 def sum_duplicates(a: BlockStorage) -> None:
     """Replace the arrays by sorted ones without duplicates, if they are not so already."""
+    a._check()
     if not lay.is_sorted(a._indices, a._stacked, strictly=True):
         _thaw(a, "sum_duplicates()")
         a._set(*a._merged(), a._stored, a._batch, a._t)
@@ -24,6 +25,7 @@ def sum_duplicates(a: BlockStorage) -> None:
 
 def sort_indices(a: BlockStorage) -> None:
     """Replace the arrays by ones with ascending columns, duplicates kept in stored order."""
+    a._check()
     if lay.is_sorted(a._indices, a._stacked):
         return
     _thaw(a, "sort_indices()")
@@ -34,6 +36,7 @@ def sort_indices(a: BlockStorage) -> None:
 
 def eliminate_zeros(a: BlockStorage) -> None:
     """Drop blocks that hold only zeros (in every member, where a batch shares its pattern)."""
+    a._check()
     live = (a._clean() != 0).any(axis=(-1, -2))
     if not a._own and a._batch:
         live = live.any(axis=tuple(range(len(a._batch))))

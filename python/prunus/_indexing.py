@@ -26,16 +26,19 @@ def _is_all(key: Any) -> bool:
 
 def getitem(a: S, key: Any) -> Any:
     """Return ``a[key]``; see ``BSR.__getitem__``."""
+    a._check()
     keys = _expand(key, a.ndim)
     nb = len(a._batch)
     picked = a if all(map(_is_all, keys[:nb])) else _batch(a, keys[:nb])
-    rows, cols = (_normal(k, n, ax) for ax, (k, n) in enumerate(zip(keys[nb:], a.shape[-2:], strict=True)))
+    rows, cols = (
+        _normal(k, n, nb + ax) for ax, (k, n) in enumerate(zip(keys[nb:], a.shape[-2:], strict=True))
+    )
     if _is_all(rows) and _is_all(cols):
         return picked._wrap(
             picked._data, picked._indices, picked._indptr, picked._stored, picked._batch, picked._t
         )
     if isinstance(rows, int) and isinstance(cols, int):
-        return _points(picked, np.array([rows]), np.array([cols]))[..., 0][()]
+        return points(picked, np.array([rows]), np.array([cols]))[..., 0][()]
     if isinstance(rows, int):
         return _pick(_line(picked, rows, 0), cols)
     if isinstance(cols, int):
@@ -46,7 +49,7 @@ def getitem(a: S, key: Any) -> Any:
         if rows.ndim == 2 and rows.shape[1] == 1 and (cols.ndim == 1 or cols.shape[0] == 1):
             rows, cols = rows[:, 0], cols.reshape(-1)  # np.ix_
         elif rows.ndim == 1 and cols.ndim == 1:
-            return _points(picked, rows, cols)
+            return points(picked, rows, cols)
         else:
             raise IndexError("index arrays of two dimensions are supported in np.ix_ form only")
     for index in (rows, cols):
@@ -98,7 +101,7 @@ def _normal(key: Any, length: int, axis: int) -> int | slice | Array:
         if isinstance(key, (bool, np.bool_)):
             raise IndexError("a single boolean is no index of a BSR")
         if not -length <= number < length:
-            raise IndexError(f"index {number} is out of bounds for axis {axis - 2} with size {length}")
+            raise IndexError(f"index {number} is out of bounds for axis {axis} with size {length}")
         return number % length
     index = np.asarray(key)
     if index.dtype == bool:
@@ -114,7 +117,7 @@ def _normal(key: Any, length: int, axis: int) -> int | slice | Array:
         raise IndexError(f"index arrays must hold integers or booleans, got dtype {index.dtype}")
     if index.size and not -length <= int(index.min()) <= int(index.max()) < length:
         raise IndexError(
-            f"indices from {int(index.min())} to {int(index.max())} are out of bounds for axis {axis - 2} "
+            f"indices from {int(index.min())} to {int(index.max())} are out of bounds for axis {axis} "
             f"with size {length}"
         )
     index = index.astype(np.int64)
@@ -178,11 +181,11 @@ def _line(a: BlockStorage, at: int, axis: int) -> Array:
     return np.ascontiguousarray(np.moveaxis(out, 0, -2).reshape(*a._batch, blocks * width)[..., :length])
 
 
-def _points(a: BlockStorage, rows: Int64, cols: Int64) -> Array:
+def points(a: BlockStorage, rows: Int64, cols: Int64) -> Array:
     """Return the values at paired positions, (*batch, points)."""
     rows, cols = np.broadcast_arrays(rows, cols)
     if a._own:
-        parts = [_points(one, rows, cols) for one in _members(a)]
+        parts = [points(one, rows, cols) for one in _members(a)]
         return (
             np.stack(parts).reshape(*a._batch, len(rows))
             if parts

@@ -72,6 +72,25 @@ def as_shape(shape: Any) -> tuple[int, ...]:
     return sizes
 
 
+def as_lengths(maker: str, n: Any, m: Any) -> tuple[int, int]:
+    """Return numbers of queries and keys as ints; ``m`` is ``n`` if None.
+
+    Raises
+    ------
+    TypeError
+        If one is no integer; ``maker`` is the function that was called.
+    """
+    try:
+        rows = operator.index(n)
+        return rows, rows if m is None else operator.index(m)
+    except TypeError:
+        given = f"{n!r}" if m is None else f"{n!r}, {m!r}"
+        raise TypeError(
+            f"{maker}(n, m, blocksize=...) takes numbers of queries and keys, got {given}; write "
+            f"{maker}(*shape, blocksize=...) for a shape"
+        ) from None
+
+
 def check_positions(members: int, rows: int, cols: int) -> None:
     """Raise ValueError if a block's position in the whole array does not fit int64."""
     if members * rows * max(cols, 1) > MAX_INDEX:

@@ -182,10 +182,10 @@ class BlockMask:
         return self
 
     @classmethod
-    def _where(cls, n: int, m: int | None, blocksize: Any, low: int | None, high: int | None) -> Self:
+    def _where(cls, n: int, m: int, blocksize: Any, low: int | None, high: int | None) -> Self:
         """Return the blocks with an element (i, j) for which low <= j - i <= high; None is unlimited."""
         size = lay.as_blocksize(blocksize)
-        shape = lay.as_shape((n, n if m is None else m))
+        shape = lay.as_shape((n, m))
         rows, cols = (lay.blocks_along(s, b) for s, b in zip(shape, size, strict=True))
         first = np.arange(rows, dtype=np.int64) * size[0]
         last = np.minimum(first + size[0], shape[0]) - 1
@@ -204,6 +204,11 @@ class BlockMask:
         n, m : int
             Numbers of queries and keys (``m`` is ``n`` if left out); the last query sees the last key.
 
+        Raises
+        ------
+        TypeError
+            If ``n`` or ``m`` is no integer; a shape is passed as ``*shape``.
+
         Examples
         --------
         >>> import prunus as pr
@@ -212,7 +217,8 @@ class BlockMask:
                [1, 1, 1, 1, 0],
                [1, 1, 1, 1, 1]])
         """
-        return cls._where(n, m, blocksize, None, (n if m is None else m) - n)
+        n, m = lay.as_lengths("causal", n, m)
+        return cls._where(n, m, blocksize, None, m - n)
 
     @classmethod
     def window(
@@ -231,12 +237,14 @@ class BlockMask:
         ------
         ValueError
             If ``left`` or ``right`` is negative.
+        TypeError
+            If a number is no integer; a shape is passed as ``*shape``.
         """
+        n, m = lay.as_lengths("window", n, m)
         left, right = operator.index(left), operator.index(right)
         if left < 0 or right < 0:
             raise ValueError(f"left and right must not be negative, got {left} and {right}")
-        offset = (n if m is None else m) - n
-        return cls._where(n, m, blocksize, offset - left, offset + right)
+        return cls._where(n, m, blocksize, m - n - left, m - n + right)
 
     @classmethod
     def full(cls, shape: tuple[int, ...], blocksize: int | tuple[int, int]) -> Self:

@@ -10,6 +10,7 @@ from prunus import _construct, _core, _elementwise, _format, _protocols, ops
 from prunus._dtypes import Array
 from prunus._storage import BlockStorage
 from prunus._threads import THREADS
+from prunus._trace import ACTIVE as TRACING
 from prunus.engines import ACTIVE
 
 # Bound once: the fast path below is what a small product consists of.
@@ -20,6 +21,7 @@ _dsd_packed = _core.dsd_packed
 _writes_apart = _core.writes_apart
 _empty = np.empty
 _engine = ACTIVE.get
+_traced = TRACING.get
 _threads = THREADS.get
 
 
@@ -36,7 +38,7 @@ class Operators(BlockStorage):
         # The plain cases first: no batch, one dtype, the CPU. Everything else goes through ops.
         if type(other) is _ndarray:
             fast = self._fast
-            if other.dtype is fast and _engine() is None:
+            if other.dtype is fast and _engine() is None and _traced() is None:
                 shape = other.shape
                 if shape and shape[0] == self._cols:
                     if len(shape) == 2:
@@ -55,7 +57,7 @@ class Operators(BlockStorage):
         # The same, as (self.T @ other.T).T on the same memory.
         if type(other) is _ndarray:
             fast = self._fast
-            if other.dtype is fast and _engine() is None:
+            if other.dtype is fast and _engine() is None and _traced() is None:
                 shape = other.shape
                 if shape and shape[-1] == self._rows:
                     if len(shape) == 2:
@@ -81,7 +83,12 @@ class Operators(BlockStorage):
 
     def _into(self, x: Any, out: Any) -> bool:
         """Write ``self @ x`` to ``out`` if the plain case needs no more than that; else do nothing."""
-        if not (type(x) is type(out) is _ndarray and x.dtype is out.dtype is self._fast and not _engine()):
+        if not (
+            type(x) is type(out) is _ndarray
+            and x.dtype is out.dtype is self._fast
+            and not _engine()
+            and not _traced()
+        ):
             return False
         shape, vector = x.shape, x.ndim == 1
         fits = shape[0] == self._cols if shape else False
@@ -192,6 +199,11 @@ class Operators(BlockStorage):
     def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
         raise TypeError("a BSR is not turned into a dense array behind your back; call W.toarray()")
 
+    @property
+    def _mask(self) -> NoReturn:
+        # What np.ma reads of an operand it does not know, beside its ``_data``, which are blocks here.
+        raise TypeError("a masked array's mask would be lost in a BSR; use its .filled(0)")
+
     # What an array of several values refuses -----------------------------------------------------------
 
     def __bool__(self) -> bool:
@@ -213,13 +225,17 @@ class Operators(BlockStorage):
     def __setitem__(self, key: Any, value: Any) -> NoReturn:
         raise TypeError("values of a BSR are set through W.data, whose blocks it stores")
 
+    def __delitem__(self, key: Any) -> NoReturn:
+        raise TypeError("parts of a BSR are not deleted; W[rows] and W[:, cols] keep those that are named")
+
     # Copies, pickles, text -------------------------------------------------------------------------------
 
     def __copy__(self) -> Self:
-        return self._with_data(self._data.copy())
+        # A frozen array does not change, so it is its own copy; W.copy() is how it is unpacked.
+        return self if self.frozen else self._with_data(self._data.copy())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self._with_data(self._data.copy())
+        return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
         parts = (self._values(), self._indices, self._indptr, self._stored, self._batch, self._t)

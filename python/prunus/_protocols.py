@@ -71,6 +71,15 @@ def _reduce_with(ufunc: np.ufunc, a: Any, kwargs: dict[str, Any]) -> Any:
     return _call(getattr(a, name), name, (), {**kwargs, "out": out[0] if isinstance(out, tuple) else out})
 
 
+_WRITERS: Final = frozenset({np.save, np.savez, np.savez_compressed, np.savetxt})
+
+
+def _name(func: Callable[..., Any]) -> str:
+    """Return how a NumPy function is called: np.linalg.norm, not norm."""
+    module = str(getattr(func, "__module__", None) or "numpy")
+    return f"{module.replace('numpy', 'np', 1)}.{getattr(func, '__name__', func)}"
+
+
 def array_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a NumPy function that was called with a BSR.
 
@@ -81,8 +90,13 @@ def array_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     """
     handler = _FUNCTIONS.get(func)
     if handler is None:
-        name = getattr(func, "__name__", str(func))
-        raise TypeError(f"np.{name} is not supported for BSR; call W.toarray() first")
+        name = _name(func)
+        if func in _WRITERS:
+            raise TypeError(
+                f"{name} of a BSR would write a dense array, which W.toarray() gives; to keep the blocks, "
+                "use pickle, or scipy.sparse.save_npz(path, W.to_scipy())"
+            )
+        raise TypeError(f"{name} is not supported for BSR; call W.toarray() first")
     return handler(*args, **kwargs)
 
 
@@ -130,6 +144,26 @@ def _swapaxes(a: Any, axis1: int, axis2: int) -> Any:
     return a.T
 
 
+def _check_axes(a: Any, axis1: int, axis2: int) -> None:
+    n = a.ndim
+    if (axis1 % n, axis2 % n) != (n - 2, n - 1):
+        raise TypeError("diagonals of a BSR are those of its last two axes; call W.toarray() first")
+
+
+def _diagonal(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Any:
+    _check_axes(a, axis1, axis2)
+    return a.diagonal(offset)
+
+
+def _trace(
+    a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1, dtype: Any = None, out: Any = None
+) -> Any:
+    if dtype is not None or out is not None:
+        raise TypeError("np.trace of a BSR takes no dtype= and no out=; use np.diagonal(W).sum(dtype=...)")
+    _check_axes(a, axis1, axis2)
+    return a.trace(offset)
+
+
 def _size(a: Any, axis: Any = None) -> int:
     return int(a.size) if axis is None else int(np.prod([a.shape[x] for x in _reduce.axes_of(axis, a.ndim)]))
 
@@ -158,6 +192,8 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.amin: _method("min"),
     np.transpose: _transpose,
     np.swapaxes: _swapaxes,
+    np.diagonal: _diagonal,
+    np.trace: _trace,
     np.shape: lambda a: a.shape,
     np.ndim: lambda a: a.ndim,
     np.size: _size,

@@ -41,6 +41,7 @@ def _split(a: BlockStorage, axis: Any) -> tuple[tuple[int, ...], list[int]]:
     matrix = [x - (a.ndim - 2) for x in axes if x >= a.ndim - 2]
     if not matrix:
         raise TypeError(f"reducing only batch axes {axis} of a BSR would be dense; call .toarray() first")
+    a._check()
     # Columns first where both go: there is memory for every row already, but perhaps not for every column.
     return axes, sorted((1 - x if a._t else x for x in matrix), reverse=True)
 

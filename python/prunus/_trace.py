@@ -1,7 +1,7 @@
 """``trace()``: a record of what operations did, and what they did not have to do.
 
-An operation that can report opens a :class:`Span` with :func:`span`. While nobody traces, that is one look at a
-context variable, and the span is a constant that is false: counting is left out.
+An operation that can report opens a :class:`Span` with :func:`span`. While nobody traces, that is one look
+at a context variable, and the span is a constant that is false: counting is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 from prunus import _core
 from prunus._table import format_table
 
-__all__ = ["Record", "Span", "Trace", "span", "trace"]
+__all__ = ["ACTIVE", "Record", "Span", "Trace", "span", "trace"]
 
 # What is summed over the records of a trace.
 _COUNTERS = ("flops", "flops_skipped", "bytes_loaded", "bytes_skipped", "bytes_io", "cycles")
@@ -99,9 +99,9 @@ class Span:
 
     def __enter__(self) -> Self:
         if self._trace is not None:
-            at = _ACTIVE.get()
+            at = ACTIVE.get()
             self._record.depth = at[1] if at else 0
-            self._token = _ACTIVE.set((self._trace, self._record.depth + 1))
+            self._token = ACTIVE.set((self._trace, self._record.depth + 1))
             self._began = time.perf_counter()
         return self
 
@@ -113,7 +113,7 @@ class Span:
         record = self._record
         record.seconds = time.perf_counter() - self._began
         record.thread = threading.get_ident()
-        _ACTIVE.reset(self._token)
+        ACTIVE.reset(self._token)
         self._trace._add(record, self._began)
 
     def count(self, **numbers: int) -> None:
@@ -121,19 +121,19 @@ class Span:
         for name, number in numbers.items():
             setattr(self._record, name, getattr(self._record, name) + int(number))
 
-    def ran(self, path: str | None = None) -> None:
-        """Say how the operation was done; by default what the CPU engine did last on this thread."""
-        self._record.path = f"{_core.last_path()} {_core.level()}" if path is None else path
+    def ran(self, engine: str) -> None:
+        """Say who did the operation; of the CPU engine, the path that it took last on this thread."""
+        self._record.path = _core.last_path() if engine == "cpu" else engine
 
 
 _OFF: Final = Span(None, "")
 # The innermost trace of the calling context and the depth of the next operation.
-_ACTIVE: Final[ContextVar[tuple[Trace, int] | None]] = ContextVar("prunus_trace", default=None)
+ACTIVE: Final[ContextVar[tuple[Trace, int] | None]] = ContextVar("prunus_trace", default=None)
 
 
 def span(name: str) -> Span:
     """Return a context manager that times and counts an operation, if anybody traces."""
-    at = _ACTIVE.get()
+    at = ACTIVE.get()
     return _OFF if at is None else Span(at[0], name)
 
 
@@ -153,8 +153,8 @@ class Trace:
         self._ended: float | None = None
 
     def __enter__(self) -> Self:
-        self._outer = _ACTIVE.get()
-        self._tokens.append(_ACTIVE.set((self, 0)))
+        self._outer = ACTIVE.get()
+        self._tokens.append(ACTIVE.set((self, 0)))
         self._began = time.perf_counter()
         return self
 
@@ -162,7 +162,7 @@ class Trace:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended = time.perf_counter()
-        _ACTIVE.reset(self._tokens.pop())
+        ACTIVE.reset(self._tokens.pop())
 
     def _add(self, record: Record, began: float) -> None:
         with self._lock:

@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from prunus import _construct, _core, _elementwise, engines
+from prunus import _core, _elementwise, engines
 from prunus import _layout as lay
 from prunus._dtypes import HALVES, I8, I32, Array, DType, check_operand, result_dtype
 from prunus._mask import BlockMask
+from prunus._operands import as_operand as _operand
 from prunus._storage import BlockStorage
+from prunus._trace import Span, span
 from prunus.engines.base import ACTIVATIONS
 
 __all__ = ["matmul", "sddmm"]
@@ -99,27 +101,6 @@ def matmul(
     return _product(b.T, a, out, kind, bias, activation, flip=True)
 
 
-def _operand(value: Any, name: str) -> Any:
-    """Return a BSR or an ndarray; sequences become ndarrays, other array types raise.
-
-    Raises
-    ------
-    TypeError
-        If ``value`` is something else.
-    """
-    if type(value) is np.ndarray or isinstance(value, BlockStorage):
-        return value
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost; pass {name}.filled(0)")
-    if isinstance(value, (np.ndarray, list, tuple, int, float, complex, np.generic)):
-        return np.asarray(value)
-    if _construct.is_scipy(value):
-        raise TypeError(f"{name} is a SciPy sparse array; wrap it with pr.BSR({name})")
-    if _construct.is_torch(value):
-        raise TypeError(f"{name} is a torch tensor; pass {name}.numpy()")
-    raise TypeError(f"{name} must be an ndarray or a BSR, got {type(value).__name__}")
-
-
 def _undone(value: Any) -> Array:
     dense: Array = value.toarray() if hasattr(value, "toarray") else value
     return dense
@@ -173,11 +154,30 @@ def _product(
         raise TypeError(f"{activation} of an int8 product needs a float result: pass dtype=np.float32")
     if batch:
         x, view = _together(w, x, view, (*batch, k, n))
-    engines.active().dsd(w._blocks(view.shape[:-2]), x, view, bias, activation)
+    with span("matmul") as at:
+        engine = engines.active()
+        engine.dsd(w._blocks(view.shape[:-2]), x, view, bias, activation)
+        if at:
+            at.ran(engine.name)
+            _count(at, w, math.prod(batch) * n)
     if out is not None and result is not out:
         out[...] = result
         return out
     return result
+
+
+def _count(at: Span, w: BlockStorage, columns: int) -> None:
+    """Count a product of ``w`` with dense operands of ``columns`` columns in all."""
+    members = max(math.prod(w._batch), 1)
+    stored, full = w._data.size, w._rows * w._cols * members
+    shared = 1 if w._own else members // max(math.prod(w._data.shape[:-3]), 1)
+    each = columns // members
+    at.count(
+        flops=2 * stored * shared * each,
+        flops_skipped=2 * max(full - stored * shared, 0) * each,
+        bytes_loaded=w._data.nbytes,
+        bytes_skipped=max(full - stored, 0) * w.dtype.itemsize,
+    )
 
 
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
@@ -286,7 +286,12 @@ def _sparse(a: S, b: BlockStorage, dtype: DTypeLike | None) -> S:
     lay.check_positions(max(math.prod(batch), 1), rows, cols)
 
     def pair(at: tuple[int, ...]) -> S:
-        parts = engine.ssd(_member(a, at)._blocks(), _member(b, at)._blocks(), kind)
+        left, right = _member(a, at), _member(b, at)
+        with span("matmul") as running:
+            parts = engine.ssd(left._blocks(), right._blocks(), kind)
+            if running:
+                running.ran(engine.name)
+                running.count(bytes_loaded=left._data.nbytes + right._data.nbytes)
         return a._wrap(*_narrow(*parts), stored)
 
     if not batch:
@@ -381,5 +386,13 @@ def sddmm(a: Any, b: Any, mask: BlockMask | BlockStorage, *, dtype: DTypeLike | 
     data = np.empty((*lead, len(indices), br, bc), kind)
     every_a = np.broadcast_to(a, (*batch, *a.shape[-2:]))
     every_b = np.broadcast_to(b, (*batch, *b.shape[-2:]))
-    engines.active().sdd(every_a, every_b, indices, indptr, data)
+    with span("sddmm") as at:
+        engine = engines.active()
+        engine.sdd(every_a, every_b, indices, indptr, data)
+        if at:
+            at.ran(engine.name)
+            full = m * n * max(math.prod(batch), 1)
+            at.count(
+                flops=2 * a.shape[-1] * data.size, flops_skipped=2 * a.shape[-1] * max(full - data.size, 0)
+            )
     return BSR._wrap(data, indices.copy(), indptr.copy(), (m, n), batch)

@@ -68,9 +68,34 @@ def test_other_formats_are_sorted_into_blocks(form):
     W = pr.BSR(S, blocksize=(2, 3))
     assert W.blocksize == (2, 3)
     np.testing.assert_array_equal(W.toarray(), S.toarray())
-    assert pr.BSR(S).blocksize == (1, 1)
+    # The same estimate as for a dense array.
+    assert pr.BSR(S).blocksize == pr.BSR(S.toarray()).blocksize
     with pytest.raises(ValueError, match="copy=False"):
         pr.BSR(S, copy=False)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 32, 64, 128])
+def test_blocks_of_single_values_are_found(size):
+    rng = np.random.default_rng(1)
+    dense = np.kron(rng.random((256 // size, 384 // size)) < 0.3, rng.random((size, size)) < 0.9)
+    dense = dense[:250, :381].astype(np.float32)
+    S = sparse.csr_array(dense)
+    W = pr.BSR(S)
+    assert W.blocksize == pr.BSR(dense).blocksize
+    np.testing.assert_array_equal(W.toarray(), dense)
+    C = S.tocoo()
+    twice = (np.tile(C.data, 2), (np.tile(C.row, 2), np.tile(C.col, 2)))
+    W2 = pr.BSR(twice, shape=S.shape)
+    assert W2.blocksize == W.blocksize
+    np.testing.assert_array_equal(W2.toarray(), 2 * dense)
+
+
+def test_full_blocks_are_taken_whole():
+    dense = np.kron(np.eye(4), np.ones((16, 16))).astype(np.float32)
+    assert pr.BSR(sparse.csc_array(dense)).blocksize == (16, 16)
+    assert pr.BSR(sparse.csc_array(dense), blocksize=(1, 1)).blocksize == (1, 1)
+    assert pr.BSR(sparse.csr_array((3, 200))).nnz == 0
+    assert pr.BSR(sparse.csr_array((0, 5))).shape == (0, 5)
 
 
 def test_matrices_and_unsorted_indices():
@@ -115,3 +140,61 @@ def test_mixed_operands_name_the_conversion():
     ):
         with pytest.raises(TypeError, match=r"pr\.BSR|toarray"):
             operation()
+
+
+@pytest.mark.parametrize("kind", [sparse.bsr_array, sparse.csr_matrix, sparse.coo_array])
+def test_elementwise_products_name_the_conversion(kind):
+    S, W = kind(scipy_bsr()), pr.BSR(scipy_bsr())
+    for operation in (
+        lambda: W * S,
+        lambda: W.multiply(S),
+        lambda: np.multiply(W, S),
+        lambda: np.multiply(S, W),
+        lambda: np.add(W, S),
+        lambda: np.maximum(W, S),
+    ):
+        with pytest.raises(TypeError, match=r"pr\.BSR"):
+            operation()
+    np.testing.assert_array_equal(W.multiply(pr.BSR(S)).toarray(), S.toarray() ** 2)
+
+
+def test_other_formats_by_name():
+    S, W = scipy_bsr(), pr.BSR(scipy_bsr())
+    for got, form in ((W.tocsr(), "csr"), (W.tocoo(), "coo"), (W.tobsr(), "bsr"), (W.T.tocsr().T, "csc")):
+        assert got.format == form
+        np.testing.assert_array_equal(got.toarray(), S.toarray())
+    assert np.shares_memory(W.tobsr().data, W.data)
+    assert not np.shares_memory(W.tobsr(copy=True).data, W.data)
+    assert W.tobsr((1, 3)).blocksize == (1, 3)
+    np.testing.assert_array_equal(W[:5, :10].tocsr().toarray(), S.toarray()[:5, :10])
+    np.testing.assert_array_equal(sparse.csr_array(W.to_scipy()).toarray(), S.toarray())
+
+
+NAMES = ["format", "asformat", "power", "maximum", "nonzero", "conj", "sqrt", "tocsc", "setdiag", "reshape"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_only_scipy_has_is_pointed_to(name):
+    W = pr.BSR(scipy_bsr())
+    assert hasattr(W.to_scipy(), name)
+    assert not hasattr(W, name)
+    with pytest.raises(AttributeError, match=rf"W\.to_scipy\(\)\.{name}"):
+        getattr(W, name)
+
+
+def test_other_unknown_attributes_are_plain_errors():
+    with pytest.raises(AttributeError, match=r"'BSR' object has no attribute 'nonsense'$"):
+        pr.BSR(scipy_bsr()).nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8, np.bool_, np.complex64])
+def test_diagonals_agree(dtype):
+    S = scipy_bsr(dtype)
+    W = pr.BSR(S)
+    for k in (-7, -6, -5, -1, 0, 2, 11, 12, 20):
+        got = W.diagonal(k)
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, np.diagonal(S.toarray(), k))
+        np.testing.assert_array_equal(W.T.diagonal(-k), got)
+        assert W.trace(k) == np.trace(S.toarray(), k)
+        assert W.trace(k).dtype == np.trace(S.toarray(), k).dtype

@@ -209,9 +209,21 @@ def test_every_target_is_told():
     assert target(alone, "float32 N=128, rate / dense").where == "no dense product"
     high = targets([record("numpy", 1.0, dense=True), record("prunus", 0.5, density=0.5)])
     assert target(high, "float32 N=128, rate / dense").where == "no density up to 30%"
+
+
+def test_only_targets_with_a_race_are_shown():
+    found = targets([record("numpy", 1.0, dense=True), record("prunus", 0.05)])
     text = format_targets(found)
-    assert text.count("not measured") == sum(t.reached is None for t in found) == len(found) - 1
+    raced = [t for t in found if t.where != "no such race"]
+    assert 1 < len(raced) < len(found)
+    assert len(text.splitlines()) == 3 + len(raced) + 1
+    assert text.count("not measured") == len(raced) - 1
     assert "(no torch bsr)" in text
+    assert "no such race" not in text
+    last = f"targets without a race here: {len(found) - len(raced)} of {len(found)}"
+    assert text.splitlines()[-1] == last
+    assert format_targets(targets([])) == f"targets without a race here: {len(found)} of {len(found)}"
+    assert "without a race" not in format_targets(raced)
 
 
 def test_scaling_targets():
@@ -229,8 +241,11 @@ def test_scaling_targets():
 
 
 def test_csv_names_the_machine(tmp_path):
-    path = tmp_path / "new" / "out.csv"
-    write_csv(path, [record("numpy", 1.0, dense=True), record("prunus", 0.1)], CPU, {"numpy": "2.0"})
+    found = [record("numpy", 1.0, dense=True), record("prunus", 0.1)]
+    with pytest.raises(FileNotFoundError):
+        write_csv(tmp_path / "new" / "out.csv", found, CPU, {"numpy": "2.0"})
+    path = tmp_path / "out.csv"
+    write_csv(path, found, CPU, {"numpy": "2.0"})
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# cpu: Some CPU @ 2GHz"
     assert lines[1] == "# flags: avx2 fma"
@@ -246,6 +261,7 @@ def test_csv_auto_needs_a_clone(tmp_path, monkeypatch):
     (tmp_path / "benches").mkdir()
     path = auto_path(CPU, datetime.date(2025, 1, 2))
     assert path.as_posix() == "benches/results/some-cpu-2ghz-2025-01-02.csv"
+    assert path.parent.is_dir()
 
 
 @pytest.mark.parametrize(
@@ -291,6 +307,20 @@ def test_a_whole_comparison(dtype):
     assert report(records)
 
 
+@pytest.mark.parametrize("block", [7, 16])
+def test_blocks_that_do_not_divide_leave_peers_out(block):
+    peers = Peers()
+    dense = np.random.default_rng(0).standard_normal((48, 96)).astype(np.float32)
+    weights = peers.weights(dense, block, 1.0)
+    assert (weights.scipy is not None) == (peers.scipy is not None and block == 16)
+    assert weights.torch is None or block == 16
+    x = np.ones((4, 96), np.float32)
+    names = [contestant.name for contestant in peers.dsd(weights, x, "xwt")]
+    assert names[:2] == ["prunus", "prunus packed"]
+    for contestant in peers.dsd(weights, x, "xwt"):
+        check(contestant, x @ dense.T, "float32")
+
+
 def test_as_dtype():
     import ml_dtypes
 
@@ -308,7 +338,7 @@ def test_plot_marks_break_even(tmp_path):
         record("prunus", 1.5, density=0.5),
         record("numpy", 1.0, dense=True, columns=512),
     ]
-    path = tmp_path / "new" / "plot.png"
+    path = tmp_path / "plot.png"
     plot(path, found, CPU)
     assert path.stat().st_size > 1000
     with pytest.raises(ValueError, match="nothing to plot"):

@@ -105,3 +105,18 @@ def test_bad_indices(key):
     _, A = make()
     with pytest.raises(IndexError):
         A[key]
+
+
+def test_errors_count_axes_from_the_front():
+    two = pr.BSR(np.ones((4, 6)), blocksize=2)
+    for array, first in ((two, 0), (two.T.T, 0), (pr.BSR((3, 4, 6), blocksize=2), 1)):
+        with pytest.raises(IndexError, match=rf"index 9 is out of bounds for axis {first} with size 4"):
+            array[..., 9, :]
+        with pytest.raises(IndexError, match=rf"from 0 to 9 are out of bounds for axis {first + 1} with"):
+            array[..., [0, 9]]
+
+
+def test_parts_are_not_deleted():
+    _, A = make()
+    with pytest.raises(TypeError, match=r"W\[rows\]"):
+        del A[0]

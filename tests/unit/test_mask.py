@@ -114,6 +114,15 @@ def test_causal_and_window(n, m, size):
         )
 
 
+@pytest.mark.parametrize("given", [((8, 8),), ((8, 8), (2, 2)), (8, (2, 2)), (8.0,), ([8],)])
+def test_causal_and_window_take_numbers(given):
+    for maker in (pr.BlockMask.causal, pr.BlockMask.window):
+        with pytest.raises(TypeError, match=rf"{maker.__name__}\(\*shape, blocksize"):
+            maker(*given)
+    shape = 4, 6
+    assert pr.BlockMask.causal(*shape, blocksize=2) == pr.BlockMask.causal(np.int64(4), 6, 2)
+
+
 def test_makers():
     assert pr.BlockMask.full((5, 7), 2).density == 1.0
     assert pr.BlockMask.empty((2, 5, 7), 2).nnzb == 0

@@ -1,5 +1,7 @@
 """What NumPy's functions and operators do with a BSR."""
 
+import copy
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -84,7 +86,27 @@ def test_functions(W):
     assert type(np.copy(W)) is pr.BSR
 
 
+def test_diagonals(W):
+    np.testing.assert_array_equal(np.diagonal(W), np.diagonal(DENSE))
+    np.testing.assert_array_equal(np.diagonal(W, -2), np.diagonal(DENSE, -2))
+    np.testing.assert_array_equal(W[1:, 1:].pack().diagonal(1), np.diagonal(DENSE[1:, 1:], 1))
+    assert np.trace(W, 1) == np.trace(DENSE, 1)
+    half = W.astype(np.float16).trace()
+    assert half.dtype == np.float16
+    batch = pr.BSR(np.stack([DENSE, 2 * DENSE]), blocksize=(2, 3))
+    np.testing.assert_array_equal(batch.diagonal(), [np.diagonal(DENSE), 2 * np.diagonal(DENSE)])
+    np.testing.assert_array_equal(batch.trace(), [np.trace(DENSE), 2 * np.trace(DENSE)])
+    with pytest.raises(TypeError):
+        W.diagonal(0.5)
+    with pytest.raises(TypeError, match="last two axes"):
+        np.diagonal(batch)
+    with pytest.raises(TypeError, match="dtype"):
+        np.trace(W, dtype=np.float64)
+    assert pr.BSR((0, 5)).trace() == 0
+
+
 REFUSED = [
+    lambda W: np.diagonal(W, 0, 1, 0),
     lambda W: np.add(W, 1),
     np.exp,
     lambda W: np.multiply(W, 2, out=np.empty((6, 8))),
@@ -123,8 +145,11 @@ def test_refused_matmuls(W):
         W @ X.astype(object)
     with pytest.raises(TypeError, match="astype"):
         W @ X.astype(bool)
-    with pytest.raises(TypeError, match="astype"):
-        W @ X.astype(">f4")
+    swapped = X.astype(X.dtype.newbyteorder())
+    for call in (lambda: W @ swapped, lambda: swapped.T @ W.T, lambda: pr.matmul(W, X, bias=swapped[:6, 0])):
+        with pytest.raises(TypeError, match=r'\.astype\(\w+\.dtype\.newbyteorder\("="\)\)'):
+            call()
+    np.testing.assert_array_equal(W @ swapped.astype(swapped.dtype.newbyteorder("=")), W @ X)
     with pytest.raises(TypeError, match="filled"):
         W @ np.ma.ones((8, 5))
     with pytest.raises(ValueError, match="inner"):
@@ -137,3 +162,67 @@ def test_refused_matmuls(W):
         pr.matmul(W, "x")
     with pytest.raises(TypeError):
         pr.matmul(W, None)
+
+
+def test_copies_of_a_frozen_array_are_frozen(W):
+    for frozen in (W.pack(), W.pack().T):
+        for twin in (copy.copy(frozen), copy.deepcopy(frozen), copy.deepcopy([frozen])[0]):
+            assert twin.frozen
+            assert twin.shape == frozen.shape
+            np.testing.assert_array_equal(twin.toarray(), frozen.toarray())
+        assert not frozen.copy().frozen
+    assert not copy.copy(W).frozen
+
+
+def test_messages_name_what_was_called(W, tmp_path):
+    with pytest.raises(TypeError, match=r"np\.linalg\.norm is not"):
+        np.linalg.norm(W)
+    with pytest.raises(TypeError, match=r"np\.fft\.fft is not"):
+        np.fft.fft(W)
+    with pytest.raises(TypeError, match=r"^np\.sort is not"):
+        np.sort(W)
+    for save in (np.save, np.savez, np.savez_compressed, np.savetxt):
+        with pytest.raises(TypeError, match=rf"np\.{save.__name__}.*toarray.*pickle.*save_npz.*to_scipy"):
+            save(tmp_path / "w", W)
+    assert not list(tmp_path.iterdir())
+
+
+MASKED = np.ma.masked_array(np.ones((6, 8), np.float32), DENSE > 0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda W: W * MASKED,
+        lambda W: W.multiply(MASKED),
+        lambda W: np.multiply(W, MASKED),
+        lambda W: MASKED * W,
+        lambda W: MASKED[:, :1] * W,
+        lambda W: W * MASKED[0, :],
+        lambda W: W * np.ma.masked_array(2.0, True),
+        lambda W: W.__imul__(np.ma.masked_array(2.0, True)),
+        lambda W: np.ma.masked * W,
+    ],
+)
+def test_a_mask_is_not_dropped(W, call):
+    with pytest.raises((TypeError, ValueError), match=r"filled\(0\)|could not be broadcast"):
+        call(W)
+
+
+def test_a_masked_array_does_not_multiply_the_blocks_themselves():
+    W = pr.BSR(np.ones((4, 4), np.float32), blocksize=4)
+    with pytest.raises(TypeError, match=r"filled\(0\)"):
+        np.ma.ones((4, 4)) * W
+
+
+@pytest.mark.parametrize("other", [np.full((6, 8), None), np.array(None), [[None] * 8] * 6, np.full(8, "a")])
+def test_arrays_of_objects_are_refused(W, other):
+    for call in (W.multiply, lambda o: np.multiply(W, o), lambda o: np.multiply(o, W), lambda o: W * o):
+        with pytest.raises(TypeError, match="dtype"):
+            call(other)
+
+
+def test_other_objects_are_no_factors(W):
+    for other in (None, "two", {1: 2}, object()):
+        with pytest.raises(TypeError):
+            W.multiply(other)

@@ -17,7 +17,7 @@ _COLUMNS = (
 
 
 def auto_path(cpu: Cpu, today: datetime.date | None = None) -> Path:
-    """Name the file that ``--csv auto`` writes, under the repository's benches/results.
+    """Name the file that ``--csv auto`` writes in the repository's benches/results, and make that folder.
 
     Parameters
     ----------
@@ -36,7 +36,9 @@ def auto_path(cpu: Cpu, today: datetime.date | None = None) -> Path:
         raise FileNotFoundError("--csv auto writes to benches/results of a clone: run it in the clone's root")
     # Local time: the day that its user sees on the clock.
     day = datetime.date.today() if today is None else today
-    return folder / "results" / f"{slug(cpu.name)}-{day.isoformat()}.csv"
+    results = folder / "results"
+    results.mkdir(exist_ok=True)
+    return results / f"{slug(cpu.name)}-{day.isoformat()}.csv"
 
 
 def write_csv(path: Path, records: Sequence[Record], cpu: Cpu, versions: Mapping[str, str]) -> None:
@@ -47,15 +49,19 @@ def write_csv(path: Path, records: Sequence[Record], cpu: Cpu, versions: Mapping
     Parameters
     ----------
     path : Path
-        The file; its folder is made if need be.
+        The file, in a folder that exists: a name with a slip must not make a new one.
     records : sequence of Record
         What was measured.
     cpu : Cpu
         The machine's name, features and caches.
     versions : mapping
         Version of every library that took part.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         file.write(f"# cpu: {cpu.name}\n# flags: {' '.join(cpu.features)}\n")
         file.write(f"# simd: {cpu.level}\n# cores: {cpu.cores}\n# caches: {cpu.caches_text}\n")

@@ -78,7 +78,7 @@ def pin_by_environment(counts: list[int]) -> None:
     if len(counts) > 1:
         raise ValueError(
             f"NumPy's threads can't be changed within a process without threadpoolctl, and {counts} were "
-            "asked for: pip install threadpoolctl, or give one number to --threads"
+            "asked for: pip install '.[bench]', which brings it, or give one number to --threads"
         )
     wanted = str(counts[0])
     if all(os.environ.get(name) == wanted for name in _THREAD_VARIABLES):

@@ -22,6 +22,7 @@ __all__ = [
     "WrongResultError",
     "as_dtype",
     "check",
+    "divides",
     "wide",
 ]
 
@@ -76,6 +77,11 @@ def wide(array: NDArray[Any]) -> NDArray[Any]:
     return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
 
 
+def divides(block: int, shape: tuple[int, ...]) -> bool:
+    """Tell whether blocks divide a shape, as SciPy and torch want it."""
+    return not any(length % block for length in shape)
+
+
 def check(contestant: Contestant, reference: NDArray[Any], dtype: str) -> float:
     """Run a contestant once and compare its result with the reference.
 
@@ -122,7 +128,8 @@ class Weights:
     bsr, packed : prunus.BSR
         As constructed, and frozen in the engine's layout.
     scipy, torch : object or None
-        The same matrix in a peer's form, where that peer is installed and knows the dtype.
+        The same matrix in a peer's form, where that peer is installed and knows the dtype, and blocks divide
+        the shape.
     """
 
     density: float
@@ -191,15 +198,15 @@ class Peers:
         return np.asarray(tensor.numpy())
 
     def weights(self, dense: NDArray[Any], block: int, density: float) -> Weights:
-        """Prune a matrix to `density` and give it to everyone."""
+        """Prune a matrix to `density` and give it to everyone whose blocks fit its shape."""
         bsr = pr.BSR.from_dense(dense, blocksize=(block, block), density=density)
         half = dense.dtype.name == "bfloat16"
+        fits = divides(block, dense.shape)
         scipy = None
-        if self.scipy is not None and not half:
+        if self.scipy is not None and fits and not half:
             scipy = self.scipy.bsr_array((bsr.data, bsr.indices, bsr.indptr), shape=bsr.shape)
-        return Weights(
-            bsr.density, bsr, bsr.pack(), scipy, None if self.torch is None else self._torch_bsr(bsr)
-        )
+        torch = self._torch_bsr(bsr) if self.torch is not None and fits else None
+        return Weights(bsr.density, bsr, bsr.pack(), scipy, torch)
 
     def _torch_bsr(self, bsr: Any) -> Any:
         """Give torch a BSR matrix, or None where it can't multiply one of this type."""

@@ -61,7 +61,6 @@ def plot(path: Path, records: Sequence[Record], cpu: Cpu) -> None:
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     figure.suptitle(f"Speed-up over the best dense product · {cpu.name} · {cpu.level}", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 

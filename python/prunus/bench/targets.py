@@ -16,6 +16,8 @@ _SLACK = 0.005
 # Up to here prunus is to be faster than the dense product; only densities that reach it can tell.
 _BREAK_EVEN = 0.85
 
+_NO_RACE = "no such race"
+
 Cases = Callable[[Case], bool]
 # What a race says at one density: a value, why it has none, or None where it says so at another density.
 Value = Callable[[Race, float, str], float | str | None]
@@ -174,7 +176,7 @@ def targets(records: Sequence[Record]) -> list[Target]:
             if values:
                 found.append(hold(what, name, limit, values))
             else:
-                why = "no such race" if not counted else f"no density up to {highest:.0%}"
+                why = _NO_RACE if not counted else f"no density up to {highest:.0%}"
                 found.append(not_measured(what, name, limit, reasons[0] if reasons else why))
     return found
 
@@ -197,7 +199,8 @@ def _values(
 
 
 def format_targets(found: Sequence[Target]) -> str:
-    """Make the table of the targets."""
+    """Make the table of the targets that had a race, and count the others."""
+    raced = [t for t in found if t.worst is not None or t.where != _NO_RACE]
     rows = [
         [
             t.what,
@@ -208,7 +211,12 @@ def format_targets(found: Sequence[Target]) -> str:
             str(t.count),
             f"({t.where})" if t.worst is None else t.where,
         ]
-        for t in found
+        for t in raced
     ]
     header = ["target", "contestant", "limit", "worst", "", "races", "worst race"]
-    return "targets: the slowest race of each kind\n" + format_table(header, rows, left=2)
+    lines = []
+    if rows:
+        lines.append("targets: the slowest race of each kind\n" + format_table(header, rows, left=2))
+    if len(raced) < len(found):
+        lines.append(f"targets without a race here: {len(found) - len(raced)} of {len(found)}")
+    return "\n".join(lines)

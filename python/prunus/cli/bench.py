@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunus.cli import bench_pruning
 from prunus.cli._arguments import Commands, choices, densities, numbers, thread_counts
 from prunus.cli.errors import CommandError
 
@@ -18,9 +19,14 @@ Time prunus side by side with NumPy, torch, SciPy and torch BSR (MKL), whichever
 process, in interleaved rounds, and tell the medians. Values are random, never zeros; every result is checked
 before it is timed; X is packed inside the time; all libraries have the same number of threads."""
 
+_THREADS = "1,all"
+_ONE_THREAD = """\
+Without threadpoolctl, NumPy's threads cannot be pinned within a process: 1 thread for everyone, in place of 1
+and all. pip install '.[bench]' brings it; --threads chooses another number."""
+
 
 def add(commands: Commands) -> None:
-    """Declare the command and its one comparison, ``peers``."""
+    """Declare the command and its comparisons."""
     command = commands.add_parser("bench", help="comparisons with other libraries on this machine")
     kinds = command.add_subparsers(title="comparisons", metavar="COMPARISON", required=True)
     peers = kinds.add_parser(
@@ -34,7 +40,7 @@ def add(commands: Commands) -> None:
     dtypes = choices("float32", "bfloat16", "float64", "float16")
     arg("--dtypes", type=dtypes, default="float32,bfloat16", help="types (default: %(default)s)")
     arg("--layout", choices=["wx", "xwt", "both"], default="both", help="W @ X, x @ W.T, or both")
-    arg("--threads", type=thread_counts, default="1,all", help="numbers of threads (default: %(default)s)")
+    arg("--threads", type=thread_counts, help=f"numbers of threads (default: {_THREADS})")
     arg("--rounds", type=int, default=7, help="timed calls of each contestant (default: %(default)s)")
     ops = choices("dsd", "sdd", "ssd")
     arg("--ops", type=ops, default="dsd,sdd,ssd", help="operations (default: %(default)s)")
@@ -47,6 +53,7 @@ def add(commands: Commands) -> None:
     arg("--csv", metavar="PATH", help="write all results; 'auto': benches/results/CPU-DATE.csv")
     arg("--plot", metavar="PATH", type=Path, help="draw density against speed-up (needs matplotlib)")
     peers.set_defaults(run=run)
+    bench_pruning.add(kinds)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -55,13 +62,32 @@ def run(options: argparse.Namespace) -> int:
     from prunus.bench.peers import WrongResultError
 
     try:
+        note = _fill_in_threads(options)
         plan = _plan(options)
         pin_by_environment([1] if options.scaling else plan.threads)
+        if note:  # only now: the line above may have started the process anew
+            print(note, file=sys.stderr)
         if options.scaling:
             return _scaling(plan)
         return _peers(plan, options)
+    except BrokenPipeError:
+        raise  # no fault of the comparison's; main() knows what to do
     except (ValueError, WrongResultError, OSError, ModuleNotFoundError) as error:
         raise CommandError(str(error)) from error
+
+
+def _fill_in_threads(options: argparse.Namespace) -> str:
+    """Choose numbers of threads where none were given, and return what the user must be told about it."""
+    from prunus.bench.machine import optional
+
+    if options.threads is not None:
+        return ""
+    options.threads = thread_counts(_THREADS)
+    # The scaling of prunus alone needs no other library's threads.
+    if options.scaling or len(options.threads) == 1 or optional("threadpoolctl") is not None:
+        return ""
+    options.threads = [1]
+    return _ONE_THREAD
 
 
 def _plan(options: argparse.Namespace) -> "Plan":
@@ -102,6 +128,11 @@ def _peers(plan: "Plan", options: argparse.Namespace) -> int:
     this = cpu()
     # What would only fail at the end, after many minutes, fails now.
     path = auto_path(this) if options.csv == "auto" else Path(options.csv) if options.csv else None
+    for name, file in (("--csv", path), ("--plot", options.plot)):
+        if file is not None and not file.parent.is_dir():
+            raise FileNotFoundError(f"{name} {file}: there is no folder {file.parent}")
+        if file is not None and file.is_dir():
+            raise IsADirectoryError(f"{name} {file} is a folder, not a file")
     if options.plot is not None:
         require_matplotlib()
     peers = Peers(skip_slow=plan.skip_slow)

@@ -21,6 +21,11 @@ ms: median of one pass over all weights; GF/s: on the blocks that were kept; kep
 weights; numpy dense: float32 in every line; error: largest difference from NumPy float64, relative to the
 largest value, of any contestant."""
 
+_FFN_LEGEND = """\
+live: units that were live for a row, and for at least one row (union), at thresholds found on other rows;
+skipped: shares of a dense layer's work and of its weights; error: of the outputs, relative, against float64;
+ms: median of one pass over all layers; dense: the fastest of NumPy (float32) and torch."""
+
 
 def add(commands: Commands) -> None:
     """Declare the command."""
@@ -42,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
     """Read, prune, check, time, and print the table."""
     from prunus._progress import Progress
     from prunus.bench.machine import cpu
-    from prunus.bench.peers import Peers, WrongResultError
-    from prunus.cli import _demo
+    from prunus.bench.peers import Peers, WrongResultError, divides
+    from prunus.cli import _demo, _demo_ffn
     from prunus.cli._smollm import find_model, open_model
 
     if options.block < 1:
@@ -78,7 +83,19 @@ def run(options: argparse.Namespace) -> int:
     print(f"{options.block} x {options.block}; x @ W.T, where x comes from the model's own embedding rows.")
     print(f"CPU: {cpu().name}; SIMD level: {cpu().level}")
     print(", ".join(f"{name} {version}" for name, version in peers.versions().items()))
-    print(f"\n{_table(found)}\n\n{_LEGEND}")
+    unfit = [
+        name for name, there in (("SciPy", peers.scipy), ("torch BSR", peers.torch)) if there is not None
+    ]
+    if unfit and not all(divides(options.block, task.weight.shape) for task in tasks):
+        print(f"left out where blocks do not divide the shape: {' and '.join(unfit)}")
+    print(f"\n{_table(found)}\n\n{_LEGEND}", flush=True)
+    with Progress(layers * (1 + 4 * len(options.dtypes)), "demo") as bar:
+        try:
+            pruned = _demo_ffn.ffn_lines(model, layers, bar, dtypes=options.dtypes, tokens=options.tokens)
+        except WrongResultError as error:
+            raise CommandError(f"a result is wrong: {error}") from error
+    print(f"\nThe same weights as {layers} gated layers whose gate decides which hidden units are live\n")
+    print(f"{_demo_ffn.ffn_table(pruned)}\n\n{_FFN_LEGEND}")
     return 0
 
 

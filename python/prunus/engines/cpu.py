@@ -8,9 +8,11 @@ from prunus import _core
 from prunus._dtypes import Array, DType
 from prunus._layout import Index
 from prunus._threads import THREADS
-from prunus.engines.base import Blocks
+from prunus.engines.base import Blocks, Found
 
 __all__ = ["CpuEngine"]
+
+_NONE = np.empty((0, 0), np.float32)
 
 
 class CpuEngine:
@@ -47,6 +49,50 @@ class CpuEngine:
     def sdd(self, a: Array, b: Array, indices: Index, indptr: Index, out: Array) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         _core.sdd(a, b, indices, indptr, out, THREADS.get())
+
+    def dots(
+        self,
+        x: Array,
+        w: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        bias: Array | None = None,
+        activation: str | None = None,
+        scale: Array | None = None,
+        found: Found | None = None,
+    ) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        to = Found(1, "max", _NONE) if found is None else found
+        norms = None if found is None else to.norms
+        _core.dots(
+            x,
+            w,
+            out,
+            live,
+            branch,
+            bias,
+            activation,
+            scale,
+            to.branch,
+            to.norm,
+            norms,
+            to.live,
+            to.tau,
+            THREADS.get(),
+        )
+
+    def combine(
+        self,
+        h: Array,
+        w: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        bias: Array | None = None,
+    ) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        _core.combine(h, w, out, live, branch, bias, THREADS.get())
 
     def attention(
         self,

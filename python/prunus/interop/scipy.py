@@ -23,7 +23,8 @@ def from_scipy(cls: type[S], array: Any, blocksize: Any, copy: bool | None) -> S
     cls : type
         What to build.
     array : SciPy sparse array or matrix
-        Two dimensions; formats other than BSR are sorted into blocks of ``blocksize`` (1 x 1 if None).
+        Two dimensions; formats other than BSR are sorted into blocks of ``blocksize``, which is estimated
+        from the stored positions if None.
 
     Raises
     ------
@@ -43,6 +44,7 @@ def from_scipy(cls: type[S], array: Any, blocksize: Any, copy: bool | None) -> S
 
 def to_scipy(a: BlockStorage, copy: bool | None) -> scipy.sparse.bsr_array:
     """Return ``a`` as a SciPy BSR; see ``BSR.to_scipy``."""
+    a._check()
     import scipy.sparse
 
     if a.ndim != 2:

@@ -13,9 +13,9 @@ from prunus import _layout as lay
 from prunus import engines
 from prunus._dtypes import FLOATS, Array
 from prunus._mask import BlockMask
+from prunus._operands import as_operand
 from prunus._storage import BlockStorage
 from prunus._trace import Span, span
-from prunus.ops import _operand
 from prunus.pruning.policies import Fixed, Policy, Threshold, TopK, as_policy, decide
 
 __all__ = ["attention"]
@@ -105,7 +105,6 @@ def attention(
     --------
     >>> import numpy as np
     >>> import prunus as pr
-    >>> from prunus.pruning.policies import TopK
     >>> rng = np.random.default_rng(0)
     >>> q, k, v = (rng.standard_normal((4, 256, 32), np.float32) for _ in range(3))
     >>> y = pr.attention(q, k, v, causal=True)
@@ -113,8 +112,8 @@ def attention(
     (4, 256, 32)
     >>> np.allclose(y[:, 0], v[:, 0])  # the first query sees the first key alone
     True
-    >>> cheap = pr.attention(q, k, v, causal=True, prune=TopK(fraction=0.5), blocksize=16)
-    >>> all_of_it = pr.attention(q, k, v, causal=True, prune=TopK(fraction=1.0), blocksize=16)
+    >>> cheap = pr.attention(q, k, v, causal=True, prune=pr.TopK(fraction=0.5), blocksize=16)
+    >>> all_of_it = pr.attention(q, k, v, causal=True, prune=pr.TopK(fraction=1.0), blocksize=16)
     >>> np.allclose(all_of_it, y, atol=1e-5)
     True
     """
@@ -131,7 +130,7 @@ def attention(
             engine.attention(call.q, call.k, call.v, out, live, call.scale, call.causal, call.blocksize)
         if t:
             _count(t, call, grid, live)
-            t.ran(None if engine.name == "cpu" else engine.name)
+            t.ran(engine.name)
     return out[0] if call.flat else out
 
 
@@ -183,7 +182,7 @@ class _Call(NamedTuple):
 def _check(q: Any, k: Any, v: Any, scale: float | None, causal: bool, blocksize: int) -> _Call:
     arrays = []
     for name, value in (("q", q), ("k", k), ("v", v)):
-        array = _operand(value, name)
+        array = as_operand(value, name)
         if isinstance(array, BlockStorage):
             raise TypeError(f"{name} is a BSR: attention takes dense arrays")
         if array.dtype not in FLOATS:

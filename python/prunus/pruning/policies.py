@@ -1,12 +1,14 @@
 """Policies: what decides which branches are live. They see statistics, never kernels.
 
-A branch is a unit that can be dead for one row of the input: some neighbouring neurons, an expert, a block of keys.
+A branch is a unit that can be dead for one row of the input: some neighbouring neurons, an expert, a block
+of keys.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
@@ -41,8 +43,8 @@ class Statistics:
     ----------
     norms : ndarray of float32
         Shape (rows, branches): of every row and branch the largest absolute activation ("max") or the root of
-        the sum of squares ("l2"); router logits in a mixture of experts; pooled scores in attention. NaN where
-        the branch holds a NaN.
+        the sum of squares ("l2"); router logits in a mixture of experts; pooled scores in attention. NaN
+        where the branch holds a NaN.
     visible : ndarray of bool, optional
         Shape (rows, branches): what may be chosen at all, for example by causality. None: everything.
     norm : str
@@ -63,7 +65,7 @@ class Decides(Protocol):
         ...
 
 
-class Policy:
+class Policy(ABC):
     """Base of policies: derive from it and write ``select``, or pass a plain function in place of a policy.
 
     Attributes
@@ -81,9 +83,9 @@ class Policy:
     norm: str = "max"
     rows: int = 1
 
+    @abstractmethod
     def select(self, statistics: Statistics) -> Array:
         """Return a boolean array (rows, branches): True where a branch is live."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it selects")
 
     def foresee(self, x: Array, branches: int) -> Array | None:
         """Return what is live before anything was multiplied, or None if that has to be seen first.
@@ -171,7 +173,8 @@ class TopK(Policy):
     count : int, optional
         How many are live; all, where a row sees fewer.
     fraction : float, optional
-        Share of the branches that the row sees, rounded up, at least one; 1 keeps all. Give this or ``count``.
+        Share of the branches that the row sees, rounded up, at least one; 1 keeps all. Give this or
+        ``count``.
     norm : {"max", "l2"}
         Statistic of a branch.
     rows : int, default 1
@@ -211,7 +214,7 @@ class TopK(Policy):
         if self.count is not None:
             wanted = np.minimum(self.count, seen)
         else:
-            assert self.fraction is not None  # noqa: S101 - the constructor saw to it
+            assert self.fraction is not None
             # A share such as 0.1 of 30 is 3: rounding up must not see the error of the product.
             wanted = np.minimum(np.ceil(np.round(seen * self.fraction, 9)).astype(np.int64), seen)
             wanted = np.maximum(wanted, np.minimum(seen, 1))
@@ -230,8 +233,8 @@ class Router(Policy):
     k : int
         Experts for each row.
     renormalize : bool, default True
-        Whether the chosen experts' weights sum to 1 (softmax over the chosen), or stay what a softmax over all
-        experts gave them.
+        Whether the chosen experts' weights sum to 1 (softmax over the chosen), or stay what a softmax over
+        all experts gave them.
 
     Raises
     ------
@@ -292,7 +295,7 @@ class Fixed(Policy):
         expected = (branches,) if self.mask.ndim == 1 else (rows, branches)
         if self.mask.shape != expected:
             raise ValueError(
-                f"Fixed has a mask of shape {self.mask.shape}, but there are {rows} rows of {branches} branches"
+                f"Fixed has a mask of shape {self.mask.shape}; there are {rows} rows of {branches} branches"
             )
         return np.broadcast_to(self.mask, (rows, branches))
 
@@ -389,7 +392,7 @@ def decide(policy: Policy, norms: Array, visible: Array | None = None, norm: str
     TypeError, ValueError
         If the policy returns anything but booleans of the right shape.
     """
-    rows, branches = norms.shape
+    rows = len(norms)
     group = policy.rows
     if group > 1 and rows:
         starts = np.arange(0, rows, group)
@@ -435,7 +438,7 @@ def foreseen(policy: Policy, x: Array, branches: int) -> Array | None:
 
 
 def largest(values: Array, wanted: Array, visible: Array | None) -> Array:
-    """Return where each row has its ``wanted`` largest visible values; of equal ones the first, NaN before all.
+    """Return where each row has its ``wanted`` largest values; of equal ones the first, NaN before all.
 
     Parameters
     ----------
@@ -446,27 +449,29 @@ def largest(values: Array, wanted: Array, visible: Array | None) -> Array:
     visible : ndarray of bool, optional
         Shape (rows, n).
     """
-    # As unsigned integers that sort as the numbers do, so that NaN comes last of all and what is not visible
-    # first. Adding zero makes the two zeros one.
-    wide = values.dtype == np.float64
-    numbers = values.astype(np.float64 if wide else np.float32) + 0
-    keys: Any = numbers.view(np.uint64 if wide else np.uint32)
-    top = keys.dtype.type(1 << (keys.dtype.itemsize * 8 - 1))
-    keys = np.where(keys >= top, ~keys, keys | top)
-    keys[np.isnan(numbers)] = np.iinfo(keys.dtype).max
-    if visible is not None:
-        keys[~visible] = 0
     rows, n = values.shape
-    if not n:
+    wanted = np.asarray(wanted)
+    if not n or not rows:
         return np.zeros((rows, n), bool)
-    # The smallest number that is still chosen, if any is.
-    at = np.clip(n - wanted, 0, n - 1)[:, None]
-    cut = np.take_along_axis(np.sort(keys, axis=1), at, axis=1)
-    above, ties = keys > cut, keys == cut
-    missing = wanted - np.count_nonzero(above, axis=1)
-    first = ties & (np.cumsum(ties, axis=1, dtype=np.int32) <= missing[:, None])
-    live: Array = (above | first) & (wanted > 0)[:, None]
-    return live if visible is None else live & visible
+    nan = np.isnan(values)
+    keys = np.where(nan, np.inf, values)
+    if visible is not None:
+        nan &= visible
+        keys[~visible] = -np.inf
+    # The smallest key that is chosen: its equals are chosen from the first on.
+    at = n - np.clip(wanted, 1, n)
+    if (at == at[0]).all():
+        cut = np.partition(keys, at[0], axis=1)[:, at[0], None]
+    else:
+        cut = np.take_along_axis(np.sort(keys, axis=1), at[:, None], axis=1)
+    above = nan | (keys > cut)
+    ties = (keys == cut) & ~above
+    if visible is not None:
+        ties &= visible
+    left = wanted - above.sum(axis=1)
+    live: Array = above | (ties & (np.cumsum(ties, axis=1) <= left[:, None]))
+    # More NaN than places: again the first.
+    return live & (np.cumsum(live, axis=1) <= wanted[:, None])
 
 
 def _options(policy: Policy) -> str:

@@ -23,24 +23,6 @@ macro_rules! with_lanes {
         let level = $crate::level::current();
         match ($compute, level) {
             #[cfg(target_arch = "x86_64")]
-            (Some(DType::F32), Level::Avx512 | Level::Avx512Dot | Level::Amx) => {
-                with!(avx512::F32x16, "f32 avx512")
-            }
-            #[cfg(target_arch = "x86_64")]
-            (Some(DType::F32), Level::Avx2) => with!(avx2::F32x8, "f32 avx2"),
-            #[cfg(target_arch = "aarch64")]
-            (Some(DType::F32), Level::Neon) => with!(neon::F32x4, "f32 neon"),
-            (Some(DType::F32), _) => with!(Plain<f32>, "f32 scalar"),
-            #[cfg(target_arch = "x86_64")]
-            (Some(DType::F64), Level::Avx512 | Level::Avx512Dot | Level::Amx) => {
-                with!(avx512::F64x8, "f64 avx512")
-            }
-            #[cfg(target_arch = "x86_64")]
-            (Some(DType::F64), Level::Avx2) => with!(avx2::F64x4, "f64 avx2"),
-            #[cfg(target_arch = "aarch64")]
-            (Some(DType::F64), Level::Neon) => with!(neon::F64x2, "f64 neon"),
-            (Some(DType::F64), _) => with!(Plain<f64>, "f64 scalar"),
-            #[cfg(target_arch = "x86_64")]
             (Some(DType::Bf16), Level::Avx512Dot | Level::Amx) if $crate::level::multiplies_pairs() => {
                 with!(avx512::Bf16x32, "bf16 avx512-bf16")
             }
@@ -64,13 +46,13 @@ macro_rules! with_lanes {
             #[cfg(target_arch = "aarch64")]
             (Some(DType::I32), Level::Neon) => with!(neon::I16x8, "int8 neon"),
             (Some(DType::I32), _) => with!(Plain<i16>, "int8 scalar"),
-            _ => $none,
+            (compute, _) => $crate::dispatch::with_floats!($name, compute, $lanes => $body, else $none),
         }
     }};
 }
 pub(crate) use with_lanes;
 
-/// As [`with_lanes`], for kernels that compute in float32 or float64 only.
+/// As [`with_lanes`] for a compute type of single or double precision, and `$none` for any other.
 macro_rules! with_floats {
     ($name:literal, $compute:expr, $lanes:ident => $body:expr, else $none:expr) => {{
         use prunus_core::DType;

@@ -5,6 +5,7 @@ pub mod dsd;
 pub mod level;
 pub mod machine;
 pub mod memory;
+pub mod rows;
 pub mod sdd;
 pub mod ssd;
 pub mod threads;

@@ -4,14 +4,13 @@ use std::ops::Range;
 
 use numpy::npyffi::{NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE, PyArrayObject};
 use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
-use prunus_core::{DType, Pattern};
+use prunus_core::DType;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTuple;
 
-use crate::door::to_python;
-use crate::dsd::Packed;
+use crate::packed::Packed;
 
 /// `ml_dtypes` registers bfloat16 with NumPy under a number of its own.
 fn bfloat16_num(py: Python<'_>) -> PyResult<i32> {
@@ -103,11 +102,6 @@ impl Nd {
     /// Address of a batch member, `index` counting in C order over `batch`.
     pub(crate) fn member(&self, batch: &[usize], index: usize) -> *mut u8 {
         member_at(self.ptr, &self.strides, batch, index)
-    }
-
-    /// First element.
-    pub(crate) fn start(&self) -> *const u8 {
-        self.ptr
     }
 
     /// True where there is no element.
@@ -207,12 +201,17 @@ impl<'a> Indices<'a> {
     }
 
     /// Values along the last axis of batch member `index`.
-    fn values(&self, batch: &[usize], index: usize) -> impl ExactSizeIterator<Item = i64> + use<> {
-        self.part(batch, index, 0..self.shape[self.shape.len() - 1])
+    pub(crate) fn values(&self, batch: &[usize], index: usize) -> impl ExactSizeIterator<Item = i64> + use<> {
+        self.along(batch, index, 0..self.shape[self.shape.len() - 1])
+    }
+
+    /// The values at `range` of an array of one dimension.
+    pub(crate) fn part(&self, range: Range<usize>) -> impl ExactSizeIterator<Item = i64> + use<> {
+        self.along(&[], 0, range)
     }
 
     /// The values at `range` along the last axis of batch member `index`.
-    fn part(
+    fn along(
         &self,
         batch: &[usize],
         index: usize,
@@ -233,35 +232,4 @@ impl<'a> Indices<'a> {
             }
         })
     }
-}
-
-/// Copies and checks the pattern of one batch member whose offsets count through all members' blocks:
-/// the pattern of its own blocks, and how many come before them.
-pub(crate) fn member_pattern(
-    indptr: &Indices<'_>,
-    indices: &Indices<'_>,
-    batch: &[usize],
-    member: usize,
-    block_cols: usize,
-) -> PyResult<(Pattern, usize)> {
-    let offsets = || indptr.values(batch, member);
-    let (first, last) = (offsets().next().unwrap_or(0), offsets().last().unwrap_or(0));
-    if first < 0 || last < first || last as u64 > indices.shape[0] as u64 {
-        // Says which offset is wrong, and how.
-        return Ok((pattern(indptr, indices, batch, member, block_cols)?, 0));
-    }
-    let columns = indices.part(&[], 0, first as usize..last as usize);
-    let pattern = Pattern::new(offsets().map(|p| p - first), columns, block_cols).map_err(to_python)?;
-    Ok((pattern, first as usize))
-}
-
-/// Copies and checks the pattern of one batch member.
-pub(crate) fn pattern(
-    indptr: &Indices<'_>,
-    indices: &Indices<'_>,
-    batch: &[usize],
-    member: usize,
-    block_cols: usize,
-) -> PyResult<Pattern> {
-    Pattern::new(indptr.values(batch, member), indices.values(&[], 0), block_cols).map_err(to_python)
 }

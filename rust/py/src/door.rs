@@ -1,6 +1,6 @@
 //! The door between Python and the engines: errors, the GIL, signals.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use prunus_core::{Error, Interrupt};
@@ -10,6 +10,11 @@ use pyo3::prelude::*;
 
 /// How long work may go on before a signal is seen.
 const PATIENCE: Duration = Duration::from_millis(50);
+
+thread_local! {
+    /// What the last product on this thread ran as.
+    pub(crate) static LAST_PATH: Cell<&'static str> = const { Cell::new("") };
+}
 
 /// The one map from engine errors to Python exceptions.
 pub(crate) fn to_python(error: Error) -> PyErr {
@@ -64,4 +69,25 @@ pub(crate) fn enter<T: Send>(
             (Err(error), _) => Err(to_python(error)),
         }
     })
+}
+
+/// Runs one product for each of `members` batch members and remembers what the last of them ran as.
+pub(crate) fn enter_each(
+    py: Python<'_>,
+    threads: usize,
+    members: usize,
+    mut product: impl FnMut(usize, &Context<'_>) -> Result<&'static str, Error> + Send,
+) -> PyResult<()> {
+    let path = enter(py, threads, |context| {
+        let mut path = "nothing to do";
+        for i in 0..members {
+            if context.interrupt.interrupted() {
+                return Err(Error::Interrupted);
+            }
+            path = product(i, context)?;
+        }
+        Ok(path)
+    })?;
+    LAST_PATH.set(path);
+    Ok(())
 }

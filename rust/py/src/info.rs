@@ -5,8 +5,7 @@ use prunus_cpu::{machine, threads};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::door::{enter, to_python};
-use crate::dsd::LAST_PATH;
+use crate::door::{LAST_PATH, enter, to_python};
 
 /// SIMD levels that this machine can run, best last.
 #[pyfunction]

@@ -1,7 +1,7 @@
 //! `prunus._core`: the only crate that knows Python.
 //!
-//! Each function turns arrays into views ([`arrays`]), goes through one door that releases the GIL
-//! and listens for signals ([`door`]), and calls an engine.
+//! Each function turns arrays into views ([`arrays`], block-sparse ones in [`operand`]), goes through one
+//! door that releases the GIL and listens for signals ([`door`]), and calls an engine.
 
 use pyo3::prelude::*;
 
@@ -10,6 +10,9 @@ mod attention;
 mod door;
 mod dsd;
 mod info;
+mod operand;
+mod packed;
+mod rows;
 mod sdd;
 mod ssd;
 
@@ -23,13 +26,17 @@ mod _core {
     #[pymodule_export]
     use super::attention::{attention, pooled_scores};
     #[pymodule_export]
-    use super::dsd::{Packed, dsd, dsd_packed, pack};
+    use super::dsd::dsd;
     #[pymodule_export]
     use super::info::{
         available_levels, cpu_info, default_threads, last_path, level, measure_bandwidth, measure_flops,
         set_level,
     };
 
+    #[pymodule_export]
+    use super::packed::{Packed, dsd_packed, pack};
+    #[pymodule_export]
+    use super::rows::{combine, dots};
     #[pymodule_export]
     use super::sdd::sdd;
     #[pymodule_export]

@@ -1,12 +1,13 @@
 //! Block-sparse matrix times dense matrix: `out = epilogue(op(W) · x)`.
 //!
 //! One entry serves every layout: `x @ W` is `op(W)ᵀ · xᵀ` on swapped strides. [`panel`] holds the
-//! general kernel's driver, [`plan`] the fixed rules by which work is cut up.
+//! general kernel's driver, [`pack`] the x that it reads, [`plan`] the fixed rules by which work is cut up.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod blocks;
 pub(crate) mod convert;
+mod pack;
 mod panel;
 pub(crate) mod plan;
 #[cfg(target_arch = "x86_64")]

@@ -11,7 +11,8 @@ use prunus_core::{Error, Pattern};
 
 use super::Dsd;
 use super::blocks::{BlockLayout, copy_block};
-use super::convert::{Convert, Element, Rect};
+use super::convert::{Convert, Element};
+use super::pack::{self, Cut, View};
 use super::plan::{self, Panel};
 use super::store::{Finished, Store, Sum};
 use super::tile::{Block, Tile};
@@ -19,24 +20,11 @@ use crate::memory::Workspace;
 use crate::simd::Lanes;
 use crate::threads::{Context, for_each};
 
-/// Rows of x that one packing task copies.
-const PACK_ROWS: usize = 256;
-/// Rows copied to one panel after another where rows are contiguous: read from memory once, in order.
-const PACK_STRIP: usize = 8;
-
-/// A panel of x as the kernel reads it.
-#[derive(Clone, Copy)]
-struct View<E> {
-    x: *const E,
-    word: usize,
-}
-
 /// What all tasks of one product share.
 struct Job<'a, L: Lanes> {
     call: &'a Dsd<'a>,
     pattern: &'a Pattern,
     convert_w: Convert<L::Elem>,
-    convert_x: Convert<L::Elem>,
     store: Store<L::Acc>,
     panels: &'a [Panel],
     views: &'a [View<L::Elem>],
@@ -62,9 +50,6 @@ where
     let pattern = call.w.op_pattern();
     let (block_rows, block_cols) = call.w.op_blocksize();
     let k = call.x.rows;
-    // Each block column starts at a word of its own, so that blocks of odd width work with pairs.
-    let block_words = block_cols.div_ceil(L::STEP);
-    let words = pattern.block_cols() * block_words;
     // A word may not straddle two rows of a block or run into the padding past the last column.
     // Words of a grouped operand are single elements.
     let native_w = <L::Elem as Element>::NATIVE == Some(call.w.dtype)
@@ -74,61 +59,24 @@ where
                 && block_cols.is_multiple_of(L::STEP)
                 && k.is_multiple_of(L::STEP)));
     let reuse = pattern.len() * block_rows / pattern.block_cols().max(1);
+    let mut used = vec![false; pattern.block_cols()];
+    pattern.indices().iter().for_each(|&column| used[column as usize] = true);
+    let cut = Cut { grid: pattern.block_cols(), block_cols, reuse, used: &used };
     let turn = plan::columns_per_turn(k, size_of::<L::Elem>(), L::LANES);
     for first in (0..call.x.cols).step_by(turn) {
         let cols = turn.min(call.x.cols - first);
         let mut panels = plan::panels(cols, L::LANES, L::REGISTERS, block_rows);
         panels.iter_mut().for_each(|panel| panel.col += first);
-        let vectors: usize = panels.iter().map(|panel| panel.vectors).sum();
-        let word_bytes = L::LANES * L::STEP * size_of::<L::Elem>();
-        let in_place = |panel: &Panel| {
-            let x = &call.x;
-            let size = size_of::<L::Elem>() as isize;
-            L::STEP == 1
-                && <L::Elem as Element>::NATIVE == Some(x.dtype)
-                && x.col_stride == size
-                && x.row_stride % size == 0
-                && plan::reads_in_place(x.row_stride, reuse)
-                && panel.cols == panel.vectors * L::LANES
-        };
-        let packs_any = panels.iter().any(|panel| !in_place(panel));
-        let packed = match packs_any {
-            true => Workspace::of(&[words, vectors, word_bytes])?,
-            false => Workspace::take(0)?,
-        };
-        let mut views = Vec::with_capacity(panels.len());
-        let mut offset = 0;
-        for panel in &panels {
-            views.push(if in_place(panel) {
-                View {
-                    x: call.x.at(0, panel.col).cast(),
-                    word: call.x.row_stride as usize / size_of::<L::Elem>(),
-                }
-            } else {
-                let x = packed.as_ptr().cast::<L::Elem>().wrapping_add(offset);
-                View { x, word: panel.vectors * L::LANES * L::STEP }
-            });
-            offset += words * panel.vectors * L::LANES * L::STEP;
-        }
+        let x = pack::panels::<L>(&call.x, convert_x, cut, &panels, context)?;
         let job = Job::<L> {
             call,
             pattern: &pattern,
             convert_w,
-            convert_x,
             store,
             panels: &panels,
-            views: &views,
+            views: x.views(),
             native_w,
         };
-        let to_pack: Vec<usize> = (0..panels.len()).filter(|&p| !in_place(&panels[p])).collect();
-        if !to_pack.is_empty() {
-            let grid = pattern.block_cols();
-            let step = (PACK_ROWS / block_cols).max(1);
-            for_each(context, grid.div_ceil(step), |task| {
-                let columns = task * step..grid.min((task + 1) * step);
-                job.pack(&to_pack, columns)
-            })?;
-        }
         let groups = plan::super_panels(&panels);
         let columns = turn.min(cols).div_ceil(groups.len().max(1)).next_multiple_of(L::LANES);
         let work = (block_rows * block_cols * columns) as u64;
@@ -146,84 +94,6 @@ where
     L::Elem: Element,
     L::Acc: Sum,
 {
-    /// Copies the rows of x that block columns `columns` multiply into panels: converted, in the
-    /// kernel's word order, padded with zeros.
-    fn pack(&self, panels: &[usize], columns: Range<usize>) -> Result<(), Error> {
-        let (_, block_cols) = self.call.w.op_blocksize();
-        let k = self.call.x.rows;
-        let block_words = block_cols.div_ceil(L::STEP);
-        let x = &self.call.x;
-        let by_rows = x.col_stride.abs() < x.row_stride.abs();
-        let strip = if by_rows { PACK_STRIP } else { usize::MAX };
-        if !block_cols.is_multiple_of(L::STEP) {
-            for column in columns {
-                let rows = column * block_cols..k.min((column + 1) * block_cols);
-                for &p in panels {
-                    self.pack_rows(p, rows.clone(), column * block_words)?;
-                }
-            }
-            return Ok(());
-        }
-        let (mut first, end) = (columns.start * block_cols, k.min(columns.end * block_cols));
-        while first < end {
-            let rows = first..end.min(first.saturating_add(strip));
-            first = rows.end;
-            for &p in panels {
-                self.pack_rows(p, rows.clone(), rows.start / L::STEP)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Copies rows `rows` of x into words `word…` of a panel.
-    fn pack_rows(&self, panel: usize, rows: Range<usize>, word: usize) -> Result<(), Error> {
-        let (view, panel) = (self.views[panel], self.panels[panel]);
-        let x = &self.call.x;
-        let width = panel.vectors * L::LANES;
-        let rect = |first: usize, count: usize| Rect {
-            src: x.at(first, panel.col),
-            rows: count,
-            cols: panel.cols,
-            row_stride: x.row_stride,
-            col_stride: x.col_stride,
-        };
-        let zero = L::Elem::default();
-        let dst = view.x.cast_mut().wrapping_add(word * width * L::STEP);
-        if L::STEP == 1 {
-            // SAFETY: the panel holds `width` elements for each row of x; tasks have disjoint rows.
-            unsafe {
-                (self.convert_x)(&rect(rows.start, rows.len()), dst, width);
-                for r in 0..rows.len() {
-                    for c in panel.cols..width {
-                        dst.add(r * width + c).write(zero);
-                    }
-                }
-            }
-            return Ok(());
-        }
-        // Pairs: convert a few rows, then interleave them.
-        const STRIP: usize = 16;
-        let strip = Workspace::of(&[STRIP, width, size_of::<L::Elem>()])?;
-        let strip = strip.as_ptr().cast::<L::Elem>();
-        for first in (rows.start..rows.end).step_by(STRIP) {
-            let count = STRIP.min(rows.end - first);
-            // SAFETY: the strip holds STRIP rows, and the panel the words of every row of x.
-            unsafe {
-                (self.convert_x)(&rect(first, count), strip, width);
-                let dst = dst.add((first - rows.start) * width);
-                for row in 0..count.next_multiple_of(L::STEP) {
-                    let to = dst.add(row / L::STEP * width * L::STEP + row % L::STEP);
-                    let from = strip.add(row * width);
-                    for c in 0..width {
-                        let inside = row < count && c < panel.cols;
-                        to.add(c * L::STEP).write(if inside { *from.add(c) } else { zero });
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Computes block rows `rows` for the columns of one super-panel.
     fn rows(&self, group: &Range<usize>, rows: &Range<usize>) -> Result<(), Error> {
         let (block_rows, _) = self.call.w.op_blocksize();

@@ -2,7 +2,10 @@
 
 use std::arch::x86_64::*;
 
+use half::{bf16, f16};
+
 use super::{Lanes, TileFn, thin_table, tile_table};
+use crate::rows::kernel::{Reads, reads_values, row_kernels};
 
 /// Eight single-precision lanes.
 #[derive(Clone, Copy)]
@@ -183,3 +186,31 @@ thin_table!(thin_i16, I16x16, [target_feature(enable = "avx2,fma,f16c")]);
 tile_table!(tile_i16, I16x16, [target_feature(enable = "avx2,fma,f16c")], {
     3: [4, 2, 1], 2: [4, 2, 1], 1: [8, 4, 2, 1], 6: [2, 1],
 });
+
+impl Reads<f32> for F32x8 {
+    #[inline(always)]
+    unsafe fn read(from: *const f32) -> Self::X {
+        // SAFETY: the caller provides a readable vector.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+}
+impl Reads<bf16> for F32x8 {
+    #[inline(always)]
+    unsafe fn read(from: *const bf16) -> Self::X {
+        // SAFETY: the caller provides 8 readable values, the upper halves of as many floats.
+        unsafe {
+            let halves = _mm_loadu_si128(from.cast());
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+        }
+    }
+}
+impl Reads<f16> for F32x8 {
+    #[inline(always)]
+    unsafe fn read(from: *const f16) -> Self::X {
+        // SAFETY: the caller provides 8 readable values.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+}
+reads_values!(F64x4, f64, [f64, f32, bf16, f16]);
+row_kernels!(F32x8, [target_feature(enable = "avx2,fma,f16c")], { F32 => f32, Bf16 => bf16, F16 => f16 });
+row_kernels!(F64x4, [target_feature(enable = "avx2,fma,f16c")], { F64 => f64, F32 => f32, Bf16 => bf16, F16 => f16 });

@@ -2,9 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{Lanes, TileFn, thin_table, tile_table};
+use crate::rows::kernel::{Reads, reads_values, row_kernels};
 
 /// Sixteen single-precision lanes.
 #[derive(Clone, Copy)]
@@ -315,3 +316,31 @@ thin_table!(
 tile_table!(tile_bf16, Bf16x32, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512bf16")], {
     3: [8, 4, 2, 1], 2: [8, 4, 2, 1], 1: [16, 8, 4, 2, 1], 6: [4, 2, 1],
 });
+
+impl Reads<f32> for F32x16 {
+    #[inline(always)]
+    unsafe fn read(from: *const f32) -> Self::X {
+        // SAFETY: the caller provides a readable vector.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+}
+impl Reads<bf16> for F32x16 {
+    #[inline(always)]
+    unsafe fn read(from: *const bf16) -> Self::X {
+        // SAFETY: the caller provides 16 readable values, the upper halves of as many floats.
+        unsafe {
+            let halves = _mm256_loadu_si256(from.cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+        }
+    }
+}
+impl Reads<f16> for F32x16 {
+    #[inline(always)]
+    unsafe fn read(from: *const f16) -> Self::X {
+        // SAFETY: the caller provides 16 readable values.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+}
+reads_values!(F64x8, f64, [f64, f32, bf16, f16]);
+row_kernels!(F32x16, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")], { F32 => f32, Bf16 => bf16, F16 => f16 });
+row_kernels!(F64x8, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")], { F64 => f64, F32 => f32, Bf16 => bf16, F16 => f16 });

@@ -6,7 +6,10 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
+use half::{bf16, f16};
+
 use super::{Lanes, TileFn, thin_table, tile_table};
+use crate::rows::kernel::{reads_values, row_kernels};
 
 /// Asks for the cache line at `at`.
 #[inline(always)]
@@ -214,3 +217,8 @@ thin_table!(thin_i16, I16x8, [target_feature(enable = "neon")]);
 tile_table!(tile_i16, I16x8, [target_feature(enable = "neon")], {
     3: [4, 2, 1], 2: [4, 2, 1], 1: [8, 4, 2, 1], 6: [2, 1],
 });
+
+reads_values!(F32x4, f32, [f32, bf16, f16]);
+reads_values!(F64x2, f64, [f64, f32, bf16, f16]);
+row_kernels!(F32x4, [], { F32 => f32, Bf16 => bf16, F16 => f16 });
+row_kernels!(F64x2, [], { F64 => f64, F32 => f32, Bf16 => bf16, F16 => f16 });

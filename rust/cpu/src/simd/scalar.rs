@@ -1,6 +1,9 @@
 //! Plain Rust: runs everywhere, and is the twin that other levels are tested against.
 
+use half::{bf16, f16};
+
 use super::{Lanes, TileFn, thin_table, tile_table};
+use crate::rows::kernel::{reads_values, row_kernels};
 
 const N: usize = 4;
 
@@ -115,3 +118,8 @@ thin_table!(thin_i16, Plain<i16>, []);
 tile_table!(tile_i16, Plain<i16>, [], {
     3: [4, 2, 1], 2: [4, 2, 1], 1: [8, 4, 2, 1], 6: [2, 1],
 });
+
+reads_values!(Plain<f32>, f32, [f32, bf16, f16]);
+reads_values!(Plain<f64>, f64, [f64, f32, bf16, f16]);
+row_kernels!(Plain<f32>, [], { F32 => f32, Bf16 => bf16, F16 => f16 });
+row_kernels!(Plain<f64>, [], { F64 => f64, F32 => f32, Bf16 => bf16, F16 => f16 });

@@ -1,0 +1,219 @@
+"""What the operations on rows share: checked inputs, tables, liveness and how it is counted."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from prunus import engines
+from prunus._dtypes import F32, F64, I8, I32, Array, DType, check_operand, result_dtype
+from prunus._layout import blocks_along
+from prunus._trace import Span
+from prunus.engines import Found
+from prunus.engines.base import ACTIVATIONS
+from prunus.pruning.policies import Policy, decide, foreseen
+
+__all__ = [
+    "Rows",
+    "as_rows",
+    "as_table",
+    "as_vector",
+    "check_activation",
+    "check_branch",
+    "count_rows",
+    "find",
+    "sums_dtype",
+]
+
+# Rows that share one reading of the weights: what ``union_live`` is counted over.
+TILE: Final = 128
+
+
+class Rows(NamedTuple):
+    """An input as a matrix, and the leading dimensions that its result gets back."""
+
+    x: Array
+    lead: tuple[int, ...]
+
+    def restore(self, y: Array) -> Array:
+        """Return (rows, n) with the input's leading dimensions; one dimension for a vector."""
+        return y.reshape(*self.lead, y.shape[-1])
+
+
+def as_rows(x: Any, features: int, name: str = "x") -> Rows:
+    """Return ``x`` (*lead, features) as a matrix, without a copy where its strides allow it.
+
+    Raises
+    ------
+    TypeError
+        If it is no array of a dtype that products take.
+    ValueError
+        If its last axis is not ``features`` long.
+    """
+    if isinstance(x, (list, tuple, float, int)):
+        x = np.asarray(x)
+    if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an ndarray, got {type(x).__name__}")
+    check_operand(x.dtype, name)
+    if x.dtype in (I8, I32):
+        raise TypeError(f"{name} has dtype {x.dtype}; pruning needs floats: {name}.astype(np.float32)")
+    if x.ndim == 0:
+        raise ValueError(f"{name} must have at least one dimension")
+    if x.shape[-1] != features:
+        raise ValueError(f"{name} has {x.shape[-1]} features, the weights expect {features}")
+    return Rows(x.reshape(math.prod(x.shape[:-1]), features), x.shape[:-1])
+
+
+def as_table(w: Any, name: str) -> Array:
+    """Return weights (units, features) with contiguous rows; a copy only where they are not.
+
+    Raises
+    ------
+    TypeError
+        If they are no array of floats.
+    ValueError
+        If they are not two-dimensional.
+    """
+    if isinstance(w, (list, tuple)):
+        w = np.asarray(w)
+    if not isinstance(w, np.ndarray):
+        raise TypeError(f"{name} must be an ndarray, got {type(w).__name__}")
+    check_operand(w.dtype, name)
+    if w.dtype in (I8, I32):
+        raise TypeError(f"{name} has dtype {w.dtype}; pruning needs floats: {name}.astype(np.float32)")
+    if w.ndim != 2:
+        raise ValueError(f"{name} must have two dimensions (out, in), got shape {w.shape}")
+    return w if w.strides[1] == w.itemsize or w.shape[1] == 1 else np.ascontiguousarray(w)
+
+
+def as_vector(b: Any, length: int, name: str) -> Array | None:
+    """Return a bias (length,), or None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is something else.
+    """
+    if b is None:
+        return None
+    vector = np.asarray(b)
+    if vector.shape != (length,):
+        raise ValueError(f"{name} must have shape {(length,)}, got {vector.shape}")
+    check_operand(vector.dtype, name)
+    return vector
+
+
+def check_activation(activation: str | None) -> None:
+    """Raise ValueError unless the activation has a name that engines know."""
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {activation!r}")
+
+
+def check_branch(branch: Any) -> int:
+    """Return the width of a branch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not a positive integer.
+    """
+    try:
+        width = operator.index(branch)
+    except TypeError:
+        raise TypeError(f"branch must be an integer, got {type(branch).__name__}") from None
+    if width < 1:
+        raise ValueError(f"branch must be at least 1, got {width}")
+    return width
+
+
+def sums_dtype(*dtypes: DType) -> DType:
+    """Return the dtype that sums of these are kept in."""
+    kind = dtypes[0]
+    for other in dtypes[1:]:
+        kind = result_dtype(kind, other)
+    return F64 if kind == F64 else F32
+
+
+def find(
+    policy: Policy,
+    x: Array,
+    w: Array,
+    out: Array,
+    branch: int,
+    bias: Array | None = None,
+    activation: str | None = None,
+) -> tuple[Array, bool]:
+    """Compute units, and which branches of them are live; dead ones are 0 in ``out``.
+
+    What the policy foresees is all that is computed. A threshold is decided as the units are stored, other
+    policies see the norms of all rows afterwards.
+
+    Returns
+    -------
+    live : ndarray of bool
+        Shape (rows, branches).
+    known : bool
+        Whether the policy foresaw it.
+    """
+    engine = engines.active()
+    branches = blocks_along(len(w), branch)
+    live = foreseen(policy, x, branches)
+    if live is not None:
+        live = np.ascontiguousarray(live)
+        engine.dots(x, w, out, live, branch, bias, activation)
+        return live, True
+    norms = np.empty((len(x), branches), np.float32)
+    if policy.scope == "tile" and policy.rows == 1:
+        live = np.empty((len(x), branches), bool)
+        tau = float(getattr(policy, "tau", 0.0))
+        found = Found(branch, policy.norm, norms, live, tau)
+        engine.dots(x, w, out, None, branch, bias, activation, None, found)
+        return live, False
+    engine.dots(x, w, out, None, branch, bias, activation, None, Found(branch, policy.norm, norms))
+    live = np.ascontiguousarray(decide(policy, norms))
+    if not live.all():
+        out[~np.repeat(live, branch, axis=1)[:, : len(w)]] = 0
+    return live, False
+
+
+def count_rows(
+    at: Span, live: Array | None, branch: int, tables: list[tuple[Array, bool]], rows: int
+) -> None:
+    """Count what was done with tables of one row a unit.
+
+    Parameters
+    ----------
+    at : Span
+        Where to count.
+    live : ndarray of bool, optional
+        Shape (rows, branches).
+    branch : int
+        Units in a branch.
+    tables : list of (ndarray, bool)
+        Each table, and whether all of it was computed, live or not.
+    rows : int
+        Rows of the input.
+    """
+    units = len(tables[0][0])
+    widths = np.minimum(branch, units - branch * np.arange(blocks_along(units, branch)))
+    tiles = blocks_along(rows, TILE)
+    if live is None:
+        pairs, touched = rows * units, tiles * units
+    else:
+        pairs = int((live @ widths).sum())
+        starts = np.arange(0, rows, TILE)
+        union = np.logical_or.reduceat(live, starts, axis=0) if rows else live
+        touched = int((union @ widths).sum())
+        at.count(live=live.sum(), total=live.size, union_live=union.sum(), union_total=union.size)
+    for table, everything in tables:
+        width, size = table.shape[1], table.itemsize
+        done, read = (rows * units, tiles * units) if everything else (pairs, touched)
+        at.count(
+            flops=2 * width * done,
+            flops_skipped=2 * width * (rows * units - done),
+            bytes_loaded=width * size * read,
+            bytes_skipped=width * size * (tiles * units - read),
+        )

@@ -1,0 +1,289 @@
+"""Experts of a mixture: where their weights are, and how the rows that chose one run through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prunus._dtypes import F32, F64, FLOATS, Array, DType, result_dtype
+from prunus._layout import blocks_along
+from prunus._storage import BlockStorage
+from prunus._trace import Span
+from prunus.engines.base import Engine
+from prunus.ops import matmul
+from prunus.pruning._rows import as_table, find
+from prunus.pruning.ffn import FFN
+from prunus.pruning.policies import Policy, decide, foreseen
+
+__all__ = ["Expert", "Experts", "Style", "sums_of"]
+
+
+class Style(NamedTuple):
+    """What all experts of a call have in common: ``activation``, ``policy`` or None, and ``branch``."""
+
+    activation: str | None
+    policy: Policy | None
+    branch: int
+
+
+def sums_of(kind: DType) -> DType:
+    """Return the dtype in which results of ``kind`` are summed."""
+    return F64 if kind == F64 else F32
+
+
+class Expert:
+    """One expert, checked: dense or block-sparse matrices, or an FFN.
+
+    Parameters
+    ----------
+    name : str
+        What it is called in error messages.
+    up, gate : ndarray or BSR
+        Shape (f, d); or an FFN for ``up``.
+    down : ndarray or BSR, optional
+        Shape (d_out, f).
+
+    Raises
+    ------
+    ValueError, TypeError
+        If shapes or dtypes do not fit.
+    """
+
+    def __init__(self, name: str, up: Any, down: Any = None, gate: Any = None) -> None:
+        self.name, self.up, self.down, self.gate = name, up, down, gate
+        if isinstance(up, FFN):
+            if down is not None or gate is not None:
+                raise TypeError(f"{name} is an FFN, which has its own w_down and w_gate: pass None for them")
+            self.features, self.units, self.out_features = up.features, up.hidden, up.out_features
+            return
+        if down is None:
+            raise TypeError(f"{name} must be an FFN where w_down is not given, got {type(up).__name__}")
+        for what, w in (("w_up", up), ("w_down", down), ("w_gate", gate)):
+            if w is None and what == "w_gate":
+                continue
+            if not isinstance(w, (np.ndarray, BlockStorage)):
+                raise TypeError(f"{what} of {name} must be an ndarray or a BSR, got {type(w).__name__}")
+            if w.ndim != 2:
+                raise ValueError(f"{what} of {name} must have two dimensions, got shape {w.shape}")
+            if w.dtype not in FLOATS:
+                raise TypeError(f"{what} of {name} must hold floats, got dtype {w.dtype}")
+        self.units, self.features = up.shape
+        self.out_features = down.shape[0]
+        if down.shape[1] != self.units:
+            raise ValueError(
+                f"w_down of {name} has shape {down.shape}: expected {self.units} columns, as w_up has rows"
+            )
+        if gate is not None and gate.shape != up.shape:
+            raise ValueError(f"w_gate of {name} has shape {gate.shape}, w_up {up.shape}")
+
+    @property
+    def matrices(self) -> list[Any]:
+        """Its matrices; none of an FFN."""
+        every = [self.up, self.down, self.gate]
+        return [] if isinstance(self.up, FFN) else [w for w in every if w is not None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights, were they dense."""
+        if isinstance(self.up, FFN):
+            return self.up.nbytes
+        return sum(w.shape[0] * w.shape[1] * w.dtype.itemsize for w in self.matrices)
+
+    @property
+    def flops(self) -> int:
+        """Operations that one row costs where nothing is pruned, with dense weights."""
+        if isinstance(self.up, FFN):
+            return 2 * self.units * (self.features * (1 + self.up.gated) + self.out_features)
+        return sum(2 * w.shape[0] * w.shape[1] for w in self.matrices)
+
+    def dtype(self, x: DType) -> DType:
+        """Return the dtype of the result for an input of dtype ``x``."""
+        kind = x
+        for w in [self.up] if isinstance(self.up, FFN) else self.matrices:
+            kind = result_dtype(kind, w.dtype, names=("x", "an expert"))
+        return kind
+
+    def run(self, engine: Engine, x: Array, style: Style, step: Span) -> Array:
+        """Return the expert's output for the rows of ``x`` (n, d), each the same whatever the others are."""
+        if isinstance(self.up, FFN):
+            layer: Any = self.up
+            result: Array = layer(x, activation=style.activation, prune=style.policy, branch=style.branch)
+            return result
+        sums = sums_of(self.dtype(x.dtype))
+        live = (
+            None
+            if style.policy is None
+            else foreseen(style.policy, x, blocks_along(self.units, style.branch))
+        )
+        known = live is not None
+        h, live = self._hidden(engine, x, style, live, sums)
+        y = np.empty((len(x), self.out_features), sums)
+        if isinstance(self.down, BlockStorage):
+            y[...] = matmul(h, self.down.T, dtype=sums)
+        elif live is None:
+            engine.dots(h, as_table(self.down, "w_down"), y)
+        elif _in_line(self.down):
+            engine.combine(h, self.down.T, y, live, style.branch)
+        else:
+            _down(engine, h, as_table(self.down, "w_down"), y, _spread(live, style.branch, self.units))
+        if step:
+            self._count(step, len(x), live, style.branch, known)
+        return y
+
+    def _hidden(
+        self, engine: Engine, x: Array, style: Style, live: Array | None, sums: DType
+    ) -> tuple[Array, Array | None]:
+        """Return the hidden units (n, f), 0 where dead, and which branches are live, or None: all."""
+        policy, branch, activation = style.policy, style.branch, style.activation
+        first = self.up if self.gate is None else self.gate
+        if live is not None:
+            live = np.ascontiguousarray(live)
+        h = np.empty((len(x), self.units), sums)
+        if policy is None or live is not None:
+            _project(engine, x, first, h, live, branch, activation)
+        elif isinstance(first, BlockStorage):
+            _project(engine, x, first, h, None, branch, activation)
+            live = decide(policy, _norms(h, branch, policy.norm))
+            h[~_spread(live, branch, self.units)] = 0
+        else:
+            live, _ = find(policy, x, as_table(first, "w"), h, branch, None, activation)
+        if self.gate is not None:
+            scale, h = h, np.empty_like(h)
+            _project(engine, x, self.up, h, live, branch, None, scale)
+        return h, live
+
+    def _count(self, step: Span, rows: int, live: Array | None, branch: int, known: bool) -> None:
+        """Count what was done with dense matrices; an FFN and the products of a BSR count for themselves."""
+        share = union = 1.0
+        if live is not None and live.size:
+            share = float(_spread(live, branch, self.units).mean())
+            union = float(
+                _spread(np.logical_or.reduce(live, axis=0, keepdims=True), branch, self.units).mean()
+            )
+        first = self.up if self.gate is None else self.gate
+        for w in self.matrices:
+            if isinstance(w, BlockStorage):
+                continue
+            # What decides is computed whole, and so is a w_down that cannot be skipped in.
+            part = (known or w is not first) and (w is not self.down or _in_line(w))
+            done = round(2 * w.size * rows * share) if part else 2 * w.size * rows
+            read = round(w.nbytes * union) if part else w.nbytes
+            step.count(
+                flops=done,
+                flops_skipped=2 * w.size * rows - done,
+                bytes_loaded=read,
+                bytes_skipped=w.nbytes - read,
+            )
+
+
+class Experts:
+    """The experts of a call. An expert's weights are looked at when it is asked for, not before.
+
+    Parameters
+    ----------
+    w_up, w_gate : ndarray (E, f, d), BSR with that shape, or sequence
+        One matrix (f, d) for each expert, or FFNs.
+    w_down : ndarray (E, d_out, f), BSR, sequence or None
+        None where ``w_up`` holds FFNs.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If there are no experts, or not as many in each.
+    """
+
+    def __init__(self, w_up: Any, w_down: Any, w_gate: Any) -> None:
+        self._parts = [
+            _stack(w, name) for name, w in (("w_up", w_up), ("w_down", w_down), ("w_gate", w_gate))
+        ]
+        if self._parts[0] is None:
+            raise TypeError("w_up is missing: pass the experts' weights (E, f, d), or a list")
+        self._count = len(self._parts[0])
+        for name, part in zip(("w_down", "w_gate"), self._parts[1:], strict=True):
+            if part is not None and len(part) != self._count:
+                raise ValueError(f"there are {self._count} experts in w_up, but {len(part)} in {name}")
+        if not self._count:
+            raise ValueError("there are no experts: w_up is empty")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, at: int) -> Expert:
+        return Expert(f"expert {at}", *(None if part is None else part[at] for part in self._parts))
+
+
+class _Members(Sequence[Any]):
+    """The members of a batched BSR, each made when it is asked for."""
+
+    def __init__(self, w: BlockStorage) -> None:
+        self._w = w
+
+    def __len__(self) -> int:
+        return self._w.shape[0]
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._w._member((at,))
+
+
+def _stack(w: Any, name: str) -> Sequence[Any] | Array | None:
+    if w is None or isinstance(w, (list, tuple)):
+        return w
+    if not isinstance(w, (np.ndarray, BlockStorage)):
+        raise TypeError(
+            f"{name} must be an ndarray, a BSR or a list with one for each expert, got {type(w).__name__}"
+        )
+    if w.ndim != 3:
+        raise ValueError(f"{name} must have the experts on axis 0 of three, got shape {w.shape}")
+    return _Members(w) if isinstance(w, BlockStorage) else w
+
+
+def _in_line(down: Array) -> bool:
+    """Say whether the outputs of each hidden unit are contiguous in ``down`` (d_out, f)."""
+    return down.shape[0] == 1 or down.strides[0] == down.itemsize
+
+
+def _spread(live: Array, branch: int, units: int) -> Array:
+    """Return the liveness of units from that of branches."""
+    every: Array = live if branch == 1 else np.repeat(live, branch, axis=1)[:, :units]
+    return every
+
+
+def _project(
+    engine: Engine,
+    x: Array,
+    w: Any,
+    out: Array,
+    live: Array | None,
+    branch: int,
+    activation: str | None,
+    scale: Array | None = None,
+) -> None:
+    """Write ``activation(x @ w.T) * scale`` where it is live and 0 elsewhere, for any kind of ``w``."""
+    if not isinstance(w, BlockStorage):
+        engine.dots(x, as_table(w, "w"), out, live, branch, None, activation, scale)
+        return
+    out[...] = matmul(x, w.T, activation=activation, dtype=out.dtype)
+    if scale is not None:
+        out *= scale
+    if live is not None:
+        out[~_spread(live, branch, out.shape[1])] = 0
+
+
+def _norms(h: Array, branch: int, norm: str) -> Array:
+    """Return the norm of every branch of ``h`` in float32."""
+    starts = np.arange(0, h.shape[1], branch)
+    if norm == "l2":
+        return np.sqrt(np.add.reduceat(h * h, starts, axis=1)).astype(np.float32, copy=False)
+    return np.maximum.reduceat(np.abs(h), starts, axis=1).astype(np.float32, copy=False)
+
+
+def _down(engine: Engine, h: Array, w: Array, out: Array, live: Array) -> None:
+    """Write ``h @ w.T`` where only live units take part, for weights whose units do not lie in line."""
+    engine.dots(h, w, out)
+    # A dead unit's 0 is harmless unless it meets an infinity or NaN in w: then those rows are done again
+    # without the dead units.
+    for row in np.flatnonzero(~np.isfinite(out).all(axis=1)):
+        at = np.flatnonzero(live[row])
+        engine.dots(h[row : row + 1, at], np.ascontiguousarray(w[:, at]), out[row : row + 1])

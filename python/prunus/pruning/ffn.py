@@ -1,0 +1,365 @@
+"""Feed-forward layers that leave dead hidden units alone.
+
+A hidden unit's weights are kept together: one matrix decides which units are live, and all else that belongs
+to a unit is one contiguous bundle (row-column bundling, as in "LLM in a flash", Alizadeh et al. 2023), so
+that a dead unit is skipped in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from prunus import engines
+from prunus._dtypes import Array, DType, as_dtype, check_operand, result_dtype
+from prunus._layout import blocks_along
+from prunus._trace import Span, span
+from prunus.pruning import _rows
+from prunus.pruning.policies import Policy, Threshold, as_policy, foreseen
+
+__all__ = ["FFN", "ffn"]
+
+DECIDERS: Final = ("up", "gate", "predictor")
+# Bundles of at least half a page begin on a page of their own: a disk reads whole ones.
+_PAGE: Final = 4096
+
+
+def _aligned(shape: tuple[int, int], dtype: DType) -> Array:
+    """Return an array whose rows begin on pages where they are long, with padding between them."""
+    rows, cols = shape
+    size = cols * dtype.itemsize
+    pitch = -(-size // _PAGE) * _PAGE if size >= _PAGE // 2 else size
+    raw = np.zeros(rows * pitch + _PAGE, np.uint8)
+    first = -raw.ctypes.data % _PAGE
+    table = raw[first : first + rows * pitch].reshape(rows, pitch)[:, :size]
+    return (
+        np.ndarray((rows, cols), dtype, buffer=raw, offset=first, strides=(pitch, dtype.itemsize))
+        if (table.size)
+        else np.zeros(shape, dtype)
+    )
+
+
+class FFN:
+    """A packed feed-forward layer: ``down(activation(up x))`` or ``down(activation(gate x) · up x)``.
+
+    Made by :meth:`pack`; frozen.
+
+    Attributes
+    ----------
+    hidden, features, out_features : int
+        Units, and the sizes of inputs and outputs.
+    dtype : dtype
+        Dtype of the weights.
+    decide : str
+        Which matrix decides: "up", "gate", or "predictor" for none.
+    nbytes : int
+        Bytes held.
+    """
+
+    __slots__ = ("_b_down", "_b_up", "_down", "_gate", "_kept", "_up", "decide")
+
+    _up: Array
+    _gate: Array | None
+    _down: Array
+    _b_up: Array | None
+    _b_down: Array | None
+    _kept: tuple[Array, ...]
+    decide: str
+
+    def __init__(self) -> None:
+        raise TypeError("an FFN is made by FFN.pack(w_up, w_down, ...)")
+
+    @classmethod
+    def pack(
+        cls,
+        w_up: Any,
+        w_down: Any,
+        w_gate: Any = None,
+        decide: str = "up",
+        dtype: DTypeLike | None = None,
+        *,
+        b_up: Any = None,
+        b_down: Any = None,
+    ) -> Self:
+        """Copy weights into a layout in which what belongs to a hidden unit lies together.
+
+        Parameters
+        ----------
+        w_up : ndarray
+            Shape (H, d).
+        w_down : ndarray
+            Shape (d_out, H).
+        w_gate : ndarray, optional
+            Shape (H, d): the layer is gated.
+        decide : {"up", "gate", "predictor"}
+            Which product is computed first and decides: the rest is left out where a unit is dead.
+            "predictor": none; calls need a policy that foresees (:class:`Predictor`, :class:`Fixed`).
+        dtype : dtype-like, optional
+            Dtype to keep the weights in; by default what they have in common.
+        b_up, b_down : ndarray, optional
+            Biases (H,) and (d_out,).
+
+        Returns
+        -------
+        FFN
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, or ``decide`` names a matrix that is not there.
+        TypeError
+            If the weights are no floats.
+        """
+        if decide not in DECIDERS:
+            raise ValueError(f"decide must be one of {', '.join(DECIDERS)}, got {decide!r}")
+        if decide == "gate" and w_gate is None:
+            raise ValueError("decide='gate' needs w_gate")
+        up, down = _rows.as_table(w_up, "w_up"), _rows.as_table(w_down, "w_down")
+        gate = None if w_gate is None else _rows.as_table(w_gate, "w_gate")
+        units, features = up.shape
+        if down.shape[1] != units:
+            raise ValueError(f"w_down has shape {down.shape}, expected (d_out, {units}) for w_up {up.shape}")
+        if gate is not None and gate.shape != up.shape:
+            raise ValueError(f"w_gate has shape {gate.shape}, w_up {up.shape}")
+        if dtype is None:
+            kind = result_dtype(up.dtype, down.dtype)
+            kind = kind if gate is None else result_dtype(kind, gate.dtype)
+        else:
+            kind = as_dtype(dtype)
+            check_operand(kind, "dtype")
+        self = object.__new__(cls)
+        panel = {"up": up, "gate": gate, "predictor": None}[decide]
+        rest = [part for part in (up, gate) if part is not None and part is not panel]
+        width = features * len(rest) + down.shape[0]
+        bundle = _aligned((units, width), kind)
+        for i, part in enumerate(rest):
+            bundle[:, i * features : (i + 1) * features] = part
+        bundle[:, len(rest) * features :] = down.T
+        first = None if panel is None else _aligned(panel.shape, kind)
+        if first is not None and panel is not None:
+            first[...] = panel
+        parts = [bundle[:, i * features : (i + 1) * features] for i in range(len(rest))]
+        self._down = bundle[:, len(rest) * features :]
+        self._up = first if decide == "up" and first is not None else parts[0]
+        self._gate = None if gate is None else first if decide == "gate" else parts[-1]
+        self._b_up = _rows.as_vector(b_up, units, "b_up")
+        self._b_down = _rows.as_vector(b_down, down.shape[0], "b_down")
+        self._kept = (bundle,) if first is None else (first, bundle)
+        self.decide = decide
+        for array in (*self._kept, self._up, self._down, self._gate):
+            if array is not None:
+                array.flags.writeable = False
+        return self
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units."""
+        return len(self._up)
+
+    @property
+    def features(self) -> int:
+        """Length of an input."""
+        return int(self._up.shape[1])
+
+    @property
+    def out_features(self) -> int:
+        """Length of an output."""
+        return int(self._down.shape[1])
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is a gate."""
+        return self._gate is not None
+
+    @property
+    def dtype(self) -> DType:
+        """Dtype of the weights."""
+        return self._up.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights, with the padding between bundles."""
+        return sum(len(table) * table.strides[0] for table in self._kept)
+
+    def __call__(
+        self, x: Any, activation: str = "relu", prune: Any = None, branch: int = 1, out: Array | None = None
+    ) -> Array:
+        """Return the layer's output for every row of ``x``.
+
+        Parameters
+        ----------
+        x : ndarray
+            Shape (*lead, features).
+        activation : {"relu", "gelu", "silu"}
+            Of the gate, or of the up-projection where there is no gate.
+        prune : policy, optional
+            Decides which branches are live for each row. Where the up-projection of a gated layer decides,
+            the policy sees it before any activation. None: all are.
+        branch : int, default 1
+            Neighbouring hidden units that live and die together.
+        out : ndarray, optional
+            Where to write, of the result's shape and dtype, in C order.
+
+        Returns
+        -------
+        ndarray
+            Shape (*lead, out_features). A row's result does not depend on the other rows.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, or nothing decides.
+        TypeError
+            If ``x`` is no array of floats.
+        """
+        _rows.check_activation(activation)
+        rows = _rows.as_rows(x, self.features)
+        policy, branch = as_policy(prune), _rows.check_branch(branch)
+        kind = result_dtype(rows.x.dtype, self.dtype)
+        if out is None:
+            y = np.empty((len(rows.x), self.out_features), kind)
+        else:
+            shape = (*rows.lead, self.out_features)
+            if out.shape != shape or out.dtype != kind or not out.flags.c_contiguous:
+                raise ValueError(
+                    f"out must be {kind} of shape {shape} in C order, got {out.dtype} {out.shape}"
+                )
+            if np.may_share_memory(out, rows.x):
+                raise ValueError("out overlaps x")
+            y = out.reshape(len(rows.x), self.out_features)
+        with span("ffn") as at:
+            self._run(at, rows.x, y, activation, policy, branch)
+        return rows.restore(y) if out is None else out
+
+    def _run(self, at: Span, x: Array, y: Array, activation: str, policy: Policy | None, branch: int) -> None:
+        engine = engines.active()
+        up, gate, down = self._up, self._gate, self._down
+        h = np.empty((len(x), len(up)), _rows.sums_dtype(x.dtype, self.dtype))
+        live = None if policy is None else foreseen(policy, x, blocks_along(len(up), branch))
+        decided = live is None and policy is not None
+        if live is not None:
+            live = np.ascontiguousarray(live)
+        if decided and self.decide == "predictor":
+            raise ValueError(
+                "this FFN was packed with decide='predictor': prune must be a policy that foresees, such as "
+                f"Predictor or Fixed, got {policy!r}"
+            )
+        if decided and policy is not None:
+            if gate is None:
+                live, _ = _rows.find(policy, x, up, h, branch, self._b_up, activation)
+            elif self.decide == "up":
+                first = np.empty_like(h)
+                live, _ = _rows.find(policy, x, up, first, branch, self._b_up)
+                engine.dots(x, gate, h, live, branch, None, activation, first)
+            else:
+                first = np.empty_like(h)
+                live, _ = _rows.find(policy, x, gate, first, branch, None, activation)
+                engine.dots(x, up, h, live, branch, self._b_up, None, first)
+        elif gate is None:
+            engine.dots(x, up, h, live, branch, self._b_up, activation)
+        else:
+            first = np.empty_like(h)
+            engine.dots(x, gate, first, live, branch, None, activation)
+            engine.dots(x, up, h, live, branch, self._b_up, None, first)
+        engine.combine(h, down, y, live, branch, self._b_down)
+        if at:
+            at.ran(engines.active().name)
+            panel = {"up": up, "gate": gate, "predictor": None}[self.decide]
+            tables = [(t, decided and t is panel) for t in (up, gate, down) if t is not None]
+            _rows.count_rows(at, live, branch, tables, len(x))
+
+    def __repr__(self) -> str:
+        gate = "gated, " if self.gated else ""
+        return (
+            f"<prunus.FFN {self.features} -> {self.hidden} -> {self.out_features} {self.dtype}: {gate}"
+            f"decided by {self.decide}, {self.nbytes} bytes>"
+        )
+
+
+def ffn(
+    x: Any,
+    w_up: Any,
+    w_down: Any,
+    w_gate: Any = None,
+    b_up: Any = None,
+    b_down: Any = None,
+    activation: str = "relu",
+    prune: Any = None,
+    branch: int = 1,
+) -> Array:
+    """Return a feed-forward layer's output, leaving out what is dead: :class:`FFN` without packing.
+
+    The gate decides, or the up-projection where there is none. Rows of ``w_up`` and ``w_gate`` are skipped
+    in place. ``w_down`` is stored by outputs: its columns of dead units share cache lines with those of live
+    ones and are read all the same, unless a branch fills cache lines; weights that are used more than once
+    are better packed.
+
+    Parameters
+    ----------
+    x : ndarray
+        Shape (*lead, d).
+    w_up, w_gate : ndarray
+        Shape (H, d).
+    w_down : ndarray
+        Shape (d_out, H).
+    b_up, b_down : ndarray, optional
+        Biases.
+    activation : {"relu", "gelu", "silu"}
+        Of the gate, or of the up-projection.
+    prune : policy, optional
+        What decides; ``Threshold(0.0)``, which is exact with ReLU, by default.
+    branch : int, default 1
+        Neighbouring hidden units that live and die together.
+
+    Returns
+    -------
+    ndarray
+        Shape (*lead, d_out).
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :meth:`FFN.pack` and calls of an FFN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import prunus as pr
+    >>> x = np.array([1.0, -1.0], np.float32)
+    >>> up, down = np.eye(2, dtype=np.float32), np.array([[2.0, 5.0]], np.float32)
+    >>> pr.ffn(x, up, down)
+    array([2.], dtype=float32)
+    """
+    _rows.check_activation(activation)
+    policy, branch = Threshold(0.0) if prune is None else as_policy(prune), _rows.check_branch(branch)
+    assert policy is not None
+    up, down = _rows.as_table(w_up, "w_up"), _rows.as_table(w_down, "w_down")
+    gate = None if w_gate is None else _rows.as_table(w_gate, "w_gate")
+    units, features = up.shape
+    if down.shape[1] != units:
+        raise ValueError(f"w_down has shape {down.shape}, expected (d_out, {units}) for w_up {up.shape}")
+    if gate is not None and gate.shape != up.shape:
+        raise ValueError(f"w_gate has shape {gate.shape}, w_up {up.shape}")
+    rows = _rows.as_rows(x, features)
+    bias_up, bias_down = _rows.as_vector(b_up, units, "b_up"), _rows.as_vector(b_down, len(down), "b_down")
+    kind = result_dtype(result_dtype(rows.x.dtype, up.dtype), down.dtype)
+    engine = engines.active()
+    with span("ffn") as at:
+        h = np.empty((len(rows.x), units), _rows.sums_dtype(kind))
+        if gate is None:
+            live, known = _rows.find(policy, rows.x, up, h, branch, bias_up, activation)
+        else:
+            first = np.empty_like(h)
+            live, known = _rows.find(policy, rows.x, gate, first, branch, None, activation)
+            engine.dots(rows.x, up, h, live, branch, bias_up, None, first)
+        y = np.empty((len(rows.x), len(down)), kind)
+        engine.dots(h, down, y, None, 1, bias_down)
+        if at:
+            at.ran(engines.active().name)
+            first_table = up if gate is None else gate
+            tables = [(t, t is first_table and not known) for t in (up, gate) if t is not None]
+            _rows.count_rows(at, live, branch, tables, len(rows.x))
+            _rows.count_rows(at, None, 1, [(down, True)], len(rows.x))
+    return rows.restore(y)

@@ -1,0 +1,148 @@
+"""``linear``: a layer whose output keeps only its live branches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from prunus import _construct, engines
+from prunus._bsr import BSR
+from prunus._dtypes import Array, result_dtype
+from prunus._layout import blocks_along
+from prunus._trace import span
+from prunus.ops import matmul
+from prunus.pruning import _rows
+from prunus.pruning.policies import as_policy, decide, foreseen
+
+__all__ = ["linear"]
+
+
+def linear(
+    x: Any,
+    w: Any,
+    b: Any = None,
+    *,
+    activation: str | None = None,
+    prune: Any = None,
+    branch: int = 32,
+    blockrows: int = 16,
+) -> Any:
+    """Return ``activation(x @ w.T + b)``; with a policy, as a BSR of its live branches.
+
+    Parameters
+    ----------
+    x : ndarray
+        Shape (*lead, in), floats, any strides.
+    w : ndarray or BSR
+        Weights, (out, in).
+    b : ndarray, optional
+        Bias, (out,).
+    activation : {"relu", "gelu", "silu"}, optional
+        Applied to the sums.
+    prune : policy, optional
+        Decides for every row which branches of the output are live: :class:`Threshold`, :class:`TopK`,
+        :class:`Fixed`, :class:`Predictor`, or your own. A branch that is known to be dead beforehand
+        (``Fixed``, ``Predictor``) is not computed. Without a policy the result is dense.
+    branch : int, default 32
+        Neighbouring outputs that live and die together: the width of the result's blocks.
+    blockrows : int, default 16
+        Rows in a block of the result. A row that is dead in a stored block holds 0 there.
+
+    Returns
+    -------
+    BSR or ndarray
+        Shape (*lead, out); a BSR of at least two dimensions: (1, out) for a vector. Every leading index but
+        the last has a pattern of its own.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or for an unknown activation.
+    TypeError
+        For operands that are no floats, or a policy that is none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import prunus as pr
+    >>> x = np.array([[1.0, 2.0]], np.float32)
+    >>> w = np.array([[1, 1], [2, 0], [-1, -1], [0, -3]], np.float32)
+    >>> h = pr.linear(x, w, activation="relu", prune=pr.Threshold(0.0), branch=2)
+    >>> h.nnzb, h.toarray()
+    (1, array([[3., 2., 0., 0.]], dtype=float32))
+    >>> h @ np.ones((4, 1), np.float32)
+    array([[5.]], dtype=float32)
+    """
+    _rows.check_activation(activation)
+    policy = as_policy(prune)
+    branch = _rows.check_branch(branch)
+    blockrows = _rows.check_branch(blockrows)
+    if isinstance(w, BSR):
+        if w.ndim != 2:
+            raise ValueError(f"w must have two dimensions (out, in), got shape {w.shape}")
+        table = None
+    else:
+        table = _rows.as_table(w, "w")
+        w = table
+    units, features = w.shape
+    rows = _rows.as_rows(x, features)
+    bias = _rows.as_vector(b, units, "b")
+    kind = result_dtype(rows.x.dtype, w.dtype)
+    with span("linear") as at:
+        if policy is None:
+            if table is None:
+                return rows.restore(matmul(rows.x, w.T, bias=bias, activation=activation))
+            y = np.empty((len(rows.x), units), kind)
+            engines.active().dots(rows.x, table, y, None, 1, bias, activation)
+            if at:
+                at.ran(engines.active().name)
+                _rows.count_rows(at, None, 1, [(table, True)], len(rows.x))
+            return rows.restore(y)
+        if table is None:
+            h, live = _sparse(rows.x, w, bias, activation, policy, branch)
+        else:
+            h = np.empty((len(rows.x), units), kind)
+            live, known = _rows.find(policy, rows.x, table, h, branch, bias, activation)
+            if at:
+                at.ran(engines.active().name)
+                _rows.count_rows(at, live, branch, [(table, not known)], len(rows.x))
+        return _compact(h, live, rows.lead, branch, blockrows)
+
+
+def _sparse(
+    x: Array, w: BSR, bias: Array | None, activation: str | None, policy: Any, branch: int
+) -> tuple[Array, Array]:
+    """Decide after a product with stored blocks."""
+    h = matmul(x, w.T, bias=bias, activation=activation)
+    rows, units = h.shape
+    branches = blocks_along(units, branch)
+    live = foreseen(policy, x, branches)
+    if live is None:
+        starts = np.arange(0, units, branch)
+        wide = h.astype(np.float32, copy=False)
+        if not starts.size:
+            norms = np.zeros((rows, 0), np.float32)
+        elif policy.norm == "l2":
+            norms = np.sqrt(np.add.reduceat(wide * wide, starts, axis=1))
+        else:
+            norms = np.maximum.reduceat(np.abs(wide), starts, axis=1)
+        live = decide(policy, norms.astype(np.float32, copy=False))
+    h[~np.repeat(live, branch, axis=1)[:, :units]] = 0
+    return h, live
+
+
+def _compact(h: Array, live: Array, lead: tuple[int, ...], branch: int, blockrows: int) -> BSR:
+    """Return the live branches of ``h`` (rows, units) as a BSR of shape (*lead, units)."""
+    units = h.shape[1]
+    batch, height = (lead[:-1], lead[-1]) if lead else ((), 1)
+    block = max(min(blockrows, height), 1)
+    tiles = blocks_along(height, block)
+    members = live.reshape(*batch, height, live.shape[1])
+    starts = np.arange(0, height, block)
+    if starts.size and members.size:
+        grid = np.logical_or.reduceat(members, starts, axis=-2)
+    else:
+        grid = np.zeros((*batch, tiles, live.shape[1]), bool)
+    parts = _construct.from_grid(h.reshape(*batch, height, units), grid, (block, branch))
+    return BSR._wrap(*parts)

@@ -1,0 +1,431 @@
+//! Hidden units from inputs: `out[t, j] = activation(x[t] · w[j] + bias[j]) · scale[t, j]` where it is live.
+
+use std::ops::Range;
+
+use prunus_core::{Activation, Epilogue, Error, MatMut, MatRef, VecRef};
+
+use super::kernel::{DotArgs, DotFn, RowLanes};
+use super::{Live, check_rows, compute_type};
+use crate::dispatch::with_floats;
+use crate::dsd::convert::{Element, Rect};
+use crate::dsd::store::{Finished, Store, Sum};
+use crate::memory::Workspace;
+use crate::threads::{Context, for_each};
+
+/// Units that one task computes, at least: whole cache lines of the result.
+const UNITS: usize = 64;
+/// Units whose partial sums wait together.
+const GROUP: usize = 16;
+/// Rows of x that share the partial sums of a group.
+const TOKENS: usize = 32;
+/// Rows of x that one task takes.
+const TASK_TOKENS: usize = 256;
+/// Values of a row that are multiplied before the next rows of x take their turn: four rows of each side
+/// fit the first cache.
+const PART: usize = 1024;
+/// As many rows of x stay in the first cache whole.
+const WHOLE_ROWS: usize = 2;
+/// One row of the table at a time reads more for each product than four do: by about this factor.
+const SINGLE_COST: usize = 2;
+
+/// How the liveness of a branch is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norm {
+    /// Largest absolute value.
+    Max,
+    /// Root of the sum of squares.
+    L2,
+}
+
+/// Where the liveness of the result goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Units in a branch.
+    pub branch: usize,
+    /// What is measured.
+    pub norm: Norm,
+    /// A branch is dead if its norm is at most this; NaN is not.
+    pub tau: f32,
+    /// Norms, rows × branches.
+    pub norms: *mut f32,
+    /// One byte each, rows × branches: 1 is live. Null: nothing is decided, and nothing set to zero.
+    pub live: *mut u8,
+}
+
+// SAFETY: each task writes branches of its own; the constructor's caller keeps the memory.
+unsafe impl Send for Found {}
+// SAFETY: as above.
+unsafe impl Sync for Found {}
+
+/// Products of all rows of `x` with live rows of `w`.
+#[derive(Clone, Copy)]
+pub struct Dots<'a> {
+    /// Inputs, rows × k, any strides.
+    pub x: MatRef<'a>,
+    /// The table, units × k, rows contiguous.
+    pub w: MatRef<'a>,
+    /// What to compute; None: everything.
+    pub live: Option<Live<'a>>,
+    /// One value a unit.
+    pub bias: Option<VecRef<'a>>,
+    /// Applied after the bias.
+    pub activation: Activation,
+    /// Factors after the activation, rows × units.
+    pub scale: Option<MatRef<'a>>,
+    /// The result, rows × units.
+    pub out: MatMut<'a>,
+    /// Where to write the liveness of the result.
+    pub found: Option<Found>,
+}
+
+impl Dots<'_> {
+    /// Runs the product and says which kernel did it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] or [`Error::DTypes`] for operands that do not fit, or [`Error::Interrupted`].
+    pub fn run(&self, context: &Context<'_>) -> Result<&'static str, Error> {
+        self.check()?;
+        let compute = compute_type(self.x.dtype, self.w.dtype, self.out.view.dtype);
+        with_floats!("dots", compute, L => run::<L>(self, context), else Err(self.no_kernel()))
+    }
+
+    fn no_kernel(&self) -> Error {
+        let (a, b, out) = (self.x.dtype, self.w.dtype, self.out.view.dtype);
+        Error::DTypes { what: "product with live rows", a, b, out }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let (rows, units) = (self.x.rows, self.w.rows);
+        let fault = |what, expected: (usize, usize), got: (usize, usize)| {
+            let text = |(a, b)| format!("{a} x {b}");
+            Err(Error::Shape { what, expected: text(expected), got: text(got) })
+        };
+        if self.x.cols != self.w.cols {
+            return fault("table", (units, self.x.cols), (units, self.w.cols));
+        }
+        let out = (self.out.view.rows, self.out.view.cols);
+        if out != (rows, units) {
+            return fault("result", (rows, units), out);
+        }
+        if let Some(scale) = &self.scale
+            && (scale.rows, scale.cols) != (rows, units)
+        {
+            return fault("scale", (rows, units), (scale.rows, scale.cols));
+        }
+        if let Some(scale) = &self.scale
+            && Some(scale.dtype) != compute_type(self.x.dtype, self.w.dtype, self.out.view.dtype)
+        {
+            return Err(self.no_kernel());
+        }
+        if let Some(bias) = &self.bias
+            && bias.len != units
+        {
+            return fault("bias", (units, 1), (bias.len, 1));
+        }
+        if let Some(live) = &self.live {
+            Live::new(live.bytes, live.branch, rows, units)?;
+        }
+        if self.found.is_some_and(|found| found.branch == 0) {
+            return fault("branch", (1, 1), (0, 1));
+        }
+        check_rows("table", &self.w)
+    }
+}
+
+struct Job<'a, L: RowLanes> {
+    call: &'a Dots<'a>,
+    kernel: DotFn<L>,
+    store: Store<L::Acc>,
+    /// x, row by row, padded with zeros to whole vectors.
+    x: *const L::Elem,
+    x_row: usize,
+}
+
+// SAFETY: operands are shared for reading; tasks write parts of the result of their own.
+unsafe impl<L: RowLanes> Sync for Job<'_, L> {}
+
+fn run<L>(call: &Dots<'_>, context: &Context<'_>) -> Result<(), Error>
+where
+    L: RowLanes,
+    L::Elem: Element + Sum + Magnitude,
+{
+    let fault = || call.no_kernel();
+    let (kernel, _) = L::kernels(call.w.dtype).ok_or_else(fault)?;
+    let convert = <L::Elem as Element>::convert(call.x.dtype).ok_or_else(fault)?;
+    let store = <L::Elem as Sum>::store(call.out.view.dtype).ok_or_else(fault)?;
+    let (tokens, units, k) = (call.x.rows, call.w.rows, call.x.cols);
+    if tokens == 0 || units == 0 {
+        return Ok(());
+    }
+    let x_row = k.next_multiple_of(L::LANES).max(L::LANES);
+    let x = Workspace::of(&[tokens, x_row, size_of::<L::Elem>()])?;
+    let to = x.as_ptr().cast::<L::Elem>();
+    let rect = |first: usize, rows: usize| Rect {
+        src: call.x.at(first, 0),
+        rows,
+        cols: k,
+        row_stride: call.x.row_stride,
+        col_stride: call.x.col_stride,
+    };
+    for t in 0..tokens {
+        // SAFETY: x is readable, and the workspace has a padded row for each of its rows.
+        unsafe {
+            let to = to.add(t * x_row);
+            convert(&rect(t, 1), to, x_row);
+            for i in k..x_row {
+                to.add(i).write(L::Elem::default());
+            }
+        }
+    }
+    let job = Job::<L> { call, kernel, store, x: to, x_row };
+    // A task decides about whole branches.
+    let branch = call.found.map_or(1, |found| found.branch.min(units));
+    let chunk = UNITS.next_multiple_of(branch);
+    let chunks = units.div_ceil(chunk);
+    let blocks = tokens.div_ceil(TASK_TOKENS);
+    for_each(context, chunks * blocks, |task| {
+        let (first, row) = (task / blocks * chunk, task % blocks * TASK_TOKENS);
+        job.part(row..tokens.min(row + TASK_TOKENS), first..units.min(first + chunk))
+    })
+}
+
+impl<L> Job<'_, L>
+where
+    L: RowLanes,
+    L::Elem: Element + Sum + Magnitude,
+{
+    /// Computes some units for some rows of x.
+    fn part(&self, rows: Range<usize>, units: Range<usize>) -> Result<(), Error> {
+        let call = self.call;
+        let (height, width) = (rows.len(), units.len());
+        let values = Workspace::of(&[height, width, size_of::<L::Elem>()])?;
+        let values = values.as_ptr().cast::<L::Elem>();
+        // SAFETY: the workspace holds `height × width` values; zero bytes are zero.
+        unsafe { values.write_bytes(0, height * width) };
+        let union = call.live.map(|live| live.union(rows.clone()));
+        let needed = |unit: &usize| match (&call.live, &union) {
+            (Some(live), Some(union)) => union[unit / live.branch],
+            _ => true,
+        };
+        let wanted: Vec<usize> = units.clone().filter(needed).collect();
+        let sums = Workspace::of(&[GROUP, TOKENS.min(height), L::LANES, size_of::<L::Elem>()])?;
+        let mut groups = wanted.chunks(GROUP).peekable();
+        while let Some(group) = groups.next() {
+            let next = groups.peek().copied().unwrap_or(&[]);
+            for first in rows.clone().step_by(TOKENS) {
+                let block = first..rows.end.min(first + TOKENS);
+                let to = values.wrapping_add((first - rows.start) * width);
+                // SAFETY: `to` is the block's part of the values.
+                unsafe { self.group(group, next, block, units.start, to, width, sums.as_ptr().cast()) };
+            }
+        }
+        self.finish(rows, units, values);
+        Ok(())
+    }
+
+    /// Computes the units of a group for a few rows of x.
+    ///
+    /// # Safety
+    /// `to` has a row of `width` values for each of `rows`, `sums` a vector for each pair.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn group(
+        &self,
+        group: &[usize],
+        next: &[usize],
+        rows: Range<usize>,
+        first_unit: usize,
+        to: *mut L::Elem,
+        width: usize,
+        sums: *mut L::Acc,
+    ) {
+        let call = self.call;
+        let wanted = |row: usize, unit: usize| call.live.is_none_or(|live| live.at(row, unit));
+        // The group's rows of the table, and after them those that come next.
+        let mut table = [std::ptr::null::<u8>(); 2 * GROUP];
+        let mut listed = 0;
+        for &unit in group.iter().chain(next.iter().take(GROUP)) {
+            table[listed] = call.w.at(unit, 0);
+            listed += 1;
+        }
+        let table = &table[..listed];
+        let pairs = group.len() * rows.len();
+        let live = match call.live {
+            Some(_) => group.iter().map(|&unit| rows.clone().filter(|&row| wanted(row, unit)).count()).sum(),
+            None => pairs,
+        };
+        let put = |row: usize, unit: usize, sum: *const L::Acc| {
+            // SAFETY: inside the block's values; the sum is a whole vector.
+            unsafe { to.add((row - rows.start) * width + unit - first_unit).write(total::<L>(sum)) };
+        };
+        let mut tokens = [0; TOKENS];
+        if live * SINGLE_COST < pairs {
+            // Few of the pairs: unit by unit, with the rows that need it.
+            for (i, &unit) in group.iter().enumerate() {
+                let mut count = 0;
+                for row in rows.clone().filter(|&row| wanted(row, unit)) {
+                    tokens[count] = row;
+                    count += 1;
+                }
+                // SAFETY: the caller's promise.
+                unsafe { self.products(&table[i..], 1, &tokens[..count], sums) };
+                for (c, &row) in tokens[..count].iter().enumerate() {
+                    put(row, unit, sums.wrapping_add(c * L::LANES));
+                }
+            }
+            return;
+        }
+        let mut count = 0;
+        for row in rows.clone().filter(|&row| group.iter().any(|&unit| wanted(row, unit))) {
+            tokens[count] = row;
+            count += 1;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.products(table, group.len(), &tokens[..count], sums) };
+        for (r, &unit) in group.iter().enumerate() {
+            for (c, &row) in tokens[..count].iter().enumerate() {
+                if wanted(row, unit) {
+                    put(row, unit, sums.wrapping_add((r * count + c) * L::LANES));
+                }
+            }
+        }
+    }
+
+    /// Dot products of the first `count` rows of the table with rows of x, as vectors of partial sums.
+    ///
+    /// # Safety
+    /// The addresses are rows of the table, and `sums` has a vector for each pair.
+    unsafe fn products(&self, table: &[*const u8], count: usize, rows: &[usize], sums: *mut L::Acc) {
+        let (k, size) = (self.call.w.cols, self.call.w.dtype.size());
+        // A few rows of x stay in the first cache whole.
+        let part = if rows.len() <= WHOLE_ROWS { k.max(1) } else { PART };
+        let mut x = [std::ptr::null::<L::Elem>(); TOKENS];
+        let mut w = [std::ptr::null::<u8>(); GROUP];
+        let mut next = [std::ptr::null::<u8>(); GROUP];
+        // The kernel takes four rows at a time: it asks for what lies so much further down the list.
+        let stride = count.min(4);
+        for from in (0..k.max(1)).step_by(part) {
+            for (i, to) in w.iter_mut().enumerate().take(count) {
+                *to = table[i].wrapping_add(from * size);
+                next[i] = table[(i + stride).min(table.len() - 1)].wrapping_add(from * size);
+            }
+            for (to, &row) in x.iter_mut().zip(rows) {
+                *to = self.x.wrapping_add(row * self.x_row + from);
+            }
+            let args = DotArgs::<L> {
+                w: w.as_ptr(),
+                rows: count,
+                next: next.as_ptr(),
+                x: x.as_ptr(),
+                cols: rows.len(),
+                len: part.min(k - from),
+                sums,
+                starts: from == 0,
+            };
+            // SAFETY: the level in use has the instruction set; the caller's promise.
+            unsafe { (self.kernel)(&args) };
+        }
+    }
+
+    /// Bias, activation, scale, liveness; then the values go to the result.
+    fn finish(&self, rows: Range<usize>, units: Range<usize>, values: *mut L::Elem) {
+        let call = self.call;
+        let width = units.len();
+        for (i, row) in rows.clone().enumerate() {
+            // SAFETY: the task's own values, `width` to a row.
+            let values = unsafe { std::slice::from_raw_parts_mut(values.add(i * width), width) };
+            for (unit, value) in units.clone().zip(values.iter_mut()) {
+                if call.live.is_some_and(|live| !live.at(row, unit)) {
+                    continue;
+                }
+                if let Some(bias) = &call.bias {
+                    *value = value.add(L::Elem::bias(bias, unit));
+                }
+                *value = value.activate(call.activation);
+                if let Some(scale) = &call.scale {
+                    // SAFETY: the scale has a value for each unit of each row, of this type.
+                    let factor = unsafe { scale.at(row, unit).cast::<L::Elem>().read_unaligned() };
+                    *value = value.times(factor);
+                }
+            }
+            if let Some(found) = &call.found {
+                let branches = call.w.rows.div_ceil(found.branch);
+                for (b, part) in values.chunks_mut(found.branch).enumerate() {
+                    let at = row * branches + units.start / found.branch + b;
+                    let norm = L::Elem::norm(part, found.norm);
+                    // SAFETY: norms and liveness are rows × branches; this branch is the task's own.
+                    unsafe {
+                        found.norms.add(at).write(norm);
+                        if !found.live.is_null() {
+                            // NaN is live.
+                            let dead = norm <= found.tau;
+                            found.live.add(at).write(u8::from(!dead));
+                            if dead {
+                                part.fill(L::Elem::default());
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let out = &call.out;
+        let finished = Finished {
+            sums: values.cast_const(),
+            sums_row: width,
+            rows: rows.len(),
+            cols: width,
+            first_row: 0,
+            out: out.at(rows.start, units.start),
+            row_stride: out.view.row_stride,
+            col_stride: out.view.col_stride,
+        };
+        // SAFETY: the values are complete, and this part of the result is the task's own.
+        unsafe { (self.store)(&finished, &Epilogue::default()) };
+    }
+}
+
+/// What measuring needs of a sum.
+pub(crate) trait Magnitude: Sized {
+    fn times(self, factor: Self) -> Self;
+    fn norm(part: &[Self], norm: Norm) -> f32;
+}
+
+macro_rules! magnitude {
+    ($t:ty) => {
+        impl Magnitude for $t {
+            #[inline(always)]
+            fn times(self, factor: Self) -> Self {
+                self * factor
+            }
+            fn norm(part: &[Self], norm: Norm) -> f32 {
+                match norm {
+                    // A comparison with NaN is false: what is not at most the largest takes its place, and stays.
+                    Norm::Max => part.iter().fold(0.0, |most: $t, v| {
+                        let v = v.abs();
+                        if most.is_nan() || v <= most { most } else { v }
+                    }) as f32,
+                    Norm::L2 => part.iter().fold(0.0, |sum: $t, v| sum + v * v).sqrt() as f32,
+                }
+            }
+        }
+    };
+}
+magnitude!(f32);
+magnitude!(f64);
+
+/// Adds up a vector of partial sums, pairwise.
+fn total<L: RowLanes>(sum: *const L::Acc) -> L::Elem
+where
+    L::Elem: Sum,
+{
+    let mut held = [L::Elem::default(); 16];
+    let mut left = L::LANES;
+    // SAFETY: the caller provides a vector of `LANES` sums, no more than 16.
+    unsafe { sum.copy_to_nonoverlapping(held.as_mut_ptr(), left) };
+    while left > 1 {
+        left /= 2;
+        for i in 0..left {
+            held[i] = held[i].add(held[i + left]);
+        }
+    }
+    held[0]
+}

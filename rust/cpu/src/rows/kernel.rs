@@ -1,0 +1,391 @@
+//! The two inner loops: dot products of table rows with rows of x, and sums of table rows.
+//!
+//! A value is summed in the same order whatever tile it is computed in, so that it does not depend on
+//! what is computed beside it. Rows of the table are given by their addresses: which ones take part is
+//! decided while a program runs.
+
+use std::mem::MaybeUninit;
+
+use crate::simd::Lanes;
+
+/// Bytes by which a row of the table is asked for ahead of its use.
+const AHEAD: usize = 1024;
+/// Vectors of a result row that are summed together: their sums stay in registers.
+const SUMS: usize = 8;
+/// From how many result rows on columns of the table are copied, and of how many rows at most.
+const COPY_RESULTS: usize = 6;
+const COPY_ROWS: usize = 32;
+
+/// Lanes that can be loaded from values of another type, widened on their way.
+pub(crate) trait Reads<S>: Lanes {
+    /// Reads `LANES` values.
+    ///
+    /// # Safety
+    /// As for [`Lanes::load_x`].
+    unsafe fn read(from: *const S) -> Self::X;
+}
+
+/// Rows of the table, and rows of x, whose dot products are wanted.
+pub(crate) struct DotArgs<L: Lanes> {
+    /// Addresses of rows of the table, at the first value to multiply.
+    pub w: *const *const u8,
+    pub rows: usize,
+    /// As many rows that will be wanted next: their beginnings are asked for. May be the same rows.
+    pub next: *const *const u8,
+    /// Addresses of rows of x, and how many.
+    pub x: *const *const L::Elem,
+    pub cols: usize,
+    /// Values to multiply. Past them, rows of x hold zeros up to a whole vector.
+    pub len: usize,
+    /// Vectors of partial sums: `cols` for each row.
+    pub sums: *mut L::Acc,
+    /// Begin with zeros.
+    pub starts: bool,
+}
+
+/// A compiled form of [`dots`].
+pub(crate) type DotFn<L> = unsafe fn(&DotArgs<L>);
+
+/// `sums[r, c] += w[r, :] · x[c, :]`, as vectors of partial sums.
+///
+/// # Safety
+/// Every pointer must cover what the arguments say.
+#[inline(always)]
+pub(crate) unsafe fn dots<L: Reads<S>, S: Copy>(a: &DotArgs<L>) {
+    let mut row = 0;
+    while row < a.rows {
+        // SAFETY: the caller's promise.
+        unsafe {
+            row += match a.rows - row {
+                4.. => band::<L, S, 4>(a, row),
+                2.. => band::<L, S, 2>(a, row),
+                _ => band::<L, S, 1>(a, row),
+            };
+        }
+    }
+}
+
+/// `R` rows of the table against all rows of x.
+#[inline(always)]
+unsafe fn band<L: Reads<S>, S: Copy, const R: usize>(a: &DotArgs<L>, row: usize) -> usize {
+    let mut col = 0;
+    while col < a.cols {
+        let left = a.cols - col;
+        // SAFETY: the caller's promise.
+        unsafe {
+            col += match (left, L::REGISTERS) {
+                (4.., 32..) if col == 0 => dot_tile::<L, S, R, 4, true>(a, row, col),
+                (4.., 32..) => dot_tile::<L, S, R, 4, false>(a, row, col),
+                (2.., _) if col == 0 => dot_tile::<L, S, R, 2, true>(a, row, col),
+                (2.., _) => dot_tile::<L, S, R, 2, false>(a, row, col),
+                _ if col == 0 => dot_tile::<L, S, R, 1, true>(a, row, col),
+                _ => dot_tile::<L, S, R, 1, false>(a, row, col),
+            };
+        }
+    }
+    R
+}
+
+/// `R × C` dot products; with `FETCH` also asks for what comes next of the table.
+#[inline(always)]
+unsafe fn dot_tile<L: Reads<S>, S: Copy, const R: usize, const C: usize, const FETCH: bool>(
+    a: &DotArgs<L>,
+    row: usize,
+    col: usize,
+) -> usize {
+    // SAFETY: rows and columns are inside what the arguments list.
+    unsafe {
+        let w: [*const S; R] = std::array::from_fn(|r| (*a.w.add(row + r)).cast());
+        let x: [*const L::Elem; C] = std::array::from_fn(|c| *a.x.add(col + c));
+        let sums = |r: usize, c: usize| a.sums.add(((row + r) * a.cols + col + c) * L::LANES);
+        let mut acc = [[L::zero(); C]; R];
+        if !a.starts {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                for (c, acc) in acc.iter_mut().enumerate() {
+                    *acc = L::load(sums(r, c));
+                }
+            }
+        }
+        let whole = a.len / L::LANES * L::LANES;
+        let ahead = AHEAD / size_of::<S>();
+        // What is asked for lies ahead in the row, and near its end at the beginning of the next one.
+        let turn = if FETCH { whole.saturating_sub(ahead) / L::LANES * L::LANES } else { whole };
+        let mut fetch: [*const S; R] = std::array::from_fn(|r| w[r].wrapping_add(ahead));
+        for (from, to) in [(0, turn), (turn, whole)] {
+            for k in (from..to).step_by(L::LANES) {
+                let xs: [L::X; C] = std::array::from_fn(|c| L::load_x(x[c].add(k)));
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    if FETCH {
+                        L::prefetch(fetch[r].wrapping_add(k).cast());
+                    }
+                    let w = <L as Reads<S>>::read(w[r].add(k));
+                    for (acc, &x) in acc.iter_mut().zip(&xs) {
+                        *acc = L::mul_add(w, x, *acc);
+                    }
+                }
+            }
+            if FETCH {
+                fetch = std::array::from_fn(|r| (*a.next.add(row + r)).cast::<S>().wrapping_sub(turn));
+            }
+        }
+        if whole < a.len {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let w = read_some::<L, S>(w[r].add(whole), a.len - whole);
+                for (acc, x) in acc.iter_mut().zip(x) {
+                    *acc = L::mul_add(w, L::load_x(x.add(whole)), *acc);
+                }
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            for (c, &acc) in acc.iter().enumerate() {
+                L::store(sums(r, c), acc);
+            }
+        }
+    }
+    C
+}
+
+/// Reads fewer values than a vector has; zeros take the place of the rest.
+#[inline(always)]
+unsafe fn read_some<L: Reads<S>, S: Copy>(from: *const S, count: usize) -> L::X {
+    // Zero bytes are zero in every floating-point type; no vector has more than 16 lanes.
+    let mut held = [const { MaybeUninit::<S>::zeroed() }; 16];
+    debug_assert!(count <= L::LANES && L::LANES <= held.len());
+    // SAFETY: the caller provides `count` values, fewer than the buffer has.
+    unsafe {
+        from.copy_to_nonoverlapping(held.as_mut_ptr().cast(), count);
+        <L as Reads<S>>::read(held.as_ptr().cast())
+    }
+}
+
+/// A row of the table that takes part in one result row: which, and its factor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry<A> {
+    pub row: u32,
+    pub factor: A,
+}
+
+/// Rows of the table, and what each result row takes of them.
+pub(crate) struct CombineArgs<L: Lanes> {
+    /// Addresses of rows of the table, at the first column.
+    pub w: *const *const u8,
+    pub rows: usize,
+    /// Rows that will be wanted next, as many or fewer.
+    pub next: *const *const u8,
+    pub next_rows: usize,
+    /// Entries of result row `t`: `entries[starts[t]..starts[t + 1]]`.
+    pub entries: *const Entry<L::Acc>,
+    pub starts: *const usize,
+    pub results: usize,
+    pub out: *mut L::Acc,
+    /// Values from one result row to the next: whole vectors.
+    pub out_row: usize,
+    /// Columns; `out` has room for whole vectors.
+    pub cols: usize,
+    /// Room for [`copied`] values. (Not on the stack: the compiler's probe of a frame of several pages was
+    /// seen to overwrite a register that held an argument.)
+    pub copy: *mut L::Acc,
+}
+
+/// Values that a copy of the table's columns takes.
+pub(crate) fn copied<L: Lanes>() -> usize {
+    COPY_ROWS * SUMS * L::LANES
+}
+
+/// A compiled form of [`combine`].
+pub(crate) type CombineFn<L> = unsafe fn(&CombineArgs<L>);
+
+/// `out[t, :] += Σ factor · w[row, :]` over the entries of each result row, in their order.
+///
+/// # Safety
+/// Every pointer must cover what the arguments say.
+#[inline(always)]
+pub(crate) unsafe fn combine<L: Reads<S>, S: Copy>(a: &CombineArgs<L>)
+where
+    L: Lanes<Elem = <L as Lanes>::Acc, V = <L as Lanes>::X>,
+{
+    let wide = SUMS * L::LANES;
+    let mut col = 0;
+    while col < a.cols {
+        // SAFETY: the caller's promise; columns stay below `cols`, but for the last vector of `out`.
+        unsafe {
+            fetch_columns::<L, S>(a, col);
+            col += match a.cols - col {
+                left if left >= wide && a.results >= COPY_RESULTS && a.rows <= COPY_ROWS => {
+                    copied_columns::<L, S>(a, col)
+                }
+                left if left >= wide => columns::<L, S, SUMS>(a, col),
+                left if left >= 2 * L::LANES => columns::<L, S, 2>(a, col),
+                left if left >= L::LANES => columns::<L, S, 1>(a, col),
+                left => last_columns::<L, S>(a, col, left),
+            };
+        }
+    }
+}
+
+/// Asks for the columns that will be read after these.
+#[inline(always)]
+unsafe fn fetch_columns<L: Lanes, S: Copy>(a: &CombineArgs<L>, col: usize) {
+    let line = 64 / size_of::<S>();
+    let ahead = col + AHEAD / size_of::<S>();
+    let width = SUMS * L::LANES;
+    // Past the end of these rows, the next ones begin.
+    let (rows, count, first) = match ahead < a.cols {
+        true => (a.w, a.rows, ahead),
+        false => (a.next, a.next_rows, ahead - a.cols),
+    };
+    for r in 0..count {
+        for c in (0..width).step_by(line) {
+            // SAFETY: the list has `count` addresses; asking never faults.
+            unsafe { L::prefetch((*rows.add(r)).cast::<S>().wrapping_add(first + c).cast()) };
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn columns<L: Reads<S>, S: Copy, const V: usize>(a: &CombineArgs<L>, col: usize) -> usize
+where
+    L: Lanes<Elem = <L as Lanes>::Acc, V = <L as Lanes>::X>,
+{
+    for t in 0..a.results {
+        // SAFETY: the caller's promise; `V` whole vectors are left.
+        unsafe {
+            let out = a.out.add(t * a.out_row + col);
+            let (mut e, end) = (*a.starts.add(t), *a.starts.add(t + 1));
+            if e == end {
+                continue;
+            }
+            let mut acc: [L::V; V] = std::array::from_fn(|v| L::load(out.add(v * L::LANES)));
+            while e < end {
+                let entry = &*a.entries.add(e);
+                let row = (*a.w.add(entry.row as usize)).cast::<S>().add(col);
+                let factor = L::splat(&raw const entry.factor);
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = L::mul_add(factor, <L as Reads<S>>::read(row.add(v * L::LANES)), *acc);
+                }
+                e += 1;
+            }
+            for (v, &acc) in acc.iter().enumerate() {
+                L::store(out.add(v * L::LANES), acc);
+            }
+        }
+    }
+    V * L::LANES
+}
+
+/// The same for many result rows: the table's columns are copied together and widened first, since rows of
+/// a table are often a multiple of the cache's period apart and would push each other out.
+#[inline(always)]
+unsafe fn copied_columns<L: Reads<S>, S: Copy>(a: &CombineArgs<L>, col: usize) -> usize
+where
+    L: Lanes<Elem = <L as Lanes>::Acc, V = <L as Lanes>::X>,
+{
+    let width = SUMS * L::LANES;
+    // SAFETY: the caller's promise: `SUMS` whole vectors are left; the copy has room for every row.
+    unsafe {
+        let copy = a.copy;
+        for r in 0..a.rows {
+            let row = (*a.w.add(r)).cast::<S>().add(col);
+            for c in (0..width).step_by(L::LANES) {
+                L::store(copy.add(r * width + c), <L as Reads<S>>::read(row.add(c)));
+            }
+        }
+        for t in 0..a.results {
+            let out = a.out.add(t * a.out_row + col);
+            let (first, end) = (*a.starts.add(t), *a.starts.add(t + 1));
+            let mut acc: [L::V; SUMS] = std::array::from_fn(|v| L::load(out.add(v * L::LANES)));
+            for e in first..end {
+                let entry = &*a.entries.add(e);
+                let row = copy.cast_const().add(entry.row as usize * width);
+                let factor = L::splat(&raw const entry.factor);
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = L::mul_add(factor, L::load_x(row.add(v * L::LANES)), *acc);
+                }
+            }
+            for (v, &acc) in acc.iter().enumerate() {
+                L::store(out.add(v * L::LANES), acc);
+            }
+        }
+    }
+    width
+}
+
+/// The columns past the last whole vector.
+#[inline(always)]
+unsafe fn last_columns<L: Reads<S>, S: Copy>(a: &CombineArgs<L>, col: usize, left: usize) -> usize
+where
+    L: Lanes<Elem = <L as Lanes>::Acc, V = <L as Lanes>::X>,
+{
+    for t in 0..a.results {
+        // SAFETY: the caller's promise; `out` has room for a whole vector.
+        unsafe {
+            let out = a.out.add(t * a.out_row + col);
+            let mut acc = L::load(out);
+            for e in *a.starts.add(t)..*a.starts.add(t + 1) {
+                let entry = &*a.entries.add(e);
+                let row = (*a.w.add(entry.row as usize)).cast::<S>().add(col);
+                acc = L::mul_add(L::splat(&raw const entry.factor), read_some::<L, S>(row, left), acc);
+            }
+            L::store(out, acc);
+        }
+    }
+    left
+}
+
+/// Vector types whose sums are of their elements' type, and their compiled kernels.
+pub(crate) trait RowLanes: Lanes<Elem = <Self as Lanes>::Acc, V = <Self as Lanes>::X> {
+    /// The kernels for a table of `dtype`; None where there are none.
+    fn kernels(dtype: prunus_core::DType) -> Option<(DotFn<Self>, CombineFn<Self>)>;
+}
+
+/// Implements [`RowLanes`] for a vector type: kernels compiled with the given features for each storage type.
+macro_rules! row_kernels {
+    ($lane:ty, [$($feature:meta)?], { $($dtype:ident => $s:ty),+ $(,)? }) => {
+        impl crate::rows::kernel::RowLanes for $lane {
+            fn kernels(
+                dtype: prunus_core::DType,
+            ) -> Option<(crate::rows::kernel::DotFn<Self>, crate::rows::kernel::CombineFn<Self>)> {
+                $(#[$feature])?
+                unsafe fn dots<S: Copy>(args: &crate::rows::kernel::DotArgs<$lane>)
+                where
+                    $lane: crate::rows::kernel::Reads<S>,
+                {
+                    // SAFETY: the caller vouches for the pointers, and that the features are present.
+                    unsafe { crate::rows::kernel::dots::<$lane, S>(args) }
+                }
+                $(#[$feature])?
+                unsafe fn combine<S: Copy>(args: &crate::rows::kernel::CombineArgs<$lane>)
+                where
+                    $lane: crate::rows::kernel::Reads<S>,
+                {
+                    // SAFETY: as above.
+                    unsafe { crate::rows::kernel::combine::<$lane, S>(args) }
+                }
+                match dtype {
+                    $(prunus_core::DType::$dtype => Some((dots::<$s>, combine::<$s>)),)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+pub(crate) use row_kernels;
+
+/// Implements [`Reads`] value by value.
+macro_rules! reads_values {
+    ($lane:ty, $elem:ty, [$($s:ty),+]) => {
+        $(impl crate::rows::kernel::Reads<$s> for $lane {
+            #[inline(always)]
+            unsafe fn read(from: *const $s) -> Self::X {
+                use crate::dsd::convert::Cast;
+                const LANES: usize = <$lane as crate::simd::Lanes>::LANES;
+                // SAFETY: the caller provides a vector's worth of values, at any alignment.
+                unsafe {
+                    let values: [$elem; LANES] = std::array::from_fn(|i| from.add(i).read_unaligned().cast());
+                    <$lane as crate::simd::Lanes>::load_x(values.as_ptr())
+                }
+            }
+        })+
+    };
+}
+pub(crate) use reads_values;

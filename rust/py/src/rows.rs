@@ -1,0 +1,187 @@
+//! Products with live rows of a table.
+
+use numpy::{PyReadonlyArray2, PyReadwriteArray2, PyUntypedArray, PyUntypedArrayMethods};
+use prunus_core::{Activation, MatMut, MatRef, VecRef};
+use prunus_cpu::rows::{Combine, Dots, Found, Live, Norm};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::arrays::Nd;
+use crate::door::LAST_PATH;
+use crate::door::{enter, to_python};
+
+/// A matrix to read.
+fn matrix(name: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<Nd> {
+    let nd = Nd::read(array)?;
+    match nd.shape.len() {
+        2 => Ok(nd),
+        n => Err(PyValueError::new_err(format!("{name}: expected two dimensions, got {n}"))),
+    }
+}
+
+/// # Safety
+/// The array behind it must live, and keep its memory, as long as the view is used.
+unsafe fn view(nd: &Nd) -> MatRef<'_> {
+    // SAFETY: the caller's promise.
+    unsafe { MatRef::new(nd.ptr, nd.dtype, (nd.shape[0], nd.shape[1]), (nd.strides[0], nd.strides[1])) }
+}
+
+/// # Safety
+/// As for [`view`], and nobody else may use the memory.
+unsafe fn view_mut(nd: &Nd) -> MatMut<'_> {
+    // SAFETY: the caller's promise.
+    unsafe { MatMut::new(nd.ptr, nd.dtype, (nd.shape[0], nd.shape[1]), (nd.strides[0], nd.strides[1])) }
+}
+
+/// # Safety
+/// As for [`view`].
+unsafe fn vector(nd: &Nd) -> VecRef<'_> {
+    // SAFETY: the caller's promise.
+    unsafe { VecRef::new(nd.ptr, nd.dtype, nd.shape[0], nd.strides[0]) }
+}
+
+/// A vector to read, or nothing.
+fn optional_vector(name: &str, array: Option<&Bound<'_, PyUntypedArray>>) -> PyResult<Option<Nd>> {
+    let Some(array) = array else { return Ok(None) };
+    let nd = Nd::read(array)?;
+    match nd.shape.len() {
+        1 => Ok(Some(nd)),
+        n => Err(PyValueError::new_err(format!("{name}: expected one dimension, got {n}"))),
+    }
+}
+
+/// Liveness, copied: Python code may write to the array while the GIL is released.
+fn liveness(live: Option<&PyReadonlyArray2<'_, bool>>) -> Option<Vec<u8>> {
+    live.map(|live| live.as_array().iter().map(|&bit| u8::from(bit)).collect())
+}
+
+/// `out = activation(x @ w.T + bias) * scale` where `live`, 0 elsewhere; norms of the result's branches, and
+/// whether they are above `tau`, go to `norms` and `found`.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn dots(
+    py: Python<'_>,
+    x: &Bound<'_, PyUntypedArray>,
+    w: &Bound<'_, PyUntypedArray>,
+    out: &Bound<'_, PyUntypedArray>,
+    live: Option<PyReadonlyArray2<'_, bool>>,
+    branch: usize,
+    bias: Option<&Bound<'_, PyUntypedArray>>,
+    activation: Option<&str>,
+    scale: Option<&Bound<'_, PyUntypedArray>>,
+    found_branch: usize,
+    found_norm: &str,
+    norms: Option<PyReadwriteArray2<'_, f32>>,
+    found: Option<PyReadwriteArray2<'_, bool>>,
+    tau: f32,
+    threads: usize,
+) -> PyResult<()> {
+    let (x, w) = (matrix("x", x)?, matrix("w", w)?);
+    let out = Nd::write(out)?;
+    if out.shape.len() != 2 {
+        return Err(PyValueError::new_err(format!("out: expected two dimensions, got {}", out.shape.len())));
+    }
+    let bias = optional_vector("bias", bias)?;
+    let scale = scale.map(|scale| matrix("scale", scale)).transpose()?;
+    let activation = match activation {
+        None => Activation::Identity,
+        Some(name) => Activation::parse(name).map_err(to_python)?,
+    };
+    let norm = match found_norm {
+        "max" => Norm::Max,
+        "l2" => Norm::L2,
+        other => {
+            return Err(PyValueError::new_err(format!("norm: expected max or l2, got {other}")));
+        }
+    };
+    let (rows, units) = (x.shape[0], w.shape[0]);
+    let bytes = liveness(live.as_ref());
+    let (mut norms, mut found) = (norms, found);
+    let branches = units.div_ceil(found_branch.max(1));
+    let whole = |shape: &[usize], contiguous: bool, name: &str| match contiguous && shape == [rows, branches]
+    {
+        true => Ok(()),
+        false => Err(PyValueError::new_err(format!(
+            "{name}: expected {rows} x {branches} values in C order, got shape {shape:?}"
+        ))),
+    };
+    let found = match &mut norms {
+        None if found.is_some() => {
+            return Err(PyValueError::new_err("liveness is found together with norms"));
+        }
+        None => None,
+        Some(norms) => {
+            whole(norms.shape(), norms.is_c_contiguous(), "norms")?;
+            let live = match &mut found {
+                None => std::ptr::null_mut(),
+                Some(found) => {
+                    whole(found.shape(), found.is_c_contiguous(), "found")?;
+                    found.as_array_mut().as_mut_ptr().cast()
+                }
+            };
+            Some(Found { branch: found_branch, norm, tau, norms: norms.as_array_mut().as_mut_ptr(), live })
+        }
+    };
+    let path = enter(py, threads, |context| {
+        // Taken whole: the views in it may cross to the engine's threads.
+        let (x, w, out, bias, scale) = (&x, &w, &out, &bias, &scale);
+        let live = bytes.as_deref().map(|bytes| Live::new(bytes, branch, rows, units)).transpose()?;
+        // SAFETY: views of arrays that live as long as the call; `out`, and the arrays of liveness that are
+        // borrowed above, are writeable, and Python's caller is told not to touch them meanwhile.
+        let call = unsafe {
+            Dots {
+                x: view(x),
+                w: view(w),
+                live,
+                bias: bias.as_ref().map(|nd| vector(nd)),
+                activation,
+                scale: scale.as_ref().map(|nd| view(nd)),
+                out: view_mut(out),
+                found,
+            }
+        };
+        call.run(context)
+    })?;
+    LAST_PATH.set(path);
+    Ok(())
+}
+
+/// `out = h @ w + bias`, summed over the units of each row of `h` that are live.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn combine(
+    py: Python<'_>,
+    h: &Bound<'_, PyUntypedArray>,
+    w: &Bound<'_, PyUntypedArray>,
+    out: &Bound<'_, PyUntypedArray>,
+    live: Option<PyReadonlyArray2<'_, bool>>,
+    branch: usize,
+    bias: Option<&Bound<'_, PyUntypedArray>>,
+    threads: usize,
+) -> PyResult<()> {
+    let (h, w) = (matrix("h", h)?, matrix("w", w)?);
+    let out = Nd::write(out)?;
+    if out.shape.len() != 2 {
+        return Err(PyValueError::new_err(format!("out: expected two dimensions, got {}", out.shape.len())));
+    }
+    let bias = optional_vector("bias", bias)?;
+    let bytes = liveness(live.as_ref());
+    let path = enter(py, threads, |context| {
+        let (h, w, out, bias) = (&h, &w, &out, &bias);
+        let (rows, units) = (h.shape[0], h.shape[1]);
+        let live = bytes.as_deref().map(|bytes| Live::new(bytes, branch, rows, units)).transpose()?;
+        // SAFETY: as in `dots`.
+        let call = unsafe {
+            Combine {
+                h: view(h),
+                w: view(w),
+                live,
+                bias: bias.as_ref().map(|nd| vector(nd)),
+                out: view_mut(out),
+            }
+        };
+        call.run(context)
+    })?;
+    LAST_PATH.set(path);
+    Ok(())
+}

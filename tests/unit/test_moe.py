@@ -1,0 +1,135 @@
+"""moe: what it refuses, and how a router's weights come about."""
+
+import numpy as np
+import pytest
+
+import prunus as pr
+from helpers import F32, F64, sparse
+from prunus.pruning.moe import route
+
+E, D, F, OUT = 4, 6, 10, 5
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(2)
+
+
+@pytest.fixture
+def given(rng):
+    return {
+        "x": rng.standard_normal((3, D)),
+        "router": rng.standard_normal((E, D)),
+        "w_up": rng.standard_normal((E, F, D)),
+        "w_down": rng.standard_normal((E, OUT, F)),
+        "w_gate": None,
+    }
+
+
+def test_weights_of_the_router():
+    logits = np.array([[1.0, 3.0, 2.0, -np.inf], [0.0, 0.0, 0.0, 0.0], [-np.inf, 5.0, -np.inf, -np.inf]])
+    live, weights = route(logits, pr.Router(2))
+    assert live.tolist() == [
+        [False, True, True, False],
+        [True, True, False, False],
+        [False, True, False, False],
+    ]
+    e = np.exp(1.0)
+    np.testing.assert_allclose(weights, [[0, e / (1 + e), 1 / (1 + e), 0], [0.5, 0.5, 0, 0], [0, 1, 0, 0]])
+    _, weights = route(logits, pr.Router(2, renormalize=False))
+    every = np.exp([1.0, 3.0, 2.0])
+    np.testing.assert_allclose(weights[0], [0, every[1] / every.sum(), every[2] / every.sum(), 0])
+    np.testing.assert_allclose(weights[1], [0.25, 0.25, 0, 0])
+    # Large logits do not overflow.
+    _, weights = route(np.array([[1e30, 1e30, -1e30]]), pr.Router(2))
+    np.testing.assert_allclose(weights, [[0.5, 0.5, 0]])
+
+
+def test_dtype_of_the_logits(given, rng):
+    logits = rng.standard_normal((3, E)).astype(np.float16)
+    narrow = {k: v.astype(np.float32) for k, v in given.items() if v is not None and k != "router"}
+    assert pr.moe(router=None, logits=logits, **narrow).dtype == F32
+    assert pr.moe(router=None, logits=logits.astype(float), **narrow).dtype == F32
+    assert pr.moe(**given).dtype == F64
+    one = pr.moe(given["x"][1], None, given["w_up"], given["w_down"], logits=logits[1])
+    np.testing.assert_array_equal(
+        one, pr.moe(given["x"], None, given["w_up"], given["w_down"], logits=logits)[1]
+    )
+
+
+BAD = {
+    "router shape": ({"router": np.zeros((E, D + 1))}, ValueError, "router must have shape"),
+    "router experts": ({"router": np.zeros((E + 1, D))}, ValueError, "router must have shape"),
+    "router dtype": ({"router": np.zeros((E, D), int)}, TypeError, "router must hold floats"),
+    "router nan": ({"router": np.full((E, D), np.nan)}, ValueError, "row 0 hold NaN"),
+    "no router": ({"router": None}, TypeError, "either"),
+    "both": ({"logits": np.zeros((3, E))}, TypeError, "either"),
+    "k": ({"top_k": 0}, ValueError, "at least 1"),
+    "k many": ({"top_k": 5}, ValueError, "5 of 4 experts"),
+    "k kind": ({"top_k": 1.5}, TypeError, "integer"),
+    "x features": ({"x": np.zeros((3, D + 1))}, ValueError, "router must have shape"),
+    "x dtype": ({"x": np.zeros((3, D), int)}, TypeError, "x"),
+    "x scalar": ({"x": 1.0}, ValueError, "dimension"),
+    "up dims": ({"w_up": np.zeros((F, D))}, ValueError, "axis 0"),
+    "up kind": ({"w_up": "weights"}, TypeError, "w_up must be"),
+    "up none": ({"w_up": None}, TypeError, "w_up is missing"),
+    "up empty": ({"w_up": [], "w_down": []}, ValueError, "no experts"),
+    "up features": ({"w_up": np.zeros((E, F, D + 2))}, ValueError, "takes 8 features, x has 6"),
+    "up dtype": ({"w_up": np.zeros((E, F, D), int)}, TypeError, "floats"),
+    "down count": ({"w_down": np.zeros((E - 1, OUT, F))}, ValueError, "4 experts in w_up, but 3 in w_down"),
+    "down units": ({"w_down": np.zeros((E, OUT, F + 1))}, ValueError, "expected 10 columns"),
+    "down none": ({"w_down": None}, TypeError, "must be an FFN"),
+    "gate": ({"w_gate": np.zeros((E, F - 1, D))}, ValueError, "w_gate of expert"),
+    "activation": ({"activation": "tanh"}, ValueError, "activation"),
+    "branch": ({"branch": 0}, ValueError, "branch"),
+    "prune": ({"prune": 0.5}, TypeError, "policy"),
+    "prune list": ({"prune": [pr.Threshold(0)]}, ValueError, "1 policies for 4"),
+    "mask": ({"prune": pr.Fixed(np.ones(3, bool))}, ValueError, "branches"),
+    "nonsense": ({"prune": lambda s: s.norms}, TypeError, "booleans"),
+    "shared": ({"shared": np.zeros((F, D))}, TypeError, "shared"),
+    "shared tuple": ({"shared": (np.zeros((F, D)),)}, TypeError, "tuple of 1"),
+    "shared out": ({"shared": (np.zeros((F, D)), np.zeros((OUT + 1, F)))}, ValueError, "gives 6 values"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(given, case):
+    changes, error, match = BAD[case]
+    with pytest.raises(error, match=match):
+        pr.moe(**(given | changes))
+
+
+def test_bad_logits(given):
+    weights = {k: v for k, v in given.items() if k != "router"}
+    good = np.zeros((3, E))
+    for row, value, match in ((1, -np.inf, "row 1 are all -inf"), (2, np.inf, r"row 2 hold \+inf")):
+        logits = good.copy()
+        logits[row] = value
+        with pytest.raises(ValueError, match=match):
+            pr.moe(router=None, logits=logits, **weights)
+    logits = good.copy()
+    logits[2, 3] = np.nan
+    with pytest.raises(ValueError, match="row 2 hold NaN"):
+        pr.moe(router=None, logits=logits, **weights)
+    for shape in ((3, E - 1), (2, E), (E,), (1, 3, E)):
+        with pytest.raises(ValueError, match="logits must have shape"):
+            pr.moe(router=None, logits=np.zeros(shape), **weights)
+    with pytest.raises(TypeError, match="floats"):
+        pr.moe(router=None, logits=np.zeros((3, E), int), **weights)
+
+
+def test_what_an_expert_is_made_of(given, rng):
+    F_ = pr.FFN.pack(given["w_up"][0], given["w_down"][0])
+    with pytest.raises(TypeError, match="is an FFN, which has its own"):
+        pr.moe(given["x"], given["router"], [F_] * E, given["w_down"])
+    with pytest.raises(TypeError, match="must be an ndarray or a BSR, got list"):
+        pr.moe(given["x"], given["router"], [[1.0]] * E, given["w_down"])
+    with pytest.raises(ValueError, match=r"w_down of expert . has shape"):
+        pr.moe(given["x"], given["router"], given["w_up"], [sparse(rng, (OUT, F + 1), (4, 4), F64)] * E)
+    with pytest.raises(ValueError, match="axis 0 of three"):
+        pr.moe(given["x"], given["router"], sparse(rng, (F, D), (4, 4), F64), given["w_down"])
+    # Nothing of x, of the weights or of the logits is written.
+    before = {k: v.copy() for k, v in given.items() if v is not None}
+    pr.moe(**given, prune=pr.Threshold(0.5))
+    for name, value in before.items():
+        np.testing.assert_array_equal(given[name], value)
