@@ -16,8 +16,8 @@ use crate::threads::{Context, for_each};
 const UNITS: usize = 64;
 /// Units whose partial sums wait together.
 const GROUP: usize = 16;
-/// Rows of x that share the partial sums of a group.
-const TOKENS: usize = 32;
+/// Rows of x that share the partial sums of a group: a bit of a word each.
+const TOKENS: usize = u32::BITS as usize;
 /// Rows of x that one task takes.
 const TASK_TOKENS: usize = 256;
 /// Values of a row that are multiplied before the next rows of x take their turn: four rows of each side
@@ -239,7 +239,6 @@ where
         sums: *mut L::Acc,
     ) {
         let call = self.call;
-        let wanted = |row: usize, unit: usize| call.live.is_none_or(|live| live.at(row, unit));
         // The group's rows of the table, and after them those that come next.
         let mut table = [std::ptr::null::<u8>(); 2 * GROUP];
         let mut listed = 0;
@@ -248,44 +247,56 @@ where
             listed += 1;
         }
         let table = &table[..listed];
-        let pairs = group.len() * rows.len();
-        let live = match call.live {
-            Some(_) => group.iter().map(|&unit| rows.clone().filter(|&row| wanted(row, unit)).count()).sum(),
-            None => pairs,
-        };
-        let put = |row: usize, unit: usize, sum: *const L::Acc| {
+        // For each unit a bit for every row that needs it.
+        let every = u32::MAX >> (TOKENS - rows.len());
+        let mut needs = [every; GROUP];
+        let needs = &mut needs[..group.len()];
+        if let Some(live) = &call.live {
+            needs.fill(0);
+            let mut branches = [0; GROUP];
+            for (branch, &unit) in branches.iter_mut().zip(group) {
+                *branch = unit / live.branch;
+            }
+            for (bit, row) in rows.clone().enumerate() {
+                let of_row = &live.bytes[row * live.branches..(row + 1) * live.branches];
+                for (need, &branch) in needs.iter_mut().zip(&branches) {
+                    *need |= u32::from(of_row[branch] != 0) << bit;
+                }
+            }
+        }
+        let put = |bit: usize, unit: usize, sum: *const L::Acc| {
             // SAFETY: inside the block's values; the sum is a whole vector.
-            unsafe { to.add((row - rows.start) * width + unit - first_unit).write(total::<L>(sum)) };
+            unsafe { to.add(bit * width + unit - first_unit).write(total::<L>(sum)) };
         };
         let mut tokens = [0; TOKENS];
-        if live * SINGLE_COST < pairs {
+        let mut list = |needs: u32| {
+            let mut count = 0;
+            for bit in Bits(needs) {
+                tokens[count] = rows.start + bit;
+                count += 1;
+            }
+            (tokens, count)
+        };
+        let live: usize = needs.iter().map(|need| need.count_ones() as usize).sum();
+        if live * SINGLE_COST < group.len() * rows.len() {
             // Few of the pairs: unit by unit, with the rows that need it.
-            for (i, &unit) in group.iter().enumerate() {
-                let mut count = 0;
-                for row in rows.clone().filter(|&row| wanted(row, unit)) {
-                    tokens[count] = row;
-                    count += 1;
-                }
+            for (i, (&unit, &need)) in group.iter().zip(&*needs).enumerate() {
+                let (tokens, count) = list(need);
                 // SAFETY: the caller's promise.
                 unsafe { self.products(&table[i..], 1, &tokens[..count], sums) };
-                for (c, &row) in tokens[..count].iter().enumerate() {
-                    put(row, unit, sums.wrapping_add(c * L::LANES));
+                for (c, bit) in Bits(need).enumerate() {
+                    put(bit, unit, sums.wrapping_add(c * L::LANES));
                 }
             }
             return;
         }
-        let mut count = 0;
-        for row in rows.clone().filter(|&row| group.iter().any(|&unit| wanted(row, unit))) {
-            tokens[count] = row;
-            count += 1;
-        }
+        let union = needs.iter().fold(0, |union, need| union | need);
+        let (tokens, count) = list(union);
         // SAFETY: the caller's promise.
         unsafe { self.products(table, group.len(), &tokens[..count], sums) };
         for (r, &unit) in group.iter().enumerate() {
-            for (c, &row) in tokens[..count].iter().enumerate() {
-                if wanted(row, unit) {
-                    put(row, unit, sums.wrapping_add((r * count + c) * L::LANES));
-                }
+            for (c, bit) in Bits(union).enumerate() {
+                put(bit, unit, sums.wrapping_add((r * count + c) * L::LANES));
             }
         }
     }
@@ -330,21 +341,33 @@ where
     fn finish(&self, rows: Range<usize>, units: Range<usize>, values: *mut L::Elem) {
         let call = self.call;
         let width = units.len();
+        let bias: Option<Vec<L::Elem>> =
+            call.bias.as_ref().map(|bias| units.clone().map(|unit| L::Elem::bias(bias, unit)).collect());
         for (i, row) in rows.clone().enumerate() {
             // SAFETY: the task's own values, `width` to a row.
             let values = unsafe { std::slice::from_raw_parts_mut(values.add(i * width), width) };
-            for (unit, value) in units.clone().zip(values.iter_mut()) {
-                if call.live.is_some_and(|live| !live.at(row, unit)) {
-                    continue;
-                }
-                if let Some(bias) = &call.bias {
-                    *value = value.add(L::Elem::bias(bias, unit));
-                }
-                *value = value.activate(call.activation);
-                if let Some(scale) = &call.scale {
+            if let Some(bias) = &bias {
+                values.iter_mut().zip(bias).for_each(|(value, &bias)| *value = value.add(bias));
+            }
+            if call.activation != Activation::Identity {
+                values.iter_mut().for_each(|value| *value = value.activate(call.activation));
+            }
+            if let Some(scale) = &call.scale {
+                for (unit, value) in units.clone().zip(values.iter_mut()) {
                     // SAFETY: the scale has a value for each unit of each row, of this type.
                     let factor = unsafe { scale.at(row, unit).cast::<L::Elem>().read_unaligned() };
                     *value = value.times(factor);
+                }
+            }
+            if let Some(live) = &call.live {
+                // What was computed because other rows of the tile need it, or got a bias.
+                let mut first = units.start;
+                while first < units.end {
+                    let end = units.end.min((first / live.branch + 1) * live.branch);
+                    if !live.at(row, first) {
+                        values[first - units.start..end - units.start].fill(L::Elem::default());
+                    }
+                    first = end;
                 }
             }
             if let Some(found) = &call.found {
@@ -380,6 +403,19 @@ where
         };
         // SAFETY: the values are complete, and this part of the result is the task's own.
         unsafe { (self.store)(&finished, &Epilogue::default()) };
+    }
+}
+
+/// Positions of the bits that are set, ascending.
+struct Bits(u32);
+
+impl Iterator for Bits {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let bit = self.0.trailing_zeros();
+        self.0 &= self.0.wrapping_sub(1);
+        (bit < u32::BITS).then_some(bit as usize)
     }
 }
 
