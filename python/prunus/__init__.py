@@ -23,6 +23,7 @@ from prunus._threads import get_num_threads, num_threads
 from prunus._trace import Trace, trace
 from prunus.engines import device
 from prunus.ops import matmul, sddmm
+from prunus.pruning.attention import attention
 from prunus.pruning.calibrate import calibrate
 from prunus.pruning.ffn import FFN, ffn
 from prunus.pruning.linear import linear
@@ -45,6 +46,7 @@ __all__ = [
     "TopK",
     "Trace",
     "__version__",
+    "attention",
     "calibrate",
     "device",
     "ffn",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 __all__ = [
     "Packed",
     "__version__",
+    "attention",
     "available_levels",
     "combine",
     "cpu_info",
@@ -24,6 +25,7 @@ __all__ = [
     "measure_bandwidth",
     "measure_flops",
     "pack",
+    "pooled_scores",
     "sdd",
     "set_level",
     "ssd",
@@ -91,6 +93,20 @@ def sdd(
     indptr: NDArray[Any],
     out_data: NDArray[Any],
     threads: int,
+) -> None: ...
+def attention(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    out: NDArray[Any],
+    live: NDArray[np.int8] | None,
+    scale: float,
+    causal: bool,
+    blocksize: int,
+    threads: int,
+) -> None: ...
+def pooled_scores(
+    q: NDArray[Any], k: NDArray[Any], out: NDArray[Any], scale: float, blocksize: int, threads: int
 ) -> None: ...
 def writes_apart(out: NDArray[Any], *inputs: NDArray[Any] | Packed | None) -> bool: ...
 def available_levels() -> list[str]: ...

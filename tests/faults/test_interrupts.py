@@ -41,6 +41,7 @@ mask = pr.BlockMask.full((4096, 1 << 14), 64)
 a, b = np.broadcast_to(x[:1, :1], (4096, 1 << 18)), np.broadcast_to(x[:1, :1], (1 << 18, 1 << 14))
 product = lambda: pr.sddmm(a, b, mask)
 """,
+    "attention": "q = np.broadcast_to(x[:1, :1], (1 << 18, 64)); product = lambda: pr.attention(q, q, q)",
 }
 
 

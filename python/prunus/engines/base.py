@@ -188,3 +188,56 @@ class Engine(Protocol):
             Shape (n,).
         """
         ...
+
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        out: Array,
+        live: Array | None,
+        scale: float,
+        causal: bool,
+        blocksize: int,
+    ) -> None:
+        """Write ``softmax(scale * q @ k.T) @ v`` over the keys that each query sees; 0 where it sees none.
+
+        Blocks of keys that are not live are not read.
+
+        Parameters
+        ----------
+        q : ndarray
+            Shape (*batch, heads, n, d), any strides.
+        k, v : ndarray
+            Shapes (*batch, groups, m, d) and (*batch, groups, m, features), any strides. ``groups`` divides
+            ``heads``: neighbouring heads share keys and values.
+        out : ndarray
+            Shape (*batch, heads, n, features), any strides that do not overlap.
+        live : ndarray of bool, optional
+            Shape (*batch, heads, ceil(n / blocksize), ceil(m / blocksize)): which blocks of queries see which
+            blocks of keys. None: all see all.
+        scale : float
+            Factor of the scores, finite.
+        causal : bool
+            Query i sees keys j <= i + m - n only.
+        blocksize : int
+            Rows and columns of a block of ``live``.
+        """
+        ...
+
+    def pooled_scores(self, q: Array, k: Array, out: Array, scale: float, blocksize: int) -> None:
+        """Write ``scale`` times the means of blocks of queries times those of blocks of keys.
+
+        Parameters
+        ----------
+        q, k : ndarray
+            Shapes (*batch, heads, n, d) and (*batch, groups, m, d), as in :meth:`attention`.
+        out : ndarray
+            Shape (*batch, heads, ceil(n / blocksize), ceil(m / blocksize)), float32, or float64 if an operand
+            is.
+        scale : float
+            Factor of the scores, finite.
+        blocksize : int
+            Rows in a block; the last one may have fewer.
+        """
+        ...

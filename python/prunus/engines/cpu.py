@@ -93,3 +93,22 @@ class CpuEngine:
     ) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         _core.combine(h, w, out, live, branch, bias, THREADS.get())
+
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        out: Array,
+        live: Array | None,
+        scale: float,
+        causal: bool,
+        blocksize: int,
+    ) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        grid = None if live is None else live.view(np.int8)
+        _core.attention(q, k, v, out, grid, scale, causal, blocksize, THREADS.get())
+
+    def pooled_scores(self, q: Array, k: Array, out: Array, scale: float, blocksize: int) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        _core.pooled_scores(q, k, out, scale, blocksize, THREADS.get())

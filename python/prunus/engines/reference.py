@@ -154,6 +154,45 @@ class ReferenceEngine:
                 sums = (row[at, None] * w[at].astype(np.float64)).sum(axis=0)
                 out[t] = sums if bias is None else sums + bias.astype(np.float64)
 
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        out: Array,
+        live: Array | None,
+        scale: float,
+        causal: bool,
+        blocksize: int,
+    ) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        n, m, heads = q.shape[-2], k.shape[-2], q.shape[-3]
+        rows, cols = np.arange(n), np.arange(m)
+        for at in np.ndindex(*q.shape[:-2]):
+            sees = np.ones((n, m), bool)
+            if causal:
+                sees = cols <= rows[:, None] + (m - n)
+            if live is not None:
+                sees = sees & live[at][rows[:, None] // blocksize, cols // blocksize]
+            own = (*at[:-1], at[-1] * k.shape[-3] // heads)
+            keys, values = k[own].astype(np.float64), v[own].astype(np.float64)
+            result = np.zeros(out.shape[-2:])
+            with np.errstate(all="ignore"):  # infinities and NaN propagate without a word
+                for i, row in enumerate(q[at].astype(np.float64)):
+                    seen = np.flatnonzero(sees[i])
+                    if seen.size:
+                        score = scale * (keys[seen] @ row)
+                        weight = np.exp(score - score.max())
+                        result[i] = weight @ values[seen] / weight.sum()
+                out[at] = result
+
+    def pooled_scores(self, q: Array, k: Array, out: Array, scale: float, blocksize: int) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        share = max(1, q.shape[-3] // max(k.shape[-3], 1))
+        with np.errstate(all="ignore"):
+            means = _means(np.repeat(k, share, axis=-3), blocksize)
+            out[...] = scale * (_means(q, blocksize) @ means.swapaxes(-1, -2))
+
 
 def _units(live: Array | None, branch: int, shape: tuple[int, ...]) -> Array:
     """Return the liveness of every unit from that of branches."""
@@ -172,3 +211,9 @@ def _find(h: Array, found: Found) -> None:
             found.norms[...] = np.maximum.reduceat(np.abs(h), starts, axis=1)
     if found.live is not None:
         found.live[...] = ~(found.norms <= np.float32(found.tau))
+
+
+def _means(x: Array, blocksize: int) -> Array:
+    """Return the means of blocks of rows in float64."""
+    parts = [x[..., i : i + blocksize, :] for i in range(0, x.shape[-2], blocksize)]
+    return np.stack([part.astype(np.float64).mean(axis=-2) for part in parts], axis=-2)

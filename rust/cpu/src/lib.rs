@@ -1,5 +1,6 @@
 //! CPU engine of prunus: block-sparse kernels for every SIMD level, and the threads that run them.
 
+pub mod attention;
 pub mod dsd;
 pub mod level;
 pub mod machine;
@@ -15,6 +16,7 @@ mod dispatch;
 mod product;
 mod simd;
 
+pub use attention::Attention;
 pub use dsd::Dsd;
 pub use sdd::Sdd;
 pub use ssd::Ssd;

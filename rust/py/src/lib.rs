@@ -6,6 +6,7 @@
 use pyo3::prelude::*;
 
 mod arrays;
+mod attention;
 mod door;
 mod dsd;
 mod info;
@@ -22,6 +23,8 @@ mod _core {
 
     #[pymodule_export]
     use super::arrays::writes_apart;
+    #[pymodule_export]
+    use super::attention::{attention, pooled_scores};
     #[pymodule_export]
     use super::dsd::dsd;
     #[pymodule_export]

@@ -3,6 +3,7 @@
 //! A kernel is written once, generic over [`Lanes`], and compiled for each instruction set by the
 //! table of entry points at the end of that set's file. [`scalar`] is the plain-Rust twin.
 
+pub(crate) mod floats;
 pub(crate) mod scalar;
 
 #[cfg(target_arch = "x86_64")]

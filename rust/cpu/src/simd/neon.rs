@@ -13,7 +13,7 @@ use crate::rows::kernel::{reads_values, row_kernels};
 
 /// Asks for the cache line at `at`.
 #[inline(always)]
-unsafe fn prefetch_line<E>(at: *const E) {
+pub(crate) unsafe fn prefetch_line<E>(at: *const E) {
     // SAFETY: a hint; never faults, and touches no register or flag.
     unsafe { asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) }
 }

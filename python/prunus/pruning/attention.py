@@ -1,0 +1,406 @@
+"""Attention whose branches are blocks of keys: blocks that a block of queries does not need are not read."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from prunus import _layout as lay
+from prunus import engines
+from prunus._dtypes import FLOATS, Array
+from prunus._mask import BlockMask
+from prunus._operands import as_operand
+from prunus._storage import BlockStorage
+from prunus._trace import Span, span
+from prunus.pruning.policies import Fixed, Policy, Threshold, TopK, as_policy, decide
+
+__all__ = ["attention"]
+
+# Pooled scores that exist at once, so that what a policy sees does not grow with the square of the length.
+_TOGETHER: Final = 1 << 17
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: BlockMask | None = None,
+    prune: Any = None,
+    causal: bool = False,
+    scale: float | None = None,
+    blocksize: int = 64,
+) -> Array:
+    """Return ``softmax(scale * q @ k.T) @ v`` over the keys that each query sees.
+
+    Scores are never stored: keys and values stream past each tile of queries, with the softmax normalised
+    online, so memory is linear in the length. Blocks of keys that are masked or pruned are neither read nor
+    multiplied.
+
+    Parameters
+    ----------
+    q : ndarray
+        Queries (*batch, heads, n, d), (heads, n, d) or (n, d), of any strides; float32, float64, float16 or
+        bfloat16.
+    k, v : ndarray
+        Keys (*batch, kv_heads, m, d) and values (*batch, kv_heads, m, features), with as many dimensions as
+        ``q``. ``heads`` is a multiple of ``kv_heads``: neighbouring heads share keys and values.
+    mask : BlockMask, optional
+        Which blocks of queries see which blocks of keys at all. Shape (n, m), or with leading dimensions that
+        broadcast to (*batch, heads), in blocks of ``blocksize``.
+    prune : policy, optional
+        Which of the visible blocks take part; see Notes. None: all of them.
+    causal : bool, default False
+        Query i sees the keys j <= i + m - n: the last query sees all. With a cache of keys and one new query
+        (n = 1) that is everything.
+    scale : float, optional
+        Factor of the scores; ``1 / sqrt(d)`` by default.
+    blocksize : int, default 64
+        Queries and keys in a block.
+
+    Returns
+    -------
+    ndarray
+        Shape (*batch, heads, n, features), as many dimensions as ``q``, in ``q``'s dtype. Sums are float32,
+        or float64 if an operand is. A query that sees nothing gets zeros. NaN and infinities in keys and
+        values that a query sees propagate as in NumPy; others do not reach it.
+
+    Raises
+    ------
+    ValueError
+        If shapes or heads do not match, ``scale`` is not finite, ``blocksize`` is below 1, or ``mask`` has
+        another shape or other blocks.
+    TypeError
+        If an operand holds no floats, ``mask`` is no BlockMask, or ``prune`` is no policy or returns anything
+        but booleans.
+
+    Notes
+    -----
+    In other operations a policy decides for each row. Here its rows are blocks of queries, one for each head
+    and ``blocksize`` neighbouring queries, heads outermost, and its branches blocks of keys. It sees scores
+    (``Statistics.norm == "score"``): the mean of the block's queries times the mean of the block's keys,
+    times ``scale``, in float32 (float64 if an operand is); ``visible`` says which blocks at least one query
+    of the row sees by ``causal`` and ``mask``. So a query's result depends on its neighbours in the block,
+    and on no other query.
+
+    - ``TopK`` keeps the blocks with the highest scores; a fraction is of the visible blocks.
+    - ``Threshold(tau)`` keeps those whose share in the softmax of the row's scores over its visible blocks
+      exceeds ``tau``.
+    - ``Fixed`` takes a mask of (blocks of queries, blocks of keys) for all heads, (rows, blocks of keys), or
+      a BlockMask of shape (n, m).
+    - Functions and objects of one's own see the scores of all rows at once.
+
+    The diagonal blocks, which hold the keys i + m - n of the row's own queries, are always kept where they
+    are visible; ``TopK`` counts them among its own. Pooled scores are a cheap guess of where attention goes,
+    not a bound.
+
+    A query's keys are summed in ascending order, so the result does not depend on the number of threads.
+    The normalisation is that of Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018),
+    the order of loops that of Dao et al., "FlashAttention" (2022).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import prunus as pr
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = (rng.standard_normal((4, 256, 32), np.float32) for _ in range(3))
+    >>> y = pr.attention(q, k, v, causal=True)
+    >>> y.shape
+    (4, 256, 32)
+    >>> np.allclose(y[:, 0], v[:, 0])  # the first query sees the first key alone
+    True
+    >>> cheap = pr.attention(q, k, v, causal=True, prune=pr.TopK(fraction=0.5), blocksize=16)
+    >>> all_of_it = pr.attention(q, k, v, causal=True, prune=pr.TopK(fraction=1.0), blocksize=16)
+    >>> np.allclose(all_of_it, y, atol=1e-5)
+    True
+    """
+    call = _check(q, k, v, scale, causal, blocksize)
+    grid = _grid(mask, call)
+    policy = as_policy(prune)
+    with span("attention") as t:
+        live = grid
+        if policy is not None and call.n and call.m:
+            live = _decide(policy, call, grid)
+        out = np.empty((*call.q.shape[:-1], call.v.shape[-1]), call.q.dtype)
+        engine = engines.active()
+        if out.size:
+            engine.attention(call.q, call.k, call.v, out, live, call.scale, call.causal, call.blocksize)
+        if t:
+            _count(t, call, grid, live)
+            t.ran(engine.name)
+    return out[0] if call.flat else out
+
+
+class _Call(NamedTuple):
+    """Checked arguments; operands have a dimension of heads."""
+
+    q: Array
+    k: Array
+    v: Array
+    scale: float
+    causal: bool
+    blocksize: int
+    flat: bool
+
+    @property
+    def n(self) -> int:
+        return int(self.q.shape[-2])
+
+    @property
+    def m(self) -> int:
+        return int(self.k.shape[-2])
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Blocks of queries and of keys."""
+        return lay.blocks_along(self.n, self.blocksize), lay.blocks_along(self.m, self.blocksize)
+
+    def edges(self) -> tuple[Array, Array]:
+        """Return for each block of queries the first and the last key that its queries stand at."""
+        first = np.arange(self.blocks[0]) * self.blocksize
+        last = np.minimum(first + self.blocksize, self.n) - 1
+        return first + (self.m - self.n), last + (self.m - self.n)
+
+    def sees(self) -> Array | None:
+        """Return which blocks (queries, keys) are visible by causality; None: all."""
+        if not self.causal:
+            return None
+        seen: Array = np.arange(self.blocks[1]) * self.blocksize <= self.edges()[1][:, None]
+        return seen
+
+    def diagonal(self) -> Array:
+        """Return which blocks (queries, keys) hold the keys that the queries stand at."""
+        first, last = self.edges()
+        start = np.arange(self.blocks[1]) * self.blocksize
+        on: Array = (start <= last[:, None]) & (start + self.blocksize > first[:, None])
+        return on
+
+
+def _check(q: Any, k: Any, v: Any, scale: float | None, causal: bool, blocksize: int) -> _Call:
+    arrays = []
+    for name, value in (("q", q), ("k", k), ("v", v)):
+        array = as_operand(value, name)
+        if isinstance(array, BlockStorage):
+            raise TypeError(f"{name} is a BSR: attention takes dense arrays")
+        if array.dtype not in FLOATS:
+            raise TypeError(
+                f"{name} has dtype {array.dtype}: attention takes float32, float64, float16 and bfloat16. "
+                f"Convert first, for instance with {name}.astype(np.float32)"
+            )
+        arrays.append(array)
+    q, k, v = arrays
+    shapes = f"q {q.shape}, k {k.shape} and v {v.shape}"
+    if q.ndim < 2 or not q.ndim == k.ndim == v.ndim:
+        raise ValueError(
+            f"attention takes (*batch, heads, length, dim), (heads, length, dim) or (length, dim), the same "
+            f"number of dimensions for all three; got {shapes}"
+        )
+    flat = q.ndim == 2
+    if flat:
+        q, k, v = q[None], k[None], v[None]
+    if k.shape[:-1] != v.shape[:-1]:
+        raise ValueError(f"k and v must have the same heads and length, got {shapes}")
+    if q.shape[:-3] != k.shape[:-3]:
+        raise ValueError(f"q, k and v must have the same batch dimensions, got {shapes}")
+    heads, groups = q.shape[-3], k.shape[-3]
+    if heads != groups and (groups == 0 or heads % groups):
+        raise ValueError(f"the heads of q must be a multiple of those of k and v, got {heads} and {groups}")
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"q and k must have the same last dimension, got {shapes}")
+    factor = 1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else float(scale)
+    if not math.isfinite(factor):
+        raise ValueError(f"scale must be finite, got {scale!r}")
+    if isinstance(blocksize, bool):
+        raise TypeError("blocksize must be an integer, got a bool")
+    try:
+        size = operator.index(blocksize)
+    except TypeError:
+        raise TypeError(f"blocksize must be an integer, got {type(blocksize).__name__}") from None
+    if size < 1:
+        raise ValueError(f"blocksize must be at least 1, got {size}")
+    # Larger than both lengths is the same as the larger of them, and no sum overflows.
+    size = min(size, max(q.shape[-2], k.shape[-2], 1))
+    return _Call(q, k, v, factor, bool(causal), size, flat)
+
+
+def _grid(mask: Any, call: _Call) -> Array | None:
+    """Return the mask's grid of blocks, broadcast to (*batch, heads, blocks of queries, blocks of keys)."""
+    if mask is None:
+        return None
+    if isinstance(mask, np.ndarray):
+        raise TypeError(
+            "mask is an array: pass a BlockMask, such as pr.BlockMask(grid, blocksize, shape=(n, m))"
+        )
+    if not isinstance(mask, BlockMask):
+        raise TypeError(f"mask must be a BlockMask, got {type(mask).__name__}")
+    n, m, size = call.n, call.m, call.blocksize
+    if mask.shape[-2:] != (n, m):
+        raise ValueError(f"mask has shape {mask.shape}, but there are {n} queries and {m} keys")
+    lead = call.q.shape[:-2]
+    blocks = call.blocks
+    # Blocks that reach past both lengths are one block, whatever their size.
+    if mask.blocksize != (size, size) and not (mask.grid[-2:] == blocks and min(mask.blocksize) >= size):
+        raise ValueError(
+            f"mask is in blocks of {mask.blocksize}, attention in blocks of {(size, size)}: pass "
+            f"blocksize={mask.blocksize[0]}, or a mask in blocks of {size}"
+        )
+    try:
+        return np.broadcast_to(mask.to_blocks(), (*lead, *blocks))
+    except ValueError:
+        raise ValueError(
+            f"the leading dimensions {mask.shape[:-2]} of mask do not broadcast to the heads {lead} of q"
+        ) from None
+
+
+# Deciding ------------------------------------------------------------------------------------------------
+
+
+def _decide(policy: Policy, call: _Call, grid: Array | None) -> Array:
+    """Return which blocks are live, (*batch, heads, blocks of queries, blocks of keys)."""
+    lead, (rows, cols) = call.q.shape[:-2], call.blocks
+    heads = math.prod(lead)
+    live = np.empty((*lead, rows, cols), bool)
+    flat = live.reshape(heads, rows, cols)
+    if isinstance(policy, Fixed):
+        flat[...] = _fixed(policy, call, heads)
+    else:
+        for at, part in _pieces(policy, heads, rows, cols):
+            visible = _visible(call, grid, at, part)
+            flat[at, part] = _ask(policy, _scores(call, at, part), visible, call.diagonal()[part])
+    seen = call.sees()
+    live |= call.diagonal()
+    if seen is not None:
+        live &= seen
+    if grid is not None:
+        live &= grid
+    return live
+
+
+def _pieces(policy: Policy, heads: int, rows: int, cols: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the heads and rows that are decided together."""
+    if policy.rows > 1:
+        # Rows of two heads are never pooled with each other.
+        yield from ((slice(h, h + 1), slice(0, rows)) for h in range(heads))
+        return
+    if policy.scope == "host":
+        yield slice(0, heads), slice(0, rows)
+        return
+    few = max(1, _TOGETHER // max(rows * cols, 1))
+    low = rows if few > 1 else max(1, _TOGETHER // max(cols, 1))
+    for h in range(0, heads, few):
+        yield from (
+            (slice(h, min(h + few, heads)), slice(r, min(r + low, rows))) for r in range(0, rows, low)
+        )
+
+
+def _visible(call: _Call, grid: Array | None, at: slice, part: slice) -> Array | None:
+    """Return what the rows see, (heads, rows, blocks of keys); None: everything."""
+    seen = call.sees()
+    count = at.stop - at.start
+    if grid is None:
+        return None if seen is None else np.broadcast_to(seen[part], (count, *seen[part].shape))
+    lead = grid.shape[:-2]
+    own = np.stack([grid[np.unravel_index(h, lead)][part] for h in range(at.start, at.stop)])
+    return own if seen is None else own & seen[part]
+
+
+def _ask(policy: Policy, scores: Array, visible: Array | None, diagonal: Array) -> Array:
+    """Return what the policy says of scores (heads, rows, blocks of keys)."""
+    if isinstance(policy, TopK):
+        scores[:, diagonal] = np.inf
+    elif isinstance(policy, Threshold):
+        scores = _shares(scores, visible)
+    flat = scores.reshape(-1, scores.shape[-1])
+    seen = None if visible is None else visible.reshape(flat.shape)
+    return decide(policy, flat, seen, norm="score").reshape(scores.shape)
+
+
+def _shares(scores: Array, visible: Array | None) -> Array:
+    """Return the softmax over visible blocks."""
+    with np.errstate(all="ignore"):  # infinities and NaN give NaN, which is live
+        if visible is not None:
+            scores = np.where(visible, scores, -np.inf)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        shares: Array = weights / weights.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def _fixed(policy: Fixed, call: _Call, heads: int) -> Array:
+    """Return a fixed mask as (heads or 1, blocks of queries or 1, blocks of keys)."""
+    mask, (rows, cols) = policy.mask, call.blocks
+    if mask.ndim == 1 and mask.shape == (cols,):
+        return mask[None, None]
+    if mask.shape == (rows, cols):
+        return mask[None]
+    if mask.shape == (call.n, cols):
+        # A BlockMask's rows are those of the queries.
+        own = mask[:: call.blocksize]
+        if np.array_equal(np.repeat(own, call.blocksize, axis=0)[: call.n], mask):
+            return own[None]
+    if mask.shape == (heads * rows, cols):
+        return mask.reshape(heads, rows, cols)
+    raise ValueError(
+        f"Fixed has a mask of shape {mask.shape}, but there are {heads} heads of {rows} blocks of queries "
+        f"and {cols} blocks of keys"
+    )
+
+
+def _scores(call: _Call, at: slice, part: slice) -> Array:
+    """Return pooled scores of some heads, counted through the batch: (heads, rows, blocks of keys)."""
+    wide = np.float64 in (call.q.dtype, call.k.dtype)
+    size, cols = call.blocksize, call.blocks[1]
+    lead, share = call.q.shape[:-2], call.q.shape[-3] // max(call.k.shape[-3], 1)
+    out = np.empty((at.stop - at.start, part.stop - part.start, cols), np.float64 if wide else np.float32)
+    rows = slice(part.start * size, min(part.stop * size, call.n))
+    engine = engines.active()
+    if at == slice(0, math.prod(lead)):
+        own = out.reshape(*lead, *out.shape[1:])
+        engine.pooled_scores(call.q[..., rows, :], call.k, own, call.scale, size)
+        return out
+    for h, scores in enumerate(out, at.start):
+        one = np.unravel_index(h, lead)
+        keys = call.k[(*one[:-1], one[-1] // share)]
+        engine.pooled_scores(call.q[one][None, rows], keys[None], scores[None], call.scale, size)
+    return out
+
+
+# Counting ------------------------------------------------------------------------------------------------
+
+
+def _count(t: Span, call: _Call, grid: Array | None, live: Array | None) -> None:
+    """Say how many pairs of queries and keys were multiplied, and which keys and values were read."""
+    lead, (rows, cols) = call.q.shape[:-2], call.blocks
+    size, n, m = call.blocksize, call.n, call.m
+    starts, ends = np.arange(cols) * size, np.minimum((np.arange(cols) + 1) * size, m)
+    heights = np.minimum((np.arange(rows) + 1) * size, n) - np.arange(rows) * size
+    if call.causal:
+        pairs: Array = np.zeros((rows, cols), np.int64)
+        for i, first in enumerate(call.edges()[0]):
+            last_seen = first + np.arange(heights[i])[:, None]
+            pairs[i] = np.clip(np.minimum(ends, last_seen + 1) - starts, 0, None).sum(axis=0)
+    else:
+        pairs = heights[:, None] * (ends - starts)
+    visible = np.broadcast_to(pairs > 0, (*lead, rows, cols))
+    if grid is not None:
+        visible = visible & grid
+    used = visible if live is None else visible & live
+    each = 2 * (call.k.shape[-1] + call.v.shape[-1])
+    done, all_of_them = int((used * pairs).sum()), int((visible * pairs).sum())
+    groups = call.k.shape[-3]
+    shape = (*lead[:-1], groups, lead[-1] // groups, rows, cols) if groups else (0, 1, 1, rows, cols)
+    touched, wanted = (x.reshape(shape).any(axis=(-3, -2)) for x in (used, visible))
+    width = call.k.shape[-1] * call.k.dtype.itemsize + call.v.shape[-1] * call.v.dtype.itemsize
+    loaded, needed = (int((x * (ends - starts)).sum()) * width for x in (touched, wanted))
+    t.count(
+        flops=each * done,
+        flops_skipped=each * (all_of_them - done),
+        bytes_loaded=loaded,
+        bytes_skipped=needed - loaded,
+        live=int(used.sum()),
+        total=int(visible.sum()),
+        union_live=int(touched.sum()),
+        union_total=int(wanted.sum()),
+    )
