@@ -30,6 +30,7 @@ from prunus.pruning.moe import moe
 from prunus.pruning.policies import Fixed, Policy, Router, Statistics, Threshold, TopK
 from prunus.pruning.predictor import Predictor
 from prunus.pruning.stored import grow, prune
+from prunus.pruning.scan import selective_scan, selective_step
 
 __all__ = [
     "BSR",
@@ -56,6 +57,8 @@ __all__ = [
     "num_threads",
     "prune",
     "sddmm",
+    "selective_scan",
+    "selective_step",
     "show_config",
     "trace",
 ]

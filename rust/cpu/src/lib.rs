@@ -5,6 +5,7 @@ pub mod level;
 pub mod machine;
 pub mod memory;
 pub mod rows;
+pub mod scan;
 pub mod sdd;
 pub mod ssd;
 pub mod threads;
@@ -16,6 +17,7 @@ mod product;
 mod simd;
 
 pub use dsd::Dsd;
+pub use scan::Scan;
 pub use sdd::Sdd;
 pub use ssd::Ssd;
 pub use threads::Context;
