@@ -228,8 +228,8 @@ class Engine(Protocol):
         out : ndarray
             Shape (*batch, length, channels): written, 0 where dead.
         live : ndarray of bool, optional
-            Shape (rows, branches) in C order, a row for each step of each member of the batch. Without a state,
-            channels need not be computed past their last live step.
+            Shape (rows, branches) in C order, a row for each step of each member of the batch. Without a
+            state, channels need not be computed past their last live step.
         branch : int
             Channels in a branch of ``live``.
         """

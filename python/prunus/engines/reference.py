@@ -192,7 +192,8 @@ class ReferenceEngine:
                         y = y * _activate(z[at][t].astype(np.float64), "silu")
                     out[at][t] = np.where(every[member * length + t], y, 0)
             if state is not None:
-                state[at] = h
+                with np.errstate(all="ignore"):
+                    state[at] = h
 
     def gates(self, z: Array, branch: int, norm: str, norms: Array) -> None:
         """See :class:`prunus.engines.base.Engine`."""

@@ -38,9 +38,9 @@ def selective_scan(
         h_t = exp(delta_t * A) * h_{t-1} + delta_t * B_t * u_t
         y_t = (C_t . h_t + D * u_t) * silu(z_t)
 
-    With ``prune``, gates decide which outputs are live: a dead one is exactly 0, and neither ``C . h + D * u``
-    nor the gate is computed for it. The state moves on regardless, so it never depends on pruning. Without a
-    state to give back, a channel is not computed past its last live step, nor at all if it has none.
+    With ``prune``, gates decide which outputs are live: a dead one is exactly 0, and neither its sum nor its
+    gate is computed. The state moves on regardless, so it never depends on pruning. Without a state to give
+    back, a channel is not computed past its last live step, nor at all if it has none.
 
     Parameters
     ----------
@@ -68,8 +68,8 @@ def selective_scan(
         Return the state after the last step as well.
     prune : policy, optional
         Decides for every step and branch by the largest absolute value (or the L2 norm, if the policy wants
-        that) of ``silu(z)``; rows of its statistics are steps, those of later members of the batch after those
-        of earlier ones. See :class:`prunus.Threshold`. ``Threshold(0)`` changes no result.
+        that) of ``silu(z)``; rows of its statistics are steps, those of one member of the batch after those
+        of another. See :class:`prunus.Threshold`. ``Threshold(0)`` changes no result.
     branch : int, default 1
         Neighbouring channels that live and die together.
 
@@ -95,14 +95,14 @@ def selective_scan(
 
     Notes
     -----
-    Steps are taken in order, each channel by itself and with the same arithmetic whatever is computed with it:
-    the same bits for any number of threads, cut into any parts. Time grows with length * channels * states,
+    Steps are taken in order, each channel by itself and by the same arithmetic whatever is computed with it:
+    the same bits for any number of threads, and for any cuts into parts. Time grows with length * channels * states,
     memory does not grow beyond the result.
 
     References
     ----------
     .. [1] A. Gu and T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023,
-       arXiv:2312.00752, algorithm 2 and section 3.5 (B discretised by Euler's rule, as the authors' code does).
+       arXiv:2312.00752, algorithm 2 (B discretised by Euler's rule, as in the authors' code).
 
     Examples
     --------
@@ -116,7 +116,7 @@ def selective_scan(
     >>> pr.selective_scan(u, ones, rate, 0.5 * ones, ones)[:, 0]
     array([0.   , 0.5  , 0.75 , 0.875], dtype=float32)
     """
-    given = [np.asarray(u), np.asarray(delta), np.asarray(B), np.asarray(C), None if z is None else np.asarray(z)]
+    given = _arrays(u, delta, B, C, z)
     scan = _checked(given, A, D, delta_bias, state, branch)
     before = None
     if scan.state is not None:
@@ -155,7 +155,7 @@ def selective_step(
     A, D, delta_bias, delta_softplus, prune, branch
         See :func:`selective_scan`.
     state : ndarray
-        Shape (*batch, channels, states), writeable, with any strides; read, and overwritten with the state after
+        Shape (*batch, channels, states), writeable, any strides; read, and overwritten with the state after
         this step. float64 if any operand is, else float32: ``np.zeros`` of that to begin with.
 
     Returns
@@ -180,8 +180,8 @@ def selective_step(
     """
     if not isinstance(state, np.ndarray):
         raise TypeError(f"state must be an ndarray to be updated in place, got {type(state).__name__}")
-    given = [np.asarray(u), np.asarray(delta), np.asarray(B), np.asarray(C), None if z is None else np.asarray(z)]
-    for name, operand in zip("u delta B C z".split(), given, strict=True):
+    given = _arrays(u, delta, B, C, z)
+    for name, operand in zip(["u", "delta", "B", "C", "z"], given, strict=True):
         if operand is not None and operand.ndim < 1:
             raise ValueError(f"{name} must have at least one dimension, got a scalar")
     steps = [None if operand is None else operand[..., None, :] for operand in given]
@@ -219,6 +219,11 @@ class _Scan(NamedTuple):
     compute: DType
 
 
+def _arrays(*operands: Any) -> list[Any]:
+    """Return each operand as an ndarray, and None as it is."""
+    return [None if operand is None else np.asarray(operand) for operand in operands]
+
+
 def _checked(
     given: list[Any], A: Array, D: Array | None, bias: Array | None, state: Array | None, branch: int
 ) -> _Scan:
@@ -229,11 +234,12 @@ def _checked(
         raise ValueError(f"branch must be at least 1, got {branch}")
     u, delta, b, c, z = given
     a = np.asarray(A)
-    d, bias, state = (None if x is None else np.asarray(x) for x in (D, bias, state))
-    named = {"u": u, "delta": delta, "A": a, "B": b, "C": c, "D": d, "z": z, "delta_bias": bias, "state": state}
+    d, bias, state = _arrays(D, bias, state)
+    named = {"u": u, "delta": delta, "A": a, "B": b, "C": c, "D": d, "z": z}
+    named |= {"delta_bias": bias, "state": state}
     for name, operand in named.items():
         if operand is not None and operand.dtype not in FLOATS:
-            raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got dtype {operand.dtype}")
+            raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {operand.dtype}")
     if u.ndim < 2:
         raise ValueError(f"u must have shape (*batch, length, channels), got {u.shape}")
     if a.ndim != 2:

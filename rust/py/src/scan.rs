@@ -8,8 +8,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::arrays::Nd;
-use crate::door::enter;
-use crate::dsd::LAST_PATH;
+use crate::door::{LAST_PATH, enter};
 
 /// Describes an array of `(*batch, rows, columns)`.
 fn batched(name: &str, array: Nd, batch: &[usize], core: (usize, usize)) -> PyResult<Nd> {
