@@ -380,7 +380,8 @@ def test_what_is_refused(rng):
     refuse(ValueError, "broadcast", B=np.ones((3, 6, 3), np.float32))
     refuse(ValueError, "state must have shape", state=np.zeros((8, 3), np.float32))
     refuse(ValueError, "state must have shape", state=np.zeros((2, 3, 8), np.float32))
-    refuse(TypeError, "state must have the dtype", state=np.zeros((2, 8, 3)))
+    wide = {"state": np.zeros((2, 8, 3), np.float32), "A": good["A"].astype(np.float64)}
+    refuse(TypeError, "state must have the dtype", **wide)
     refuse(TypeError, "state must have the dtype", state=np.zeros((2, 8, 3), BF16))
     for dtype in (np.int8, np.int64, np.complex64, bool, object):
         refuse(TypeError, "u must be float32", u=np.ones((2, 6, 8), dtype))
@@ -424,7 +425,7 @@ def test_any_call(data):
     )
     with pr.device("reference"):
         whole, last = pr.selective_scan(**operands, delta_softplus=softplus, return_state=True)
-    gates = np.abs(silu(operands["z"].astype(float))).reshape(-1, channels)
+    gates = np.abs(silu(operands["z"].astype(float))).reshape(math.prod(batch) * length, channels)
     if gates.size:
         norms = np.maximum.reduceat(gates, np.arange(0, channels, branch), axis=1)
         norms = np.repeat(norms, branch, axis=1)[:, :channels].reshape(got.shape)

@@ -4,12 +4,15 @@ use std::ops::{Mul, Neg};
 
 use prunus_core::DType;
 
+use super::columns::Stored;
 use super::kernel::Tile;
 use crate::dsd::convert::Element;
 use crate::dsd::store::Sum;
 
 /// A float type that scans compute in.
-pub(crate) trait Float: Element + Sum + PartialOrd + Neg<Output = Self> + Mul<Output = Self> {
+pub(crate) trait Float:
+    Element + Sum + Stored + PartialOrd + Neg<Output = Self> + Mul<Output = Self>
+{
     /// Its name as a storage type.
     const DTYPE: DType;
     const ZERO: Self;
@@ -75,7 +78,7 @@ impl Float for f64 {
     const EXP_LIMIT: Self = 760.0;
     const EXP2: &'static [Self] = &[
         1.0,
-        0.693_147_180_559_945_325_8,
+        std::f64::consts::LN_2,
         0.240_226_506_959_101_312_57,
         0.055_504_108_664_820_083_241,
         0.009_618_129_107_594_121_338,

@@ -8,6 +8,7 @@
 //! threads nor on which other channels take part. Time runs through small tiles that are converted from any
 //! layout and type into the first cache; the state stays there. [`plan`] says who computes what.
 
+mod columns;
 mod exp;
 mod gates;
 mod kernel;
@@ -18,14 +19,16 @@ mod plan;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use prunus_core::{DType, Epilogue, Error, MatMut, MatRef, VecRef};
+use std::ops::Range;
+
+use prunus_core::{DType, Error, MatMut, MatRef, VecRef};
 
 pub use gates::Gates;
 
-use crate::dsd::convert::{Element, Rect};
-use crate::dsd::store::{Finished, Sum};
+use crate::dsd::convert::Rect;
 use crate::memory::Workspace;
 use crate::threads::{Context, for_each};
+use columns::{Reader, Writer};
 use kernel::Tile;
 use lanes::{Float, Kernels, kernels_f32, kernels_f64};
 use plan::{CHUNK, Task};
@@ -211,35 +214,31 @@ impl<E> StateOf<'_, E> {
     }
 }
 
-/// How each operand is converted.
+/// How each operand is read, and the result written.
 struct Copies<E> {
-    u: crate::dsd::convert::Convert<E>,
-    delta: crate::dsd::convert::Convert<E>,
-    b: crate::dsd::convert::Convert<E>,
-    c: crate::dsd::convert::Convert<E>,
-    z: Option<crate::dsd::convert::Convert<E>>,
-    a: crate::dsd::convert::Convert<E>,
-    native: crate::dsd::convert::Convert<E>,
-    out: crate::dsd::store::Store<E>,
-    state: crate::dsd::store::Store<E>,
+    u: Reader<E>,
+    delta: Reader<E>,
+    b: Reader<E>,
+    c: Reader<E>,
+    z: Option<Reader<E>>,
+    a: Reader<E>,
+    out: Writer<E>,
+    /// The state is in the type that is computed in.
+    state: (Reader<E>, Writer<E>),
 }
 
 impl<E: Float> Copies<E> {
     fn new(scan: &Scan<'_>) -> Result<Self, Error> {
         let first = &scan.members[0];
-        let fault = |from: DType| Error::DTypes { what: "scan", a: from, b: E::DTYPE, out: E::DTYPE };
-        let from = |dtype: DType| <E as Element>::convert(dtype).ok_or_else(|| fault(dtype));
-        let to = |dtype: DType| <E as Sum>::store(dtype).ok_or_else(|| fault(dtype));
         Ok(Self {
-            u: from(first.u.dtype)?,
-            delta: from(first.delta.dtype)?,
-            b: from(first.b.dtype)?,
-            c: from(first.c.dtype)?,
-            z: first.z.map(|z| from(z.dtype)).transpose()?,
-            a: from(scan.a.dtype)?,
-            native: from(E::DTYPE)?,
-            out: to(first.out.view.dtype)?,
-            state: to(E::DTYPE)?,
+            u: Reader::new(first.u.dtype)?,
+            delta: Reader::new(first.delta.dtype)?,
+            b: Reader::new(first.b.dtype)?,
+            c: Reader::new(first.c.dtype)?,
+            z: first.z.map(|z| Reader::new(z.dtype)).transpose()?,
+            a: Reader::new(scan.a.dtype)?,
+            out: Writer::new(first.out.view.dtype)?,
+            state: (Reader::new(E::DTYPE)?, Writer::new(E::DTYPE)?),
         })
     }
 }
@@ -254,7 +253,7 @@ struct Work<'a, E: Float> {
 }
 
 impl<E: Float> Work<'_, E> {
-    fn run(&self, steps: std::ops::Range<usize>) -> Result<(), Error> {
+    fn run(&self, steps: Range<usize>) -> Result<(), Error> {
         let (scan, task) = (self.scan, self.task);
         let member = &scan.members[task.member];
         let (length, states, width) = (member.u.rows, scan.a.cols, task.width());
@@ -273,86 +272,29 @@ impl<E: Float> Work<'_, E> {
             } else {
                 self.tile(member, &mut parts, from, count, width);
             }
-            self.each_run(|at, channel, n| {
-                let out = &member.out;
-                let finished = Finished {
-                    sums: parts.y.wrapping_add(at).cast_const(),
-                    sums_row: width,
-                    rows: count,
-                    cols: n,
-                    first_row: 0,
-                    out: out.at(from, channel),
-                    row_stride: out.view.row_stride,
-                    col_stride: out.view.col_stride,
-                };
-                // SAFETY: the part's rows are as wide, and these rows and columns are within the result.
-                unsafe { (self.copies.out)(&finished, &Epilogue::default()) };
-            });
+            // SAFETY: these rows and the task's columns are within the result, and no other task's.
+            unsafe { self.copies.out.write(&member.out.view, from, count, &task.runs, parts.y, width) };
         }
         if steps.end == length
             && let Some(state) = member.state
         {
-            self.each_run(|at, channel, n| {
-                let finished = Finished {
-                    sums: self.h.wrapping_add(at).cast_const(),
-                    sums_row: width,
-                    rows: states,
-                    cols: n,
-                    first_row: 0,
-                    out: state.at(channel, 0),
-                    row_stride: state.view.col_stride,
-                    col_stride: state.view.row_stride,
-                };
-                // SAFETY: as above, for the transposed state.
-                unsafe { (self.copies.state)(&finished, &Epilogue::default()) };
-            });
+            // SAFETY: as above, for the state.
+            unsafe { self.copies.state.1.write(&state.view.t(), 0, states, &task.runs, self.h, width) };
         }
         Ok(())
     }
 
-    /// Calls `f` with the place in the chunk, the first channel and the number of channels of each run.
-    fn each_run(&self, mut f: impl FnMut(usize, usize, usize)) {
-        let mut at = 0;
-        for &(channel, n) in &self.task.runs {
-            f(at, channel, n);
-            at += n;
-        }
-    }
-
-    /// Copies columns of the task's channels of `view`'s rows, `width` apart; the padding becomes 0.
-    fn copy(
-        &self,
-        view: &MatRef<'_>,
-        convert: crate::dsd::convert::Convert<E>,
-        rows: std::ops::Range<usize>,
-        to: *mut E,
-        width: usize,
-    ) {
-        let count = rows.len();
-        self.each_run(|at, channel, n| {
-            let rect = Rect {
-                src: view.at(rows.start, channel),
-                rows: count,
-                cols: n,
-                row_stride: view.row_stride,
-                col_stride: view.col_stride,
-            };
-            // SAFETY: rows and columns are within the view; `to` has room for `count` rows of `width`.
-            unsafe { convert(&rect, to.add(at), width) };
-        });
-        let channels = self.task.channels();
-        for row in 0..count {
-            // SAFETY: as above.
-            unsafe { std::slice::from_raw_parts_mut(to.add(row * width + channels), width - channels) }
-                .fill(E::ZERO);
-        }
+    /// Copies the task's columns of some rows of `view`, `width` apart.
+    fn copy(&self, view: &MatRef<'_>, reader: &Reader<E>, rows: Range<usize>, to: *mut E, width: usize) {
+        // SAFETY: callers name rows of the view and a part that holds as many; the task's channels are columns.
+        unsafe { reader.read(view, rows.start, rows.len(), &self.task.runs, to, width) };
     }
 
     /// The state before the first step.
     fn begin(&self, member: &Member<'_>, width: usize) {
         let states = self.scan.a.cols;
         match member.state {
-            Some(state) => self.copy(&state.view.t(), self.copies.native, 0..states, self.h, width),
+            Some(state) => self.copy(&state.view.t(), &self.copies.state.0, 0..states, self.h, width),
             // SAFETY: the task's own part of the workspace.
             None => unsafe { std::slice::from_raw_parts_mut(self.h, states * width).fill(E::ZERO) },
         }
@@ -361,14 +303,14 @@ impl<E: Float> Work<'_, E> {
     /// What is the same for every step.
     fn constants(&self, parts: &Parts<E>, width: usize) {
         let (scan, states) = (self.scan, self.scan.a.cols);
-        self.copy(&scan.a.t(), self.copies.a, 0..states, parts.a, width);
+        self.copy(&scan.a.t(), &self.copies.a, 0..states, parts.a, width);
         for i in 0..states * width {
             // SAFETY: the part holds that many values.
             unsafe { *parts.a.add(i) = *parts.a.add(i) * E::LOG2_E };
         }
         for (vector, to) in [(scan.skip, parts.skip), (scan.bias, parts.bias)] {
             let Some(vector) = vector else { continue };
-            self.each_run(|at, channel, n| {
+            columns::each(&self.task.runs, |at, channel, n| {
                 for i in 0..n {
                     // SAFETY: within the chunk; `bias` reads element `channel + i` of a checked vector.
                     unsafe { *to.add(at + i) = E::bias(&vector, channel + i) };
@@ -384,12 +326,12 @@ impl<E: Float> Work<'_, E> {
         let (scan, copies) = (self.scan, self.copies);
         let states = scan.a.cols;
         let rows = from..from + count;
-        self.copy(&member.u, copies.u, rows.clone(), parts.u, width);
-        self.copy(&member.delta, copies.delta, rows.clone(), parts.delta, width);
-        if let (Some(z), Some(convert)) = (&member.z, copies.z) {
-            self.copy(z, convert, rows.clone(), parts.z, width);
+        self.copy(&member.u, &copies.u, rows.clone(), parts.u, width);
+        self.copy(&member.delta, &copies.delta, rows.clone(), parts.delta, width);
+        if let (Some(z), Some(reader)) = (&member.z, &copies.z) {
+            self.copy(z, reader, rows.clone(), parts.z, width);
         }
-        for (view, convert, to) in [(&member.b, copies.b, parts.b), (&member.c, copies.c, parts.c)] {
+        for (view, reader, to) in [(&member.b, copies.b, parts.b), (&member.c, copies.c, parts.c)] {
             let rect = Rect {
                 src: view.at(from, 0),
                 rows: count,
@@ -398,7 +340,11 @@ impl<E: Float> Work<'_, E> {
                 col_stride: view.col_stride,
             };
             // SAFETY: these rows are within the view; the part holds `STEPS × states` values.
-            unsafe { convert(&rect, to, states) };
+            unsafe { (reader.convert)(&rect, to, states) };
+        }
+        let next = from + count..(from + count + STEPS).min(member.u.rows);
+        for view in [Some(&member.u), Some(&member.delta), member.z.as_ref()].into_iter().flatten() {
+            columns::prefetch(view, next.clone(), &self.task.runs);
         }
         let live = scan.live.map(|live| {
             self.task.liveness(&live, scan, rows, &mut parts.live);
