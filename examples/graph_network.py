@@ -1,13 +1,14 @@
 """Message passing on a graph, with the nodes that have nothing to say left out.
 
-A layer of a graph convolution (Kipf and Welling 2017) is ``H' = relu(A @ H @ W)``: A is the adjacency with loops,
-scaled by degrees. Two kinds of zeros cost a dense product its time. A itself is sparse: nodes are put into an
-order of small bandwidth (reverse Cuthill-McKee), so that its entries gather in few blocks. And a node without
-features sends nothing: where all nodes of a block are dead, the blocks of A that would read them are left alone.
-Here one node speaks first, and each layer carries its news one edge further.
+A layer of a graph convolution (Kipf and Welling 2017) is ``H' = relu(A @ H @ W)``: A is the adjacency with
+loops, scaled by degrees. Two kinds of zeros cost a dense product its time. A itself is sparse: nodes are
+put into an order of small bandwidth (reverse Cuthill-McKee), so that its entries gather in few blocks. And
+a node without features sends nothing: where all nodes of a block are dead, the blocks of A that would read
+them are left alone. Here one node speaks first, and each layer carries its news one edge further.
 
 Graphs: Les Misérables (who appears with whom; Knuth 1993), Zachary's karate club (1977) and the Florentine
-families (Padgett 1986) are real data that come with networkx. The larger one is generated: a ring of cliques.
+families (Padgett 1986) are real data that come with networkx. The larger one is generated: a ring of
+cliques.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """A Mamba block: a selective state-space model whose gates prune.
 
-As published (Gu and Dao 2023, figure 3 and algorithm 2): a projection makes inputs and gates, a short causal
-convolution mixes neighbours in time, and the scan carries a state of a few values for each channel. Its rates
-depend on the input, so it can keep or forget. Where a gate is closed its channel's output is multiplied by nearly
-nothing: such outputs are dead, and what they would have cost is left out. The state is of constant size: one
-step takes the same time and memory whether it is the tenth or the millionth.
+As published (Gu and Dao 2023, figure 3 and algorithm 2): a projection makes inputs and gates, a short
+causal convolution mixes neighbours in time, and the scan carries a state of a few values for each channel.
+Its rates depend on the input, so it can keep or forget. Where a gate is closed its channel's output is
+multiplied by nearly nothing: such outputs are dead, and what they would have cost is left out. The state is
+of constant size: one step takes the same time and memory whether it is the tenth or the millionth.
 """
 
 from __future__ import annotations

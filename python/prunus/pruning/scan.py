@@ -96,8 +96,8 @@ def selective_scan(
     Notes
     -----
     Steps are taken in order, each channel by itself and by the same arithmetic whatever is computed with it:
-    the same bits for any number of threads, and for any cuts into parts. Time grows with length * channels * states,
-    memory does not grow beyond the result.
+    the same bits for any number of threads, and for any cuts into parts. Time grows with length *
+    channels * states, memory does not grow beyond the result.
 
     References
     ----------
