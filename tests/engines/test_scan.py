@@ -279,7 +279,7 @@ def test_layouts(rng):
         again = pr.selective_scan(**operands, state=start, prune=pr.Threshold(0.3), branch=5)
         assert pruned.tobytes() == again.tobytes()
         # Where the caller's own state is updated.
-        own = layouts(start)[name]
+        own = layouts(start.copy())[name]
         first = {k: v if k in ("A", "D", "delta_bias") else v[0] for k, v in operands.items()}
         pr.selective_step(**first, state=own)
         plain_state = start.copy()

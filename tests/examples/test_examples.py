@@ -47,7 +47,7 @@ def test_graph_network(capsys):
     assert found["ring"]["density"] < 0.1
     assert found["ring"]["blocks"][-1] < 0.2
     assert found["faint"]["live"][-1] < found["ring"]["live"][-1]
-    assert 1e-4 < found["faint"]["error"] < 0.5
+    assert 1e-4 < found["faint"]["error"] < 0.05
     assert "Les Misérables" in capsys.readouterr().out
 
 

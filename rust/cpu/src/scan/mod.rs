@@ -35,8 +35,10 @@ use plan::{CHUNK, Task};
 
 /// Steps of a tile: with the widest chunk, its inputs and outputs take 16 KiB of the first cache.
 const STEPS: usize = 16;
-/// Multiply-adds of a task between two looks for Ctrl-C: some tens of milliseconds.
-const PATIENCE: usize = 1 << 24;
+/// Tasks that go through time together, at most: with float32, 2 KiB of a row.
+const TOGETHER: usize = 8;
+/// Multiply-adds of a task between two looks for Ctrl-C: with those that run together, some tens of milliseconds.
+const PATIENCE: usize = 1 << 21;
 
 /// What one member of a batch reads and writes.
 #[derive(Clone, Copy, Debug)]
@@ -168,13 +170,27 @@ impl Scan<'_> {
         let states_of =
             StateOf { start: states_of.as_ptr().cast::<E>(), task: states * CHUNK, _keep: &states_of };
         let copies = Copies::<E>::new(self)?;
+        // Neighbouring channels go through time together: their parts of a row share pages of memory.
+        let together = (tasks.len() / (2 * context.threads)).clamp(1, TOGETHER);
         // Whole tiles, so that where a segment ends changes nothing.
         let segment = (PATIENCE / CHUNK / states.max(1)).next_multiple_of(STEPS).max(STEPS);
         for from in (0..length).step_by(segment) {
             let steps = from..length.min(from + segment);
-            for_each(context, tasks.len(), |i| {
-                let work = Work { scan: self, task: &tasks[i], kernels, copies: &copies, h: states_of.of(i) };
-                work.run(steps.clone())
+            for_each(context, tasks.len().div_ceil(together), |group| {
+                let group = group * together..tasks.len().min((group + 1) * together);
+                let mut works = Vec::with_capacity(group.len());
+                for i in group {
+                    let (task, h) = (&tasks[i], states_of.of(i));
+                    works.push(Work::new(self, task, kernels, &copies, h, steps.start)?);
+                }
+                for from in steps.clone().step_by(STEPS) {
+                    let count = STEPS.min(steps.end - from);
+                    works.iter_mut().for_each(|work| work.advance(from, count));
+                }
+                if steps.end == length {
+                    works.iter().for_each(Work::finish);
+                }
+                Ok(())
             })?;
         }
         Ok(())
@@ -250,38 +266,49 @@ struct Work<'a, E: Float> {
     kernels: Kernels<E>,
     copies: &'a Copies<E>,
     h: *mut E,
+    parts: Parts<E>,
 }
 
-impl<E: Float> Work<'_, E> {
-    fn run(&self, steps: Range<usize>) -> Result<(), Error> {
-        let (scan, task) = (self.scan, self.task);
-        let member = &scan.members[task.member];
-        let (length, states, width) = (member.u.rows, scan.a.cols, task.width());
-        if steps.start < task.end && steps.start == 0 {
-            self.begin(member, width);
-        }
-        let mut parts = Parts::<E>::new(states, width)?;
-        if steps.start < task.end {
-            self.constants(&parts, width);
-        }
-        for from in steps.clone().step_by(STEPS) {
-            let count = STEPS.min(steps.end - from);
-            if from >= task.end {
-                // SAFETY: the part holds that many values.
-                unsafe { std::slice::from_raw_parts_mut(parts.y, count * width).fill(E::ZERO) };
-            } else {
-                self.tile(member, &mut parts, from, count, width);
+impl<'a, E: Float> Work<'a, E> {
+    fn new(
+        scan: &'a Scan<'a>,
+        task: &'a Task,
+        kernels: Kernels<E>,
+        copies: &'a Copies<E>,
+        h: *mut E,
+        from: usize,
+    ) -> Result<Self, Error> {
+        let width = task.width();
+        let work = Self { scan, task, kernels, copies, h, parts: Parts::new(scan.a.cols, width)? };
+        if from < task.end {
+            if from == 0 {
+                work.begin(&scan.members[task.member], width);
             }
-            // SAFETY: these rows and the task's columns are within the result, and no other task's.
-            unsafe { self.copies.out.write(&member.out.view, from, count, &task.runs, parts.y, width) };
+            work.constants(&work.parts, width);
         }
-        if steps.end == length
-            && let Some(state) = member.state
-        {
+        Ok(work)
+    }
+
+    fn advance(&mut self, from: usize, count: usize) {
+        let (task, width) = (self.task, self.task.width());
+        let member = &self.scan.members[task.member];
+        if from < task.end {
+            self.tile(member, from, count, width);
+        } else {
+            // SAFETY: the part holds that many values.
+            unsafe { std::slice::from_raw_parts_mut(self.parts.y, count * width).fill(E::ZERO) };
+        }
+        // SAFETY: these rows and the task's columns are within the result, and no other task's.
+        unsafe { self.copies.out.write(&member.out.view, from, count, &task.runs, self.parts.y, width) };
+    }
+
+    fn finish(&self) {
+        let (task, states) = (self.task, self.scan.a.cols);
+        if let Some(state) = self.scan.members[task.member].state {
+            let writer = &self.copies.state.1;
             // SAFETY: as above, for the state.
-            unsafe { self.copies.state.1.write(&state.view.t(), 0, states, &task.runs, self.h, width) };
+            unsafe { writer.write(&state.view.t(), 0, states, &task.runs, self.h, task.width()) };
         }
-        Ok(())
     }
 
     /// Copies the task's columns of some rows of `view`, `width` apart.
@@ -322,8 +349,8 @@ impl<E: Float> Work<'_, E> {
         }
     }
 
-    fn tile(&self, member: &Member<'_>, parts: &mut Parts<E>, from: usize, count: usize, width: usize) {
-        let (scan, copies) = (self.scan, self.copies);
+    fn tile(&mut self, member: &Member<'_>, from: usize, count: usize, width: usize) {
+        let (scan, copies, parts) = (self.scan, self.copies, &self.parts);
         let states = scan.a.cols;
         let rows = from..from + count;
         self.copy(&member.u, &copies.u, rows.clone(), parts.u, width);
@@ -347,10 +374,11 @@ impl<E: Float> Work<'_, E> {
             columns::prefetch(view, next.clone(), &self.task.runs);
         }
         let live = scan.live.map(|live| {
-            self.task.liveness(&live, scan, rows, &mut parts.live);
-            parts.live.as_ptr()
+            self.task.liveness(&live, scan, rows, &mut self.parts.live);
+            self.parts.live.as_ptr()
         });
-        self.task.ends(from, count, &mut parts.ends);
+        self.task.ends(from, count, &mut self.parts.ends);
+        let parts = &self.parts;
         let null = std::ptr::null();
         let tile = Tile {
             steps: count,
