@@ -101,6 +101,15 @@ impl Gates<'_> {
     }
 
     fn norms_of<E: Float>(&self, gates: &[E], row: usize) {
+        let norms = &self.norms.view;
+        if self.branch == 1 && norms.col_stride == size_of::<f32>() as isize {
+            let to = self.norms.at(row, 0).cast::<f32>();
+            for (i, gate) in gates.iter().enumerate() {
+                // SAFETY: there is a float32 for each gate, side by side.
+                unsafe { to.add(i).write_unaligned(rounded(gate.wide().abs())) };
+            }
+            return;
+        }
         for (branch, gates) in gates.chunks(self.branch).enumerate() {
             let values = gates.iter().map(|gate| gate.wide());
             let norm = if self.l2 {
@@ -108,13 +117,15 @@ impl Gates<'_> {
             } else {
                 values.fold(0.0, |norm: f64, v| if v.is_nan() || v.abs() > norm { v.abs() } else { norm })
             };
-            let mut rounded = norm as f32;
-            if rounded == 0.0 && norm > 0.0 {
-                // What contributes is not dead at threshold 0.
-                rounded = f32::from_bits(1);
-            }
             // SAFETY: row and branch are within `norms`, which holds float32.
-            unsafe { self.norms.at(row, branch).cast::<f32>().write_unaligned(rounded) };
+            unsafe { self.norms.at(row, branch).cast::<f32>().write_unaligned(rounded(norm)) };
         }
     }
+}
+
+/// A norm in float32, and not 0 unless it is: what contributes is not dead at threshold 0.
+#[inline(always)]
+fn rounded(norm: f64) -> f32 {
+    let near = norm as f32;
+    if near == 0.0 && norm > 0.0 { f32::from_bits(1) } else { near }
 }
