@@ -9,21 +9,8 @@ from hypothesis import strategies as st
 
 import prunus as pr
 from helpers import BF16, F16, F32, F64, FLOATS, eps, layouts, run_python, values
+from helpers import scan_operands as make
 from prunus import engines
-
-
-def make(rng, batch=(2,), length=21, channels=19, states=5, dtype=F32, params=F32):
-    """Operands in the ranges that trained models have."""
-    return {
-        "u": values(rng, (*batch, length, channels), dtype),
-        "delta": rng.uniform(0.001, 0.3, (*batch, length, channels)).astype(dtype),
-        "A": -rng.uniform(0.1, 8, (channels, states)).astype(params),
-        "B": values(rng, (*batch, length, states), dtype),
-        "C": values(rng, (*batch, length, states), dtype),
-        "D": values(rng, channels, params),
-        "z": values(rng, (*batch, length, channels), dtype),
-        "delta_bias": rng.uniform(0, 0.3, channels).astype(params),
-    }
 
 
 def silu(x):
@@ -359,50 +346,6 @@ print("fine")
 def test_levels(engine):
     if engine.name == "cpu":
         assert run_python(LEVELS)[:2] == (0, "fine\n")
-
-
-def test_what_is_refused(rng):
-    good = make(rng, (2,), 6, 8, 3)
-
-    def refuse(error, match, **changes):
-        with pytest.raises(error, match=match):
-            pr.selective_scan(**{**good, **changes})
-
-    refuse(ValueError, "u must have shape", u=np.ones(3, np.float32))
-    refuse(ValueError, "delta must have shape", delta=good["delta"][..., :7])
-    refuse(ValueError, "A must have shape", A=good["A"].T)
-    refuse(ValueError, "A must have shape", A=good["A"][0])
-    refuse(ValueError, "B must have shape", B=good["B"][:, :5])
-    refuse(ValueError, "C must have shape", C=good["C"][..., :2])
-    refuse(ValueError, "D must have shape", D=good["D"][:7])
-    refuse(ValueError, "delta_bias must have shape", delta_bias=good["D"][None])
-    refuse(ValueError, "z must have shape", z=good["z"][..., :1])
-    refuse(ValueError, "broadcast", B=np.ones((3, 6, 3), np.float32))
-    refuse(ValueError, "state must have shape", state=np.zeros((8, 3), np.float32))
-    refuse(ValueError, "state must have shape", state=np.zeros((2, 3, 8), np.float32))
-    wide = {"state": np.zeros((2, 8, 3), np.float32), "A": good["A"].astype(np.float64)}
-    refuse(TypeError, "state must have the dtype", **wide)
-    refuse(TypeError, "state must have the dtype", state=np.zeros((2, 8, 3), BF16))
-    for dtype in (np.int8, np.int64, np.complex64, bool, object):
-        refuse(TypeError, "u must be float32", u=np.ones((2, 6, 8), dtype))
-        refuse(TypeError, "D must be float32", D=np.ones(8, dtype))
-    refuse(TypeError, "branch", branch=2.0)
-    refuse(TypeError, "branch", branch=True)
-    refuse(ValueError, "branch", branch=0)
-    refuse(TypeError, "prune must be a policy", prune=0.5)
-    refuse(ValueError, "10 rows|mask of shape", prune=pr.Fixed(np.ones(7, bool)))
-    step = {k: v if k in ("A", "D", "delta_bias") else v[:, 0] for k, v in good.items()}
-    frozen = np.zeros((2, 8, 3), np.float32)
-    frozen.flags.writeable = False
-    with pytest.raises(ValueError, match="read-only"):
-        pr.selective_step(**step, state=frozen)
-    with pytest.raises(TypeError, match="ndarray"):
-        pr.selective_step(**step, state=None)
-    with pytest.raises(ValueError, match="at least one dimension"):
-        pr.selective_step(**{**step, "u": np.float32(1)}, state=np.zeros((2, 8, 3), np.float32))
-    for shape in [(8, 3), (1, 8, 3), (2, 8, 4)]:
-        with pytest.raises(ValueError, match="state"):
-            pr.selective_step(**step, state=np.zeros(shape, np.float32))
 
 
 @given(data=st.data())

