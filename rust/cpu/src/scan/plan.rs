@@ -84,10 +84,13 @@ pub(super) fn tasks(scan: &Scan<'_>, threads: usize) -> Vec<Task> {
     let mut tasks = Vec::new();
     for member in 0..scan.members.len() {
         let known = scan.live.filter(|_| first.state.is_none());
-        let ends = known.map(|live| (live.branch, last_live(&live, member, length, channels)));
+        let ends = known.map(|live| {
+            let ends = last_live(&live, member, length, channels);
+            close_gaps((0..channels).map(|channel| ends[channel / live.branch]).collect())
+        });
         let (mut alive, mut dead) = (Task::new(member), Task::new(member));
         for channel in 0..channels {
-            let end = ends.as_ref().map_or(length, |(branch, ends)| ends[channel / branch]);
+            let end = ends.as_ref().map_or(length, |ends| ends[channel]);
             let task = if end > 0 { &mut alive } else { &mut dead };
             task.push(channel, end);
             if task.channels() == chunk {
@@ -97,6 +100,31 @@ pub(super) fn tasks(scan: &Scan<'_>, threads: usize) -> Vec<Task> {
         tasks.extend([alive, dead].into_iter().filter(|task| task.channels() > 0));
     }
     tasks
+}
+
+/// Dead channels in a row between live ones that are computed with them where many are live: to pick single
+/// values out of rows costs more than it saves. Their outputs are 0 all the same.
+const GAP: usize = 8;
+
+/// Gives the channels of short gaps a first step, where at least a quarter of all channels are live.
+fn close_gaps(mut ends: Vec<usize>) -> Vec<usize> {
+    let live = ends.iter().filter(|&&end| end > 0).count();
+    if live * 4 < ends.len() {
+        return ends;
+    }
+    let mut last = None;
+    for i in 0..ends.len() {
+        if ends[i] == 0 {
+            continue;
+        }
+        if let Some(last) = last
+            && i - last <= GAP
+        {
+            ends[last + 1..i].fill(1);
+        }
+        last = Some(i);
+    }
+    ends
 }
 
 /// How many steps there are up to the last live one, for each branch. Looks from the end, and no further than
@@ -138,6 +166,18 @@ mod tests {
         assert_eq!(last_live(&live, 0, 3, 5), [2, 2, 0]);
         assert_eq!(last_live(&live, 1, 3, 6), [3, 0, 1]);
         assert_eq!(last_live(&live, 1, 0, 6), [0, 0, 0]);
+    }
+
+    #[test]
+    fn short_gaps_are_closed_where_many_are_live() {
+        assert_eq!(close_gaps(vec![0, 5, 0, 0, 7, 0]), [0, 5, 1, 1, 7, 0]);
+        assert_eq!(
+            close_gaps(vec![3, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2]),
+            [3, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2]
+        );
+        assert_eq!(close_gaps(vec![3, 0, 0, 0, 0, 0, 0, 2, 2, 2]), [3, 1, 1, 1, 1, 1, 1, 2, 2, 2]);
+        assert_eq!(close_gaps(vec![3, 0, 2, 0, 0, 0, 0, 0, 0]), [3, 0, 2, 0, 0, 0, 0, 0, 0]);
+        assert!(close_gaps(Vec::new()).is_empty());
     }
 
     #[test]
