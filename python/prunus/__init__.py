@@ -29,8 +29,8 @@ from prunus.pruning.linear import linear
 from prunus.pruning.moe import moe
 from prunus.pruning.policies import Fixed, Policy, Router, Statistics, Threshold, TopK
 from prunus.pruning.predictor import Predictor
-from prunus.pruning.stored import grow, prune
 from prunus.pruning.scan import selective_scan, selective_step
+from prunus.pruning.stored import grow, prune
 
 __all__ = [
     "BSR",

@@ -79,3 +79,16 @@ def test_relu_ffn(capsys):
     assert 1e-3 < half["error"] < 0.6
     assert np.isfinite([value for way in found.values() for value in way.values()]).all()
     assert "one token" in capsys.readouterr().out
+
+
+def test_mixture_of_experts(capsys):
+    found = run("mixture_of_experts")
+    for batch in found.values():
+        # Experts that nobody chose hold NaN: one look at them, and this is no number.
+        assert batch["error"] < 1e-5
+        # Two experts of sixteen for each token; the router's own product is all there is besides.
+        assert batch["skipped"] == pytest.approx(14 / 16, abs=0.02)
+    assert found["one token"]["experts"] == 2
+    assert found["8 tokens of one topic"]["experts"] < found["8 tokens of any topic"]["experts"]
+    assert found["64 tokens of any topic"]["experts"] == 16
+    assert "experts" in capsys.readouterr().out
