@@ -307,7 +307,7 @@ def _run(scan: _Scan, softplus: bool, state: Array | None, policy: Policy | None
             branch,
         )
         if at:
-            at.ran(None if engine.name == "cpu" else engine.name)
+            at.ran(engine.name)
             _count(at, scan, state is not None, live, branch)
     return out
 
