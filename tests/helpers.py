@@ -134,6 +134,20 @@ def layouts(x):
     }
 
 
+def scan_operands(rng, batch=(2,), length=21, channels=19, states=5, dtype=F32, params=F32):
+    """Operands of a selective scan in the ranges that trained models have."""
+    return {
+        "u": values(rng, (*batch, length, channels), dtype),
+        "delta": rng.uniform(0.001, 0.3, (*batch, length, channels)).astype(dtype),
+        "A": -rng.uniform(0.1, 8, (channels, states)).astype(params),
+        "B": values(rng, (*batch, length, states), dtype),
+        "C": values(rng, (*batch, length, states), dtype),
+        "D": values(rng, channels, params),
+        "z": values(rng, (*batch, length, channels), dtype),
+        "delta_bias": rng.uniform(0, 0.3, channels).astype(params),
+    }
+
+
 def run_python(code, *arguments, timeout=120, **environment):
     """Run a script in a Python of its own; return (exit status, stdout, stderr).
 

@@ -30,6 +30,7 @@ from prunus.pruning.linear import linear
 from prunus.pruning.moe import moe
 from prunus.pruning.policies import Fixed, Policy, Router, Statistics, Threshold, TopK
 from prunus.pruning.predictor import Predictor
+from prunus.pruning.scan import selective_scan, selective_step
 from prunus.pruning.stored import grow, prune
 
 __all__ = [
@@ -58,6 +59,8 @@ __all__ = [
     "num_threads",
     "prune",
     "sddmm",
+    "selective_scan",
+    "selective_step",
     "show_config",
     "trace",
 ]

@@ -20,12 +20,14 @@ __all__ = [
     "dots",
     "dsd",
     "dsd_packed",
+    "gates",
     "last_path",
     "level",
     "measure_bandwidth",
     "measure_flops",
     "pack",
     "pooled_scores",
+    "scan",
     "sdd",
     "set_level",
     "ssd",
@@ -108,6 +110,23 @@ def attention(
 def pooled_scores(
     q: NDArray[Any], k: NDArray[Any], out: NDArray[Any], scale: float, blocksize: int, threads: int
 ) -> None: ...
+def scan(
+    u: NDArray[Any],
+    delta: NDArray[Any],
+    a: NDArray[Any],
+    b: NDArray[Any],
+    c: NDArray[Any],
+    d: NDArray[Any] | None,
+    z: NDArray[Any] | None,
+    bias: NDArray[Any] | None,
+    softplus: bool,
+    state: NDArray[Any] | None,
+    out: NDArray[Any],
+    live: NDArray[np.bool_] | None,
+    branch: int,
+    threads: int,
+) -> None: ...
+def gates(z: NDArray[Any], branch: int, l2: bool, norms: NDArray[np.float32], threads: int) -> None: ...
 def writes_apart(out: NDArray[Any], *inputs: NDArray[Any] | Packed | None) -> bool: ...
 def available_levels() -> list[str]: ...
 def level() -> str: ...

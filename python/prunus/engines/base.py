@@ -241,3 +241,66 @@ class Engine(Protocol):
             Rows in a block; the last one may have fewer.
         """
         ...
+
+    def scan(
+        self,
+        u: Array,
+        delta: Array,
+        a: Array,
+        b: Array,
+        c: Array,
+        d: Array | None,
+        z: Array | None,
+        bias: Array | None,
+        softplus: bool,
+        state: Array | None,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+    ) -> None:
+        """Write ``(c . h + d * u) * silu(z)``, with ``h = exp(delta * a) * h + delta * b * u`` step by step.
+
+        It computes in float64 if any operand is float64, else in float32 or better. Each channel's values are
+        the same whatever else is computed with it, and its state does not depend on what is live.
+
+        Parameters
+        ----------
+        u, delta, z : ndarray
+            Shape (*batch, length, channels), any strides; without ``z`` there is no gate.
+        a : ndarray
+            Shape (channels, states).
+        b, c : ndarray
+            Shape (*batch, length, states).
+        d, bias : ndarray, optional
+            Shape (channels,); ``bias`` is added to ``delta``.
+        softplus : bool
+            Take ``log(1 + exp(delta + bias))`` in place of ``delta + bias``.
+        state : ndarray, optional
+            Shape (*batch, channels, states), any strides that do not overlap, float32 or float64 as computed
+            in: the state before the first step, overwritten by that after the last. Without it, zeros.
+        out : ndarray
+            Shape (*batch, length, channels): written, 0 where dead.
+        live : ndarray of bool, optional
+            Shape (rows, branches) in C order, a row for each step of each member of the batch. Without a
+            state, channels need not be computed past their last live step.
+        branch : int
+            Channels in a branch of ``live``.
+        """
+        ...
+
+    def gates(self, z: Array, branch: int, norm: str, norms: Array) -> None:
+        """Write the norms of ``silu(z)`` over branches of neighbouring channels.
+
+        Parameters
+        ----------
+        z : ndarray
+            Shape (*batch, length, channels), any strides.
+        branch : int
+            Channels in a branch; the last one may have fewer.
+        norm : str
+            "max" or "l2".
+        norms : ndarray of float32
+            Shape (rows, branches): written, a row for each step of each member of the batch; 0 only where the
+            norm is 0.
+        """
+        ...

@@ -112,3 +112,26 @@ class CpuEngine:
     def pooled_scores(self, q: Array, k: Array, out: Array, scale: float, blocksize: int) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         _core.pooled_scores(q, k, out, scale, blocksize, THREADS.get())
+
+    def scan(
+        self,
+        u: Array,
+        delta: Array,
+        a: Array,
+        b: Array,
+        c: Array,
+        d: Array | None,
+        z: Array | None,
+        bias: Array | None,
+        softplus: bool,
+        state: Array | None,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+    ) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        _core.scan(u, delta, a, b, c, d, z, bias, softplus, state, out, live, branch, THREADS.get())
+
+    def gates(self, z: Array, branch: int, norm: str, norms: Array) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        _core.gates(z, branch, norm == "l2", norms, THREADS.get())

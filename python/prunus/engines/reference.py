@@ -193,6 +193,61 @@ class ReferenceEngine:
             means = _means(np.repeat(k, share, axis=-3), blocksize)
             out[...] = scale * (_means(q, blocksize) @ means.swapaxes(-1, -2))
 
+    def scan(
+        self,
+        u: Array,
+        delta: Array,
+        a: Array,
+        b: Array,
+        c: Array,
+        d: Array | None,
+        z: Array | None,
+        bias: Array | None,
+        softplus: bool,
+        state: Array | None,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+    ) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        length, channels = out.shape[-2:]
+        rates = a.astype(np.float64)
+        skip, shift = (np.zeros(channels) if x is None else x.astype(np.float64) for x in (d, bias))
+        every = np.ones((math.prod(out.shape[:-2]) * length, channels), bool)
+        if live is not None:
+            every = _units(live, branch, every.shape)
+        for member, at in enumerate(np.ndindex(*out.shape[:-2])):
+            h = np.zeros(a.shape) if state is None else state[at].astype(np.float64)
+            for t in range(length):
+                x, step = u[at][t].astype(np.float64), delta[at][t].astype(np.float64) + shift
+                with np.errstate(all="ignore"):
+                    if softplus:
+                        step = np.logaddexp(0, step)
+                    gain = (step * x)[:, None] * b[at][t].astype(np.float64)
+                    h = np.exp(step[:, None] * rates) * h + gain
+                    # A channel's sum by itself: a matrix product's order depends on how many there are.
+                    y = (h * c[at][t].astype(np.float64)).sum(axis=1) + skip * x
+                    if z is not None:
+                        y = y * _activate(z[at][t].astype(np.float64), "silu")
+                    out[at][t] = np.where(every[member * length + t], y, 0)
+            if state is not None:
+                with np.errstate(all="ignore"):
+                    state[at] = h
+
+    def gates(self, z: Array, branch: int, norm: str, norms: Array) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        with np.errstate(all="ignore"):
+            gates = _activate(z.reshape(len(norms), z.shape[-1]).astype(np.float64), "silu")
+            if norms.size:
+                starts = np.arange(0, z.shape[-1], branch)
+                if norm == "l2":
+                    exact = np.sqrt(np.add.reduceat(gates * gates, starts, axis=1))
+                else:
+                    exact = np.maximum.reduceat(np.abs(gates), starts, axis=1)
+                norms[...] = exact
+                # What contributes is not dead at threshold 0.
+                norms[(norms == 0) & (exact > 0)] = np.finfo(np.float32).smallest_subnormal
+
 
 def _units(live: Array | None, branch: int, shape: tuple[int, ...]) -> Array:
     """Return the liveness of every unit from that of branches."""

@@ -6,6 +6,7 @@ pub mod level;
 pub mod machine;
 pub mod memory;
 pub mod rows;
+pub mod scan;
 pub mod sdd;
 pub mod ssd;
 pub mod threads;
@@ -18,6 +19,7 @@ mod simd;
 
 pub use attention::Attention;
 pub use dsd::Dsd;
+pub use scan::Scan;
 pub use sdd::Sdd;
 pub use ssd::Ssd;
 pub use threads::Context;

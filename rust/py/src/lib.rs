@@ -13,6 +13,7 @@ mod info;
 mod operand;
 mod packed;
 mod rows;
+mod scan;
 mod sdd;
 mod ssd;
 
@@ -37,6 +38,8 @@ mod _core {
     use super::packed::{Packed, dsd_packed, pack};
     #[pymodule_export]
     use super::rows::{combine, dots};
+    #[pymodule_export]
+    use super::scan::{gates, scan};
     #[pymodule_export]
     use super::sdd::sdd;
     #[pymodule_export]

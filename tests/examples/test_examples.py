@@ -1,0 +1,94 @@
+"""Every example runs, and finds what it says it finds."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name):
+    """Run an example at its small size; returns what its ``main`` returns."""
+    if name == "graph_network":
+        pytest.importorskip("networkx")
+        pytest.importorskip("scipy")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main("small")
+
+
+def test_all_are_tested():
+    here = Path(__file__).read_text(encoding="utf-8")
+    missing = [path.stem for path in EXAMPLES.glob("*.py") if f'run("{path.stem}")' not in here]
+    assert not missing
+
+
+def test_graph_network(capsys):
+    found = run("graph_network")
+    assert {name: graph["nodes"] for name, graph in found.items()} == {
+        "florentine": 15,
+        "karate": 34,
+        "miserables": 77,
+        "ring": 640,
+        "faint": 640,
+    }
+    for name in ("florentine", "karate", "miserables", "ring"):
+        assert found[name]["error"] < 1e-5
+    for graph in found.values():
+        # One node speaks first, and news only spreads.
+        assert graph["live"][0] == 1 / graph["nodes"]
+        assert graph["live"] == sorted(graph["live"])
+        assert graph["blocks"] == sorted(graph["blocks"])
+        assert all(live <= 1 and read <= 1 for live, read in zip(graph["live"], graph["blocks"], strict=True))
+    # Ordered for bandwidth, the ring's adjacency is a band, and what is read of it stays near the news.
+    assert found["ring"]["density"] < 0.1
+    assert found["ring"]["blocks"][-1] < 0.2
+    assert found["faint"]["live"][-1] < found["ring"]["live"][-1]
+    assert 1e-4 < found["faint"]["error"] < 0.05
+    assert "Les Misérables" in capsys.readouterr().out
+
+
+def test_mamba(capsys):
+    found = run("mamba")
+    for name in ("scan", "scan, exact pruning", "step by step"):
+        assert found[name]["error"] < 1e-5
+    assert found["scan, exact pruning"]["live"] == 1  # no gate is exactly closed
+    loose = found["scan, gate above 0.05"]
+    assert 0.4 < loose["live"] < 0.8
+    assert 1e-6 < loose["error"] < 0.1
+    assert found["scan, half the gates"]["live"] == 0.5
+    known = found["scan, known channels"]
+    assert (known["live"], known["skipped"]) == (0.5, 0.5)
+    assert "step by step" in capsys.readouterr().out
+
+
+def test_relu_ffn(capsys):
+    found = run("relu_ffn")
+    for name in ("NumPy, dense", "FFN, units above 0", "FFN, units known before"):
+        assert found[name]["error"] < 1e-5
+    live = found["FFN, units above 0"]["live"]
+    assert 0.05 < live < 0.2
+    # The down-projection is half of the work; who knows before skips both.
+    assert found["FFN, units above 0"]["skipped"] == pytest.approx((1 - live) / 2, abs=0.02)
+    assert found["FFN, units known before"]["skipped"] == pytest.approx(1 - live, abs=0.02)
+    half = found["FFN, the stronger half"]
+    assert half["live"] == pytest.approx(live / 2, abs=0.01)
+    assert 1e-3 < half["error"] < 0.6
+    assert np.isfinite([value for way in found.values() for value in way.values()]).all()
+    assert "one token" in capsys.readouterr().out
+
+
+def test_mixture_of_experts(capsys):
+    found = run("mixture_of_experts")
+    for batch in found.values():
+        # Experts that nobody chose hold NaN: one look at them, and this is no number.
+        assert batch["error"] < 1e-5
+        # Two experts of sixteen for each token; the router's own product is all there is besides.
+        assert batch["skipped"] == pytest.approx(14 / 16, abs=0.02)
+    assert found["one token"]["experts"] == 2
+    assert found["8 tokens of one topic"]["experts"] < found["8 tokens of any topic"]["experts"]
+    assert found["64 tokens of any topic"]["experts"] == 16
+    assert "experts" in capsys.readouterr().out
