@@ -92,3 +92,17 @@ def test_mixture_of_experts(capsys):
     assert found["8 tokens of one topic"]["experts"] < found["8 tokens of any topic"]["experts"]
     assert found["64 tokens of any topic"]["experts"] == 16
     assert "experts" in capsys.readouterr().out
+
+
+def test_long_attention(capsys):
+    found = run("long_attention")
+    for name in ("all blocks", "decode, all blocks"):
+        assert found[name]["error"] < 1e-5
+        assert found[name]["live"] == 1
+    for name in ("its own block and one more", "blocks above 1 %"):
+        for step, share in ((name, 0.3), ("decode, " + name, 0.15)):
+            assert found[step]["live"] < share
+            assert found[step]["error"] < 0.02
+    # All blocks of keys but one or two for each of 16 blocks of queries, (1 + 15 * 2) of 136 visible ones.
+    assert found["its own block and one more"]["live"] == 31 / 136
+    assert "decode" in capsys.readouterr().out
