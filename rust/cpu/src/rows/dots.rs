@@ -10,6 +10,7 @@ use crate::dispatch::with_floats;
 use crate::dsd::convert::{Element, Rect};
 use crate::dsd::store::{Finished, Store, Sum};
 use crate::memory::Workspace;
+use crate::scan::lanes::{PAD, kernels_f32, kernels_f64};
 use crate::threads::{Context, for_each};
 
 /// Units that one task computes, at least: whole cache lines of the result.
@@ -198,10 +199,11 @@ where
     fn part(&self, rows: Range<usize>, units: Range<usize>) -> Result<(), Error> {
         let call = self.call;
         let (height, width) = (rows.len(), units.len());
-        let values = Workspace::of(&[height, width, size_of::<L::Elem>()])?;
+        let count = padded(height * width);
+        let values = Workspace::of(&[count, size_of::<L::Elem>()])?;
         let values = values.as_ptr().cast::<L::Elem>();
-        // SAFETY: the workspace holds `height × width` values; zero bytes are zero.
-        unsafe { values.write_bytes(0, height * width) };
+        // SAFETY: the workspace holds as many values; zero bytes are zero.
+        unsafe { values.write_bytes(0, count) };
         let union = call.live.map(|live| live.union(rows.clone()));
         let needed = |unit: &usize| match (&call.live, &union) {
             (Some(live), Some(union)) => union[unit / live.branch],
@@ -343,15 +345,16 @@ where
         let width = units.len();
         let bias: Option<Vec<L::Elem>> =
             call.bias.as_ref().map(|bias| units.clone().map(|unit| L::Elem::bias(bias, unit)).collect());
-        for (i, row) in rows.clone().enumerate() {
-            // SAFETY: the task's own values, `width` to a row.
-            let values = unsafe { std::slice::from_raw_parts_mut(values.add(i * width), width) };
-            if let Some(bias) = &bias {
+        // SAFETY: the task's own values, zeros in the padding.
+        let every = unsafe { std::slice::from_raw_parts_mut(values, padded(rows.len() * width)) };
+        if let Some(bias) = &bias {
+            for values in every.chunks_exact_mut(width).take(rows.len()) {
                 values.iter_mut().zip(bias).for_each(|(value, &bias)| *value = value.add(bias));
             }
-            if call.activation != Activation::Identity {
-                values.iter_mut().for_each(|value| *value = value.activate(call.activation));
-            }
+        }
+        L::Elem::activate_all(every, call.activation);
+        for (i, row) in rows.clone().enumerate() {
+            let values = &mut every[i * width..(i + 1) * width];
             if let Some(scale) = &call.scale {
                 for (unit, value) in units.clone().zip(values.iter_mut()) {
                     // SAFETY: the scale has a value for each unit of each row, of this type.
@@ -392,7 +395,7 @@ where
         }
         let out = &call.out;
         let finished = Finished {
-            sums: values.cast_const(),
+            sums: every.as_ptr(),
             sums_row: width,
             rows: rows.len(),
             cols: width,
@@ -422,12 +425,27 @@ impl Iterator for Bits {
 /// What measuring needs of a sum.
 pub(crate) trait Magnitude: Sized {
     fn times(self, factor: Self) -> Self;
+    /// Applies an activation to every value; their number is [`padded`].
+    fn activate_all(values: &mut [Self], activation: Activation);
     fn norm(part: &[Self], norm: Norm) -> f32;
 }
 
+/// Values that vectors of any level divide.
+fn padded(count: usize) -> usize {
+    count.next_multiple_of(PAD)
+}
+
 macro_rules! magnitude {
-    ($t:ty) => {
+    ($t:ty, $kernels:path) => {
         impl Magnitude for $t {
+            fn activate_all(values: &mut [Self], activation: Activation) {
+                match activation {
+                    Activation::Identity => {}
+                    // SAFETY: the level in use has the kernel's instruction set; vectors divide the values.
+                    Activation::Silu => unsafe { ($kernels().0.silu)(values.as_mut_ptr(), values.len()) },
+                    _ => values.iter_mut().for_each(|value| *value = value.activate(activation)),
+                }
+            }
             #[inline(always)]
             fn times(self, factor: Self) -> Self {
                 self * factor
@@ -445,8 +463,8 @@ macro_rules! magnitude {
         }
     };
 }
-magnitude!(f32);
-magnitude!(f64);
+magnitude!(f32, kernels_f32);
+magnitude!(f64, kernels_f64);
 
 /// Adds up a vector of partial sums, pairwise.
 fn total<L: RowLanes>(sum: *const L::Acc) -> L::Elem

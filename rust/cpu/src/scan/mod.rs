@@ -12,7 +12,7 @@ mod columns;
 mod exp;
 mod gates;
 mod kernel;
-mod lanes;
+pub(crate) mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod plan;
