@@ -153,9 +153,14 @@ class Trace:
         self._ended: float | None = None
 
     def __enter__(self) -> Self:
+        if self._tokens:
+            raise RuntimeError("this trace is recording already: nest another one")
         self._outer = ACTIVE.get()
         self._tokens.append(ACTIVE.set((self, 0)))
-        self._began = time.perf_counter()
+        # A trace may go on: its clock runs from the first time.
+        if self._ended is None:
+            self._began = time.perf_counter()
+        self._ended = None
         return self
 
     def __exit__(

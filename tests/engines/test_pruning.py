@@ -186,3 +186,53 @@ def test_counters_are_those_of_an_independent_count(rng):
     assert t.bytes_skipped == 4 * (d + out) * (3 * H - touched)
     assert t.live_fraction == mask.mean()
     assert t.union_fraction == np.mean([tile.mean() for tile in tiles])
+
+
+def test_a_class_derived_from_threshold_is_asked(rng):
+    class Other(pr.Threshold):
+        def select(self, statistics):
+            return statistics.norms > 5
+
+    x, w = np.ones((1, 2), np.float32), np.array([[1, 0], [10, 0]], np.float32)
+    h = pr.linear(x, w, prune=Other(0.0), branch=1)
+    assert h.toarray().tolist() == [[0, 10]]
+
+
+def test_a_frozen_layer_keeps_its_own_biases(rng):
+    up, down, _ = layer(rng, 4, 6, 3, F32)
+    b_up, b_down, x = values(rng, 6, F32), values(rng, 3, F32), values(rng, (2, 4), F32)
+    F = pr.FFN.pack(up, down, b_up=b_up, b_down=b_down)
+    before = F(x)
+    b_up += 5
+    b_down += 100
+    np.testing.assert_array_equal(F(x), before)
+
+
+@pytest.mark.parametrize(("H", "out", "n"), [(0, 3, 2), (4, 0, 2), (4, 3, 0), (0, 0, 0)])
+def test_empty_layers(H, out, n):
+    up, down = np.zeros((H, 5), np.float32), np.zeros((out, H), np.float32)
+    x = np.zeros((n, 5), np.float32)
+    for y in (pr.ffn(x, up, down), pr.FFN.pack(up, down)(x, prune=pr.Threshold(0.0))):
+        assert y.shape == (n, out)
+        assert not y.any()
+    assert pr.linear(x, up, prune=pr.Threshold(0.0)).shape == (n, H)
+
+
+def test_wide_branches_and_bad_arguments(rng):
+    up, down, _ = layer(rng, 4, 6, 3, F32)
+    x = values(rng, (2, 4), F32)
+    h = pr.linear(x, up, prune=pr.Threshold(0.0), branch=2**70)
+    assert h.blocksize == (2, 6)
+    for branch, error in ((True, TypeError), (0, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="branch"):
+            pr.linear(x, up, prune=pr.Threshold(0.0), branch=branch)
+    with pytest.raises(TypeError, match="kept as floats"):
+        pr.FFN.pack(up, down, dtype="int8")
+    with pytest.raises(TypeError, match="ndarray"):
+        pr.linear(x, np.ma.masked_array(up))
+    with pytest.raises(TypeError, match="int8"):
+        pr.linear(x, up, np.zeros(6, np.int8))
+    with pytest.raises(ValueError, match="foresees"):
+        pr.FFN.pack(up, down, decide="predictor")(x, prune=pr.Threshold(0.0))
+    with pytest.raises(ValueError, match="weights expect 4"):
+        pr.linear(np.zeros((2, 5), np.float32), up)

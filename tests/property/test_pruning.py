@@ -96,3 +96,64 @@ def test_what_is_foreseen_is_all_that_counts(seed, n, d, H, branch):
         F = pr.FFN.pack(up, down, gate, decide)
         got = F(x, prune=pr.Fixed(mask), branch=branch)
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=60)
+@given(seeds, st.integers(1, 12), sizes, sizes, branches, st.sampled_from([-200, -30, 0, 30, 150]))
+def test_what_is_not_zero_is_not_dead_however_small(seed, n, d, H, branch, exponent):
+    rng = np.random.default_rng(seed)
+    x, up = values(rng, (n, d), F64) * 10.0**exponent, values(rng, (H, d), F64)
+    dense = np.maximum(x @ up.T, 0)
+    for norm in ("max", "l2"):
+        h = pr.linear(x, up, activation="relu", prune=pr.Threshold(0.0, norm), branch=branch)
+        np.testing.assert_allclose(h.toarray(), dense, rtol=1e-9, atol=1e-12 * 10.0**exponent * d)
+        # A threshold between the norms of a row's branches parts them, whatever their size.
+        norms = (
+            np.sqrt(np.add.reduceat(dense**2, np.arange(0, H, branch), axis=1))
+            if norm == "l2"
+            else (np.maximum.reduceat(dense, np.arange(0, H, branch), axis=1))
+        )
+        if exponent in (-30, 0, 30):
+            tau = float(np.median(norms))
+            live = pr.linear(
+                x, up, activation="relu", prune=pr.Threshold(tau, norm), branch=branch, blockrows=1
+            ).mask.to_blocks()
+            clear = np.abs(norms - tau) > 1e-9 * tau
+            np.testing.assert_array_equal(live[clear], (norms > tau)[clear])
+
+
+@settings(max_examples=60)
+@given(seeds, st.integers(1, 12), st.integers(1, 40), branches, st.sampled_from([F32, BF16, F16]))
+def test_stored_weights_decide_for_a_row_by_itself(seed, n, H, branch, dtype):
+    rng = np.random.default_rng(seed)
+    w = pr.BSR.from_dense(values(rng, (H, 33), dtype), blocksize=(4, 8), density=0.6)
+    x = values(rng, (n, 33), dtype)
+    every = pr.linear(x, w, activation="relu", prune=pr.TopK(fraction=1.0), branch=branch, blockrows=1)
+    # The hardest threshold: a norm that some row has.
+    tau = float(rng.choice(np.abs(every.toarray().astype(np.float64)).ravel()))
+    policy = pr.Threshold(tau)
+    h = pr.linear(x, w, activation="relu", prune=policy, branch=branch, blockrows=1).toarray()
+    for t in range(n):
+        alone = pr.linear(x[t : t + 1], w, activation="relu", prune=policy, branch=branch).toarray()
+        np.testing.assert_array_equal(alone[0], h[t])
+
+
+@settings(max_examples=60)
+@given(seeds, st.integers(1, 9), st.integers(1, 30), branches)
+def test_dead_units_of_a_row_meet_infinities_without_harm(seed, n, H, branch):
+    rng = np.random.default_rng(seed)
+    x, up, down = (values(rng, s, F32) for s in ((n, 5), (H, 5), (4, H)))
+    mask = rng.random((n, -(-H // branch))) < 0.5
+    each = np.repeat(mask, branch, axis=1)[:, :H]
+    poisoned = rng.random(H) < 0.3
+    down[:, poisoned] = np.inf
+    h = np.where(each, np.maximum(x.astype(float) @ up.astype(float).T, 0), 0)
+    for once in (
+        pr.ffn(x, up, down, prune=pr.Fixed(mask), branch=branch),
+        pr.FFN.pack(up, down)(x, prune=pr.Fixed(mask), branch=branch),
+    ):
+        for t in range(n):
+            at = np.flatnonzero(each[t])
+            with np.errstate(all="ignore"):
+                want = (h[t, at] * down[:, at].astype(float)).sum(axis=1)
+            np.testing.assert_allclose(once[t], want, rtol=1e-3, atol=1e-3)

@@ -14,9 +14,11 @@ def test_threshold_keeps_what_is_above_and_nan():
     assert live.tolist() == [[False, True, True, True], [True, True, False, False]]
 
 
-def test_threshold_compares_in_single_precision():
-    # 0.1 as a float32 is above the double 0.1: the policy must not see it so.
-    assert not decide(pr.Threshold(0.1), np.full((1, 1), 0.1, np.float32)).any()
+def test_threshold_compares_in_double_precision():
+    # 0.1 as a float32 is above the double 0.1, and 1e39 is not infinite.
+    assert decide(pr.Threshold(0.1), np.full((1, 1), 0.1, np.float32)).all()
+    assert decide(pr.Threshold(1e39), np.full((1, 1), np.inf, np.float32)).all()
+    assert decide(pr.Threshold(0.0), np.full((1, 1), 5e-324)).all()
 
 
 @pytest.mark.parametrize("tau", [np.nan, np.inf, -np.inf, -1])

@@ -115,3 +115,16 @@ def test_plot_draws_each_operation(W, tmp_path):
     figure = t.plot(tmp_path / "trace.png")
     assert len(figure.axes) == 2
     assert (tmp_path / "trace.png").stat().st_size > 1000
+
+
+def test_a_trace_may_go_on_but_not_inside_itself(W):
+    x = np.ones(8, np.float32)
+    t = pr.trace()
+    for _ in range(2):
+        with t:
+            W @ x
+            with pytest.raises(RuntimeError, match="recording already"), t:
+                pass
+    first, second = t.records
+    assert first.start + first.seconds <= second.start
+    assert t.seconds >= second.start + second.seconds

@@ -57,12 +57,12 @@ class Found(NamedTuple):
         Neighbouring columns of the result that live and die together; the last branch may be shorter.
     norm : str
         "max" (largest absolute value) or "l2" (root of the sum of squares).
-    norms : ndarray of float32
-        Shape (rows, branches): written.
+    norms : ndarray
+        Shape (rows, branches), of the dtype that sums are kept in, float32 or float64: written.
     live : ndarray of bool, optional
         Shape (rows, branches): written, ``not (norm <= tau)``; the result is 0 where a branch is dead.
     tau : float
-        The threshold that goes with ``live``.
+        The threshold that goes with ``live``, compared in double precision.
     """
 
     branch: int

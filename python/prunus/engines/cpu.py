@@ -69,7 +69,7 @@ class CpuEngine:
             x,
             w,
             out,
-            live,
+            _bytes(live),
             branch,
             bias,
             activation,
@@ -77,7 +77,7 @@ class CpuEngine:
             to.branch,
             to.norm,
             norms,
-            to.live,
+            _bytes(to.live),
             to.tau,
             THREADS.get(),
         )
@@ -92,7 +92,7 @@ class CpuEngine:
         bias: Array | None = None,
     ) -> None:
         """See :class:`prunus.engines.base.Engine`."""
-        _core.combine(h, w, out, live, branch, bias, THREADS.get())
+        _core.combine(h, w, out, _bytes(live), branch, bias, THREADS.get())
 
     def attention(
         self,
@@ -135,3 +135,8 @@ class CpuEngine:
     def gates(self, z: Array, branch: int, norm: str, norms: Array) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         _core.gates(z, branch, norm == "l2", norms, THREADS.get())
+
+
+def _bytes(live: Array | None) -> Array | None:
+    """Return the same memory as bytes: a boolean of NumPy's may hold more than 0 and 1."""
+    return None if live is None else live.view(np.uint8)

@@ -265,7 +265,7 @@ def _find(h: Array, found: Found) -> None:
         else:
             found.norms[...] = np.maximum.reduceat(np.abs(h), starts, axis=1)
     if found.live is not None:
-        found.live[...] = ~(found.norms <= np.float32(found.tau))
+        found.live[...] = ~(found.norms <= np.float64(found.tau))
 
 
 def _means(x: Array, blocksize: int) -> Array:

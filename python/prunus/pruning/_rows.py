@@ -14,7 +14,7 @@ from prunus._layout import blocks_along
 from prunus._trace import Span
 from prunus.engines import Found
 from prunus.engines.base import ACTIVATIONS
-from prunus.pruning.policies import Policy, decide, foreseen
+from prunus.pruning.policies import Policy, Threshold, decide, foreseen
 
 __all__ = [
     "Rows",
@@ -23,8 +23,12 @@ __all__ = [
     "as_vector",
     "check_activation",
     "check_branch",
+    "contribute",
+    "count_liveness",
     "count_rows",
     "find",
+    "norms_of",
+    "spread",
     "sums_dtype",
 ]
 
@@ -79,7 +83,7 @@ def as_table(w: Any, name: str) -> Array:
     """
     if isinstance(w, (list, tuple)):
         w = np.asarray(w)
-    if not isinstance(w, np.ndarray):
+    if not isinstance(w, np.ndarray) or isinstance(w, np.ma.MaskedArray):
         raise TypeError(f"{name} must be an ndarray, got {type(w).__name__}")
     check_operand(w.dtype, name)
     if w.dtype in (I8, I32):
@@ -99,10 +103,14 @@ def as_vector(b: Any, length: int, name: str) -> Array | None:
     """
     if b is None:
         return None
+    if isinstance(b, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost")
     vector = np.asarray(b)
     if vector.shape != (length,):
         raise ValueError(f"{name} must have shape {(length,)}, got {vector.shape}")
     check_operand(vector.dtype, name)
+    if vector.dtype in (I8, I32):
+        raise TypeError(f"{name} has dtype {vector.dtype}; pruning needs floats: {name}.astype(np.float32)")
     return vector
 
 
@@ -112,21 +120,23 @@ def check_activation(activation: str | None) -> None:
         raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {activation!r}")
 
 
-def check_branch(branch: Any) -> int:
-    """Return the width of a branch.
+def check_branch(branch: Any, units: int | None = None) -> int:
+    """Return the width of a branch, no wider than there are units.
 
     Raises
     ------
     TypeError, ValueError
         If it is not a positive integer.
     """
+    if isinstance(branch, (bool, np.bool_)):
+        raise TypeError("branch must be an integer, got a bool")
     try:
         width = operator.index(branch)
     except TypeError:
         raise TypeError(f"branch must be an integer, got {type(branch).__name__}") from None
     if width < 1:
         raise ValueError(f"branch must be at least 1, got {width}")
-    return width
+    return width if units is None else min(width, max(units, 1))
 
 
 def sums_dtype(*dtypes: DType) -> DType:
@@ -137,6 +147,28 @@ def sums_dtype(*dtypes: DType) -> DType:
     return F64 if kind == F64 else F32
 
 
+def spread(live: Array, branch: int, units: int) -> Array:
+    """Return the liveness of every unit (rows, units) from that of branches."""
+    every: Array = np.repeat(live, branch, axis=1)[:, :units]
+    return every
+
+
+def norms_of(h: Array, branch: int, norm: str) -> Array:
+    """Return the norms of branches of ``h`` (rows, units), in its dtype."""
+    starts = np.arange(0, h.shape[1], branch)
+    if not starts.size:
+        return np.zeros((len(h), 0), h.dtype)
+    most: Array = np.maximum.reduceat(np.abs(h), starts, axis=1)
+    if norm == "max":
+        return most
+    # Shares of the largest value: squares of what is very large or small are out of range.
+    with np.errstate(invalid="ignore"):
+        unit = np.where((most > 0) & np.isfinite(most), most, 1)
+        shares = h / np.repeat(unit, np.diff([*starts, h.shape[1]]), axis=1)
+        norms: Array = unit * np.sqrt(np.add.reduceat(shares * shares, starts, axis=1))
+    return np.where(np.isfinite(most), norms, most)
+
+
 def find(
     policy: Policy,
     x: Array,
@@ -145,11 +177,13 @@ def find(
     branch: int,
     bias: Array | None = None,
     activation: str | None = None,
+    *,
+    ask: bool = True,
 ) -> tuple[Array, bool]:
     """Compute units, and which branches of them are live; dead ones are 0 in ``out``.
 
     What the policy foresees is all that is computed. A threshold is decided as the units are stored, other
-    policies see the norms of all rows afterwards.
+    policies see the norms of all rows afterwards. Without ``ask``, the policy foresees nothing.
 
     Returns
     -------
@@ -160,23 +194,45 @@ def find(
     """
     engine = engines.active()
     branches = blocks_along(len(w), branch)
-    live = foreseen(policy, x, branches)
+    live = foreseen(policy, x, branches) if ask else None
     if live is not None:
         live = np.ascontiguousarray(live)
         engine.dots(x, w, out, live, branch, bias, activation)
         return live, True
-    norms = np.empty((len(x), branches), np.float32)
-    if policy.scope == "tile" and policy.rows == 1:
+    norms = np.empty((len(x), branches), sums_dtype(x.dtype, w.dtype, out.dtype))
+    # A class derived from Threshold may select otherwise: then it is asked like any other policy.
+    if isinstance(policy, Threshold) and type(policy).select is Threshold.select and policy.rows == 1:
         live = np.empty((len(x), branches), bool)
-        tau = float(getattr(policy, "tau", 0.0))
-        found = Found(branch, policy.norm, norms, live, tau)
+        found = Found(branch, policy.norm, norms, live, policy.tau)
         engine.dots(x, w, out, None, branch, bias, activation, None, found)
         return live, False
     engine.dots(x, w, out, None, branch, bias, activation, None, Found(branch, policy.norm, norms))
     live = np.ascontiguousarray(decide(policy, norms))
     if not live.all():
-        out[~np.repeat(live, branch, axis=1)[:, : len(w)]] = 0
+        out[~spread(live, branch, len(w))] = 0
     return live, False
+
+
+def contribute(h: Array, w: Array, out: Array, live: Array, branch: int, bias: Array | None = None) -> None:
+    """Write ``h @ w.T + bias`` where only live units take part, for weights (out, units) that lie by outputs.
+
+    They are read whole: a dead unit's column shares cache lines with live ones.
+    """
+    engine = engines.active()
+    engine.dots(h, w, out, None, 1, bias)
+    # A dead unit's 0 is harmless unless it meets an infinity or NaN in w. Such rows are done again without
+    # their dead units.
+    for row in np.flatnonzero(~np.isfinite(out).all(axis=1)):
+        at = np.flatnonzero(spread(live[row : row + 1], branch, h.shape[1])[0])
+        engine.dots(h[row : row + 1, at], np.ascontiguousarray(w[:, at]), out[row : row + 1], None, 1, bias)
+
+
+def count_liveness(at: Span, live: Array) -> Array:
+    """Count live branches, and return which of them each tile of rows needs."""
+    starts = np.arange(0, len(live), TILE)
+    union: Array = np.logical_or.reduceat(live, starts, axis=0) if len(live) else live
+    at.count(live=live.sum(), total=live.size, union_live=union.sum(), union_total=union.size)
+    return union
 
 
 def count_rows(
@@ -203,11 +259,9 @@ def count_rows(
     if live is None:
         pairs, touched = rows * units, tiles * units
     else:
-        pairs = int((live @ widths).sum())
-        starts = np.arange(0, rows, TILE)
-        union = np.logical_or.reduceat(live, starts, axis=0) if rows else live
-        touched = int((union @ widths).sum())
-        at.count(live=live.sum(), total=live.size, union_live=union.sum(), union_total=union.size)
+        pairs = int((live.sum(axis=0) * widths).sum())
+        union = count_liveness(at, live)
+        touched = int((union.sum(axis=0) * widths).sum())
     for table, everything in tables:
         width, size = table.shape[1], table.itemsize
         done, read = (rows * units, tiles * units) if everything else (pairs, touched)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from prunus import engines
-from prunus._dtypes import Array, DType, as_dtype, check_operand, result_dtype
+from prunus._dtypes import FLOATS, Array, DType, as_dtype, result_dtype
 from prunus._layout import blocks_along
 from prunus._trace import Span, span
 from prunus.pruning import _rows
@@ -39,6 +39,10 @@ def _aligned(shape: tuple[int, int], dtype: DType) -> Array:
         if (table.size)
         else np.zeros(shape, dtype)
     )
+
+
+def _copied(vector: Array | None) -> Array | None:
+    return None if vector is None else vector.copy()
 
 
 class FFN:
@@ -128,7 +132,8 @@ class FFN:
             kind = kind if gate is None else result_dtype(kind, gate.dtype)
         else:
             kind = as_dtype(dtype)
-            check_operand(kind, "dtype")
+            if kind not in FLOATS:
+                raise TypeError(f"weights are kept as floats, got dtype={kind}")
         self = object.__new__(cls)
         panel = {"up": up, "gate": gate, "predictor": None}[decide]
         rest = [part for part in (up, gate) if part is not None and part is not panel]
@@ -144,8 +149,9 @@ class FFN:
         self._down = bundle[:, len(rest) * features :]
         self._up = first if decide == "up" and first is not None else parts[0]
         self._gate = None if gate is None else first if decide == "gate" else parts[-1]
-        self._b_up = _rows.as_vector(b_up, units, "b_up")
-        self._b_down = _rows.as_vector(b_down, down.shape[0], "b_down")
+        # Copies, as the weights are: what is frozen does not change with a caller's arrays.
+        self._b_up = _copied(_rows.as_vector(b_up, units, "b_up"))
+        self._b_down = _copied(_rows.as_vector(b_down, down.shape[0], "b_down"))
         self._kept = (bundle,) if first is None else (first, bundle)
         self.decide = decide
         for array in (*self._kept, self._up, self._down, self._gate):
@@ -216,7 +222,7 @@ class FFN:
         """
         _rows.check_activation(activation)
         rows = _rows.as_rows(x, self.features)
-        policy, branch = as_policy(prune), _rows.check_branch(branch)
+        policy, branch = as_policy(prune), _rows.check_branch(branch, self.hidden)
         kind = result_dtype(rows.x.dtype, self.dtype)
         if out is None:
             y = np.empty((len(rows.x), self.out_features), kind)
@@ -248,14 +254,14 @@ class FFN:
             )
         if decided and policy is not None:
             if gate is None:
-                live, _ = _rows.find(policy, x, up, h, branch, self._b_up, activation)
+                live, _ = _rows.find(policy, x, up, h, branch, self._b_up, activation, ask=False)
             elif self.decide == "up":
                 first = np.empty_like(h)
-                live, _ = _rows.find(policy, x, up, first, branch, self._b_up)
+                live, _ = _rows.find(policy, x, up, first, branch, self._b_up, ask=False)
                 engine.dots(x, gate, h, live, branch, None, activation, first)
             else:
                 first = np.empty_like(h)
-                live, _ = _rows.find(policy, x, gate, first, branch, None, activation)
+                live, _ = _rows.find(policy, x, gate, first, branch, None, activation, ask=False)
                 engine.dots(x, up, h, live, branch, self._b_up, None, first)
         elif gate is None:
             engine.dots(x, up, h, live, branch, self._b_up, activation)
@@ -338,6 +344,7 @@ def ffn(
     up, down = _rows.as_table(w_up, "w_up"), _rows.as_table(w_down, "w_down")
     gate = None if w_gate is None else _rows.as_table(w_gate, "w_gate")
     units, features = up.shape
+    branch = _rows.check_branch(branch, units)
     if down.shape[1] != units:
         raise ValueError(f"w_down has shape {down.shape}, expected (d_out, {units}) for w_up {up.shape}")
     if gate is not None and gate.shape != up.shape:
@@ -355,7 +362,7 @@ def ffn(
             live, known = _rows.find(policy, rows.x, gate, first, branch, None, activation)
             engine.dots(rows.x, up, h, live, branch, bias_up, None, first)
         y = np.empty((len(rows.x), len(down)), kind)
-        engine.dots(h, down, y, None, 1, bias_down)
+        _rows.contribute(h, down, y, live, branch, bias_down)
         if at:
             at.ran(engines.active().name)
             first_table = up if gate is None else gate

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from prunus import _construct, engines
 from prunus._bsr import BSR
-from prunus._dtypes import Array, result_dtype
+from prunus._dtypes import Array, DType, result_dtype
 from prunus._layout import blocks_along
 from prunus._trace import span
 from prunus.ops import matmul
@@ -16,6 +16,9 @@ from prunus.pruning import _rows
 from prunus.pruning.policies import as_policy, decide, foreseen
 
 __all__ = ["linear"]
+
+# From so many rows on, a product with stored blocks sums every row in one order.
+_MANY: Final = 5
 
 
 def linear(
@@ -47,7 +50,8 @@ def linear(
     branch : int, default 32
         Neighbouring outputs that live and die together: the width of the result's blocks.
     blockrows : int, default 16
-        Rows in a block of the result. A row that is dead in a stored block holds 0 there.
+        Rows in a block of the result. A row that is dead in a stored block holds 0 there, and 0 times an
+        infinity is NaN: with weights that are not finite, 1 keeps rows apart in what follows.
 
     Returns
     -------
@@ -76,7 +80,6 @@ def linear(
     """
     _rows.check_activation(activation)
     policy = as_policy(prune)
-    branch = _rows.check_branch(branch)
     blockrows = _rows.check_branch(blockrows)
     if isinstance(w, BSR):
         if w.ndim != 2:
@@ -86,6 +89,7 @@ def linear(
         table = _rows.as_table(w, "w")
         w = table
     units, features = w.shape
+    branch = _rows.check_branch(branch, units)
     rows = _rows.as_rows(x, features)
     bias = _rows.as_vector(b, units, "b")
     kind = result_dtype(rows.x.dtype, w.dtype)
@@ -100,7 +104,10 @@ def linear(
                 _rows.count_rows(at, None, 1, [(table, True)], len(rows.x))
             return rows.restore(y)
         if table is None:
-            h, live = _sparse(rows.x, w, bias, activation, policy, branch)
+            h, live = _sparse(rows.x, w, bias, activation, policy, branch, kind)
+            if at:
+                at.ran(engines.active().name)
+                _rows.count_liveness(at, live)
         else:
             h = np.empty((len(rows.x), units), kind)
             live, known = _rows.find(policy, rows.x, table, h, branch, bias, activation)
@@ -111,25 +118,21 @@ def linear(
 
 
 def _sparse(
-    x: Array, w: BSR, bias: Array | None, activation: str | None, policy: Any, branch: int
+    x: Array, w: BSR, bias: Array | None, activation: str | None, policy: Any, branch: int, kind: DType
 ) -> tuple[Array, Array]:
     """Decide after a product with stored blocks."""
-    h = matmul(x, w.T, bias=bias, activation=activation)
-    rows, units = h.shape
-    branches = blocks_along(units, branch)
-    live = foreseen(policy, x, branches)
+    sums = _rows.sums_dtype(x.dtype, w.dtype)
+    rows = len(x)
+    # A few columns are summed in another order than many. Nothing may depend on how many rows there are.
+    if rows < _MANY:
+        x = np.concatenate([x, np.zeros((_MANY - rows, x.shape[1]), x.dtype)])
+    h = matmul(x, w.T, bias=bias, activation=activation, dtype=sums)[:rows]
+    branches = blocks_along(h.shape[1], branch)
+    live = foreseen(policy, x[:rows], branches)
     if live is None:
-        starts = np.arange(0, units, branch)
-        wide = h.astype(np.float32, copy=False)
-        if not starts.size:
-            norms = np.zeros((rows, 0), np.float32)
-        elif policy.norm == "l2":
-            norms = np.sqrt(np.add.reduceat(wide * wide, starts, axis=1))
-        else:
-            norms = np.maximum.reduceat(np.abs(wide), starts, axis=1)
-        live = decide(policy, norms.astype(np.float32, copy=False))
-    h[~np.repeat(live, branch, axis=1)[:, :units]] = 0
-    return h, live
+        live = decide(policy, _rows.norms_of(h, branch, policy.norm))
+    h[~_rows.spread(live, branch, h.shape[1])] = 0
+    return h.astype(kind, copy=False), live
 
 
 def _compact(h: Array, live: Array, lead: tuple[int, ...], branch: int, blockrows: int) -> BSR:

@@ -41,10 +41,10 @@ class Statistics:
 
     Attributes
     ----------
-    norms : ndarray of float32
-        Shape (rows, branches): of every row and branch the largest absolute activation ("max") or the root of
-        the sum of squares ("l2"); router logits in a mixture of experts; pooled scores in attention. NaN
-        where the branch holds a NaN.
+    norms : ndarray of float32 or float64
+        Shape (rows, branches), as sums are kept: of every row and branch the largest absolute activation
+        ("max") or the root of the sum of squares ("l2"); router logits in a mixture of experts; pooled
+        scores in attention. NaN where the branch holds a NaN.
     visible : ndarray of bool, optional
         Shape (rows, branches): what may be chosen at all, for example by causality. None: everything.
     norm : str
@@ -158,7 +158,8 @@ class Threshold(Policy):
 
     def select(self, statistics: Statistics) -> Array:
         """See :meth:`Policy.select`."""
-        live: Array = ~(statistics.norms <= np.float32(self.tau))
+        # A double: a threshold that single precision cannot hold must not become another one.
+        live: Array = ~(statistics.norms <= np.float64(self.tau))
         return live
 
     def __repr__(self) -> str:
@@ -215,8 +216,8 @@ class TopK(Policy):
             wanted = np.minimum(self.count, seen)
         else:
             assert self.fraction is not None
-            # A share such as 0.1 of 30 is 3: rounding up must not see the error of the product.
-            wanted = np.minimum(np.ceil(np.round(seen * self.fraction, 9)).astype(np.int64), seen)
+            # A share such as 0.1 of 30 is 3: rounding up must not see the rounding of the share.
+            wanted = np.minimum(np.ceil(self.fraction * seen * (1 - 1e-12)).astype(np.int64), seen)
             wanted = np.maximum(wanted, np.minimum(seen, 1))
         return largest(norms, wanted, visible)
 
@@ -279,13 +280,16 @@ class Fixed(Policy):
     scope = "row"
 
     def __init__(self, mask: ArrayLike | BlockMask) -> None:
+        self.blocks: BlockMask | None = None
         if isinstance(mask, BlockMask):
             if mask.ndim != 2:
                 raise ValueError(f"Fixed takes a mask of two dimensions, got shape {mask.shape}")
+            self.blocks = mask.copy()
             height = mask.blocksize[0]
             self.mask: Array = np.repeat(mask.to_blocks(), height, axis=0)[: mask.shape[0]]
         else:
-            self.mask = np.asarray(mask)
+            # A copy: the policy stays what it was when it was made.
+            self.mask = np.array(mask)
         if self.mask.dtype != bool:
             raise TypeError(f"a mask must hold booleans, got dtype {self.mask.dtype}")
         if self.mask.ndim not in (1, 2):

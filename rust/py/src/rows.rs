@@ -51,8 +51,8 @@ fn optional_vector(name: &str, array: Option<&Bound<'_, PyUntypedArray>>) -> PyR
 }
 
 /// Liveness, copied: Python code may write to the array while the GIL is released.
-fn liveness(live: Option<&PyReadonlyArray2<'_, bool>>) -> Option<Vec<u8>> {
-    live.map(|live| live.as_array().iter().map(|&bit| u8::from(bit)).collect())
+fn liveness(live: Option<&PyReadonlyArray2<'_, u8>>) -> Option<Vec<u8>> {
+    live.map(|live| live.as_array().iter().copied().collect())
 }
 
 /// `out = activation(x @ w.T + bias) * scale` where `live`, 0 elsewhere; norms of the result's branches, and
@@ -64,16 +64,16 @@ pub(crate) fn dots(
     x: &Bound<'_, PyUntypedArray>,
     w: &Bound<'_, PyUntypedArray>,
     out: &Bound<'_, PyUntypedArray>,
-    live: Option<PyReadonlyArray2<'_, bool>>,
+    live: Option<PyReadonlyArray2<'_, u8>>,
     branch: usize,
     bias: Option<&Bound<'_, PyUntypedArray>>,
     activation: Option<&str>,
     scale: Option<&Bound<'_, PyUntypedArray>>,
     found_branch: usize,
     found_norm: &str,
-    norms: Option<PyReadwriteArray2<'_, f32>>,
-    found: Option<PyReadwriteArray2<'_, bool>>,
-    tau: f32,
+    norms: Option<&Bound<'_, PyUntypedArray>>,
+    found: Option<PyReadwriteArray2<'_, u8>>,
+    tau: f64,
     threads: usize,
 ) -> PyResult<()> {
     let (x, w) = (matrix("x", x)?, matrix("w", w)?);
@@ -96,7 +96,7 @@ pub(crate) fn dots(
     };
     let (rows, units) = (x.shape[0], w.shape[0]);
     let bytes = liveness(live.as_ref());
-    let (mut norms, mut found) = (norms, found);
+    let mut found = found;
     let branches = units.div_ceil(found_branch.max(1));
     let whole = |shape: &[usize], contiguous: bool, name: &str| match contiguous && shape == [rows, branches]
     {
@@ -105,21 +105,22 @@ pub(crate) fn dots(
             "{name}: expected {rows} x {branches} values in C order, got shape {shape:?}"
         ))),
     };
-    let found = match &mut norms {
+    let found = match norms {
         None if found.is_some() => {
             return Err(PyValueError::new_err("liveness is found together with norms"));
         }
         None => None,
         Some(norms) => {
-            whole(norms.shape(), norms.is_c_contiguous(), "norms")?;
+            let nd = Nd::write(norms)?;
+            whole(&nd.shape, norms.is_c_contiguous(), "norms")?;
             let live = match &mut found {
                 None => std::ptr::null_mut(),
                 Some(found) => {
                     whole(found.shape(), found.is_c_contiguous(), "found")?;
-                    found.as_array_mut().as_mut_ptr().cast()
+                    found.as_array_mut().as_mut_ptr()
                 }
             };
-            Some(Found { branch: found_branch, norm, tau, norms: norms.as_array_mut().as_mut_ptr(), live })
+            Some(Found { branch: found_branch, norm, tau, norms: nd.ptr, dtype: nd.dtype, live })
         }
     };
     let path = enter(py, threads, |context| {
@@ -154,7 +155,7 @@ pub(crate) fn combine(
     h: &Bound<'_, PyUntypedArray>,
     w: &Bound<'_, PyUntypedArray>,
     out: &Bound<'_, PyUntypedArray>,
-    live: Option<PyReadonlyArray2<'_, bool>>,
+    live: Option<PyReadonlyArray2<'_, u8>>,
     branch: usize,
     bias: Option<&Bound<'_, PyUntypedArray>>,
     threads: usize,

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use prunus_core::{Activation, Epilogue, Error, MatMut, MatRef, VecRef};
+use prunus_core::{Activation, DType, Epilogue, Error, MatMut, MatRef, VecRef};
 
 use super::kernel::{DotArgs, DotFn, RowLanes};
 use super::{Live, check_rows, compute_type};
 use crate::dispatch::with_floats;
-use crate::dsd::convert::{Element, Rect};
+use crate::dsd::convert::{Convert, Element, Rect};
 use crate::dsd::store::{Finished, Store, Sum};
 use crate::memory::Workspace;
 use crate::scan::lanes::{PAD, kernels_f32, kernels_f64};
@@ -24,6 +24,8 @@ const TASK_TOKENS: usize = 256;
 /// Values of a row that are multiplied before the next rows of x take their turn: four rows of each side
 /// fit the first cache.
 const PART: usize = 1024;
+/// Rows of x that one task copies.
+const COPY_ROWS: usize = 64;
 /// As many rows of x stay in the first cache whole.
 const WHOLE_ROWS: usize = 2;
 /// One row of the table at a time reads more for each product than four do: by about this factor.
@@ -46,9 +48,12 @@ pub struct Found {
     /// What is measured.
     pub norm: Norm,
     /// A branch is dead if its norm is at most this; NaN is not.
-    pub tau: f32,
-    /// Norms, rows × branches.
-    pub norms: *mut f32,
+    pub tau: f64,
+    /// Norms, rows × branches, in the type that sums are computed in: a coarser one would take what is
+    /// small for nothing.
+    pub norms: *mut u8,
+    /// Their type.
+    pub dtype: DType,
     /// One byte each, rows × branches: 1 is live. Null: nothing is decided, and nothing set to zero.
     pub live: *mut u8,
 }
@@ -113,6 +118,11 @@ impl Dots<'_> {
         {
             return fault("scale", (rows, units), (scale.rows, scale.cols));
         }
+        if let Some(found) = &self.found
+            && Some(found.dtype) != compute_type(self.x.dtype, self.w.dtype, self.out.view.dtype)
+        {
+            return Err(self.no_kernel());
+        }
         if let Some(scale) = &self.scale
             && Some(scale.dtype) != compute_type(self.x.dtype, self.w.dtype, self.out.view.dtype)
         {
@@ -158,27 +168,26 @@ where
     if tokens == 0 || units == 0 {
         return Ok(());
     }
-    let x_row = k.next_multiple_of(L::LANES).max(L::LANES);
-    let x = Workspace::of(&[tokens, x_row, size_of::<L::Elem>()])?;
-    let to = x.as_ptr().cast::<L::Elem>();
-    let rect = |first: usize, rows: usize| Rect {
-        src: call.x.at(first, 0),
-        rows,
-        cols: k,
-        row_stride: call.x.row_stride,
-        col_stride: call.x.col_stride,
+    let size = size_of::<L::Elem>() as isize;
+    // Read where it lies, if the kernel's vectors end where the rows do.
+    let in_place = <L::Elem as Element>::NATIVE == Some(call.x.dtype)
+        && call.x.col_stride == size
+        && call.x.row_stride >= 0
+        && call.x.row_stride % size == 0
+        && k.is_multiple_of(L::LANES);
+    let padded_row = k.next_multiple_of(L::LANES).max(L::LANES);
+    let copy = Workspace::of(&[if in_place { 0 } else { tokens }, padded_row, size_of::<L::Elem>()])?;
+    let (x, x_row) = match in_place {
+        true => (call.x.at(0, 0).cast(), (call.x.row_stride / size) as usize),
+        false => (copy.as_ptr().cast::<L::Elem>().cast_const(), padded_row),
     };
-    for t in 0..tokens {
-        // SAFETY: x is readable, and the workspace has a padded row for each of its rows.
-        unsafe {
-            let to = to.add(t * x_row);
-            convert(&rect(t, 1), to, x_row);
-            for i in k..x_row {
-                to.add(i).write(L::Elem::default());
-            }
-        }
+    let job = Job::<L> { call, kernel, store, x, x_row };
+    if !in_place {
+        for_each(context, tokens.div_ceil(COPY_ROWS), |task| {
+            job.copy_rows(convert, task * COPY_ROWS..tokens.min((task + 1) * COPY_ROWS));
+            Ok(())
+        })?;
     }
-    let job = Job::<L> { call, kernel, store, x: to, x_row };
     // A task decides about whole branches.
     let branch = call.found.map_or(1, |found| found.branch.min(units));
     let chunk = UNITS.next_multiple_of(branch);
@@ -195,6 +204,29 @@ where
     L: RowLanes,
     L::Elem: Element + Sum + Magnitude,
 {
+    /// Copies rows of x to where the kernel reads them, with zeros behind.
+    fn copy_rows(&self, convert: Convert<L::Elem>, rows: Range<usize>) {
+        let x = &self.call.x;
+        for t in rows {
+            let rect = Rect {
+                src: x.at(t, 0),
+                rows: 1,
+                cols: x.cols,
+                row_stride: x.row_stride,
+                col_stride: x.col_stride,
+            };
+            // SAFETY: x is readable, and the copy has a padded row for each of its rows; tasks have rows of
+            // their own.
+            unsafe {
+                let to = self.x.cast_mut().add(t * self.x_row);
+                convert(&rect, to, self.x_row);
+                for i in x.cols..self.x_row {
+                    to.add(i).write(L::Elem::default());
+                }
+            }
+        }
+    }
+
     /// Computes some units for some rows of x.
     fn part(&self, rows: Range<usize>, units: Range<usize>) -> Result<(), Error> {
         let call = self.call;
@@ -380,10 +412,10 @@ where
                     let norm = L::Elem::norm(part, found.norm);
                     // SAFETY: norms and liveness are rows × branches; this branch is the task's own.
                     unsafe {
-                        found.norms.add(at).write(norm);
+                        found.norms.cast::<L::Elem>().add(at).write_unaligned(norm);
                         if !found.live.is_null() {
                             // NaN is live.
-                            let dead = norm <= found.tau;
+                            let dead = norm.wide() <= found.tau;
                             found.live.add(at).write(u8::from(!dead));
                             if dead {
                                 part.fill(L::Elem::default());
@@ -427,7 +459,8 @@ pub(crate) trait Magnitude: Sized {
     fn times(self, factor: Self) -> Self;
     /// Applies an activation to every value; their number is [`padded`].
     fn activate_all(values: &mut [Self], activation: Activation);
-    fn norm(part: &[Self], norm: Norm) -> f32;
+    fn norm(part: &[Self], norm: Norm) -> Self;
+    fn wide(self) -> f64;
 }
 
 /// Values that vectors of any level divide.
@@ -450,15 +483,27 @@ macro_rules! magnitude {
             fn times(self, factor: Self) -> Self {
                 self * factor
             }
-            fn norm(part: &[Self], norm: Norm) -> f32 {
-                match norm {
-                    // A comparison with NaN is false: what is not at most the largest takes its place, and stays.
-                    Norm::Max => part.iter().fold(0.0, |most: $t, v| {
-                        let v = v.abs();
-                        if most.is_nan() || v <= most { most } else { v }
-                    }) as f32,
-                    Norm::L2 => part.iter().fold(0.0, |sum: $t, v| sum + v * v).sqrt() as f32,
+            fn norm(part: &[Self], norm: Norm) -> Self {
+                // A comparison with NaN is false: what is not at most the largest takes its place, and stays.
+                let most = part.iter().fold(0.0, |most: $t, v| {
+                    let v = v.abs();
+                    if most.is_nan() || v <= most { most } else { v }
+                });
+                let is_single = norm == Norm::Max || part.len() == 1;
+                if is_single || most == 0.0 || !most.is_finite() {
+                    return most;
                 }
+                let squares = part.iter().fold(0.0, |sum: f64, &v| sum + f64::from(v) * f64::from(v));
+                if squares.is_normal() {
+                    return squares.sqrt() as $t;
+                }
+                // Squares that are out of range: of the shares of the largest instead.
+                let most = f64::from(most);
+                let shares = part.iter().map(|&v| f64::from(v) / most).fold(0.0, |sum, v| sum + v * v);
+                (most * shares.sqrt()) as $t
+            }
+            fn wide(self) -> f64 {
+                f64::from(self)
             }
         }
     };

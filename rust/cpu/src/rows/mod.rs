@@ -72,7 +72,7 @@ fn compute_type(x: DType, w: DType, out: DType) -> Option<DType> {
 
 /// Checks that rows of a matrix are contiguous.
 fn check_rows(what: &'static str, m: &MatRef<'_>) -> Result<(), Error> {
-    if m.cols > 1 && m.col_stride != m.dtype.size() as isize {
+    if m.rows > 0 && m.cols > 1 && m.col_stride != m.dtype.size() as isize {
         return Err(Error::Shape {
             what,
             expected: "rows whose values are contiguous".to_owned(),

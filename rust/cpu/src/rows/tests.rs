@@ -84,7 +84,8 @@ fn units_are_those_of_a_plain_loop_and_the_same_alone() {
                         branch,
                         norm: Norm::Max,
                         tau: 0.25,
-                        norms: norms.as_mut_ptr(),
+                        norms: norms.as_mut_ptr().cast(),
+                        dtype: DType::F32,
                         live: live.as_mut_ptr(),
                     }),
                 };
@@ -234,7 +235,8 @@ fn nan_is_live_and_norms_are_measured() {
                 branch: 2,
                 norm,
                 tau: 4.5,
-                norms: norms.as_mut_ptr(),
+                norms: norms.as_mut_ptr().cast(),
+                dtype: DType::F32,
                 live: live.as_mut_ptr(),
             }),
         };
