@@ -15,6 +15,7 @@ __all__ = [
     "attention",
     "available_levels",
     "combine",
+    "count_live",
     "cpu_info",
     "default_threads",
     "dots",
@@ -152,6 +153,7 @@ def dots(
     tau: float,
     threads: int,
 ) -> None: ...
+def count_live(live: NDArray[np.uint8], branch: int, units: int, tile: int) -> tuple[int, int, int, int]: ...
 def combine(
     h: NDArray[Any],
     w: NDArray[Any],

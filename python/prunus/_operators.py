@@ -11,6 +11,7 @@ from prunus._dtypes import Array
 from prunus._storage import BlockStorage
 from prunus._threads import THREADS
 from prunus._trace import ACTIVE as TRACING
+from prunus._trace import span
 from prunus.engines import ACTIVE
 
 # Bound once: the fast path below is what a small product consists of.
@@ -38,7 +39,7 @@ class Operators(BlockStorage):
         # The plain cases first: no batch, one dtype, the CPU. Everything else goes through ops.
         if type(other) is _ndarray:
             fast = self._fast
-            if other.dtype is fast and _engine() is None and _traced() is None:
+            if other.dtype is fast and _engine() is None:
                 shape = other.shape
                 if shape and shape[0] == self._cols:
                     if len(shape) == 2:
@@ -57,7 +58,7 @@ class Operators(BlockStorage):
         # The same, as (self.T @ other.T).T on the same memory.
         if type(other) is _ndarray:
             fast = self._fast
-            if other.dtype is fast and _engine() is None and _traced() is None:
+            if other.dtype is fast and _engine() is None:
                 shape = other.shape
                 if shape and shape[-1] == self._rows:
                     if len(shape) == 2:
@@ -74,6 +75,15 @@ class Operators(BlockStorage):
 
     def _multiply(self, t: bool, x: Array, out: Array) -> None:
         """Call the kernel with this array, transposed if ``t``, on checked operands."""
+        if _traced() is not None:
+            with span("matmul") as at:
+                self._call(t, x, out)
+                at.ran("cpu")
+                ops.count(at, self, x.shape[1])
+        else:
+            self._call(t, x, out)
+
+    def _call(self, t: bool, x: Array, out: Array) -> None:
         packed = self._packed
         if packed is None:
             data: Any = self._data  # an ndarray, as nothing is packed
@@ -83,12 +93,7 @@ class Operators(BlockStorage):
 
     def _into(self, x: Any, out: Any) -> bool:
         """Write ``self @ x`` to ``out`` if the plain case needs no more than that; else do nothing."""
-        if not (
-            type(x) is type(out) is _ndarray
-            and x.dtype is out.dtype is self._fast
-            and not _engine()
-            and not _traced()
-        ):
+        if not (type(x) is type(out) is _ndarray and x.dtype is out.dtype is self._fast and not _engine()):
             return False
         shape, vector = x.shape, x.ndim == 1
         fits = shape[0] == self._cols if shape else False

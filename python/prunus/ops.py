@@ -159,25 +159,27 @@ def _product(
         engine.dsd(w._blocks(view.shape[:-2]), x, view, bias, activation)
         if at:
             at.ran(engine.name)
-            _count(at, w, math.prod(batch) * n)
+            count(at, w, math.prod(batch) * n)
     if out is not None and result is not out:
         out[...] = result
         return out
     return result
 
 
-def _count(at: Span, w: BlockStorage, columns: int) -> None:
+def count(at: Span, w: BlockStorage, columns: int) -> None:
     """Count a product of ``w`` with dense operands of ``columns`` columns in all."""
-    members = max(math.prod(w._batch), 1)
-    stored, full = w._data.size, w._rows * w._cols * members
-    shared = 1 if w._own else members // max(math.prod(w._data.shape[:-3]), 1)
-    each = columns // members
-    at.count(
-        flops=2 * stored * shared * each,
-        flops_skipped=2 * max(full - stored * shared, 0) * each,
-        bytes_loaded=w._data.nbytes,
-        bytes_skipped=max(full - stored, 0) * w.dtype.itemsize,
-    )
+    data, each = w._data, columns
+    stored, full = data.size, w._rows * w._cols
+    read = stored
+    if w._batch:
+        members = max(math.prod(w._batch), 1)
+        full *= members
+        # One set of blocks may stand for all members.
+        stored *= 1 if w._own else members // max(math.prod(data.shape[:-3]), 1)
+        each //= members
+    left = max(full - stored, 0)
+    size = data.dtype.itemsize
+    at.add(2 * stored * each, 2 * left * each, read * size, max(full - read, 0) * size)
 
 
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:

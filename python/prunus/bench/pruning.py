@@ -247,9 +247,10 @@ def measure_trace(rounds: int) -> list[tuple[str, float, float]]:
     with pinned(1):
         for name, call in calls.items():
             call()
+            running = pr.trace()
 
-            def traced(call: Callable[[], Any] = call) -> None:
-                with pr.trace():
+            def traced(call: Callable[[], Any] = call, trace: pr.Trace = running) -> None:
+                with trace:
                     call()
 
             times = interleave({"off": call, "on": traced}, max(rounds, 5) * 40)

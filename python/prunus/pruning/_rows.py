@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from prunus import engines
+from prunus import _core, engines
 from prunus._dtypes import F32, F64, I8, I32, Array, DType, check_operand, result_dtype
 from prunus._layout import blocks_along
 from prunus._trace import Span
@@ -227,12 +227,12 @@ def contribute(h: Array, w: Array, out: Array, live: Array, branch: int, bias: A
         engine.dots(h[row : row + 1, at], np.ascontiguousarray(w[:, at]), out[row : row + 1], None, 1, bias)
 
 
-def count_liveness(at: Span, live: Array) -> Array:
-    """Count live branches, and return which of them each tile of rows needs."""
-    starts = np.arange(0, len(live), TILE)
-    union: Array = np.logical_or.reduceat(live, starts, axis=0) if len(live) else live
-    at.count(live=live.sum(), total=live.size, union_live=union.sum(), union_total=union.size)
-    return union
+def count_liveness(at: Span, live: Array, branch: int, units: int) -> tuple[int, int]:
+    """Count live branches; return how many units they have, and those that the tiles of rows need."""
+    found, pairs, union, touched = _core.count_live(live.view(np.uint8), branch, units, TILE)
+    tiles = blocks_along(len(live), TILE)
+    at.found(found, live.size, union, tiles * live.shape[1])
+    return pairs, touched
 
 
 def count_rows(
@@ -254,20 +254,17 @@ def count_rows(
         Rows of the input.
     """
     units = len(tables[0][0])
-    widths = np.minimum(branch, units - branch * np.arange(blocks_along(units, branch)))
     tiles = blocks_along(rows, TILE)
     if live is None:
         pairs, touched = rows * units, tiles * units
     else:
-        pairs = int((live.sum(axis=0) * widths).sum())
-        union = count_liveness(at, live)
-        touched = int((union.sum(axis=0) * widths).sum())
+        pairs, touched = count_liveness(at, live, branch, units)
+    flops = skipped = loaded = left = 0
     for table, everything in tables:
         width, size = table.shape[1], table.itemsize
         done, read = (rows * units, tiles * units) if everything else (pairs, touched)
-        at.count(
-            flops=2 * width * done,
-            flops_skipped=2 * width * (rows * units - done),
-            bytes_loaded=width * size * read,
-            bytes_skipped=width * size * (tiles * units - read),
-        )
+        flops += 2 * width * done
+        skipped += 2 * width * (rows * units - done)
+        loaded += width * size * read
+        left += width * size * (tiles * units - read)
+    at.add(flops, skipped, loaded, left)

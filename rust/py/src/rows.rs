@@ -186,3 +186,48 @@ pub(crate) fn combine(
     LAST_PATH.set(path);
     Ok(())
 }
+
+/// Of the liveness of branches (rows × branches): how many are live, how many units those have, and the same
+/// for branches that at least one of `tile` neighbouring rows needs.
+#[pyfunction]
+pub(crate) fn count_live(
+    live: PyReadonlyArray2<'_, u8>,
+    branch: usize,
+    units: usize,
+    tile: usize,
+) -> PyResult<(usize, usize, usize, usize)> {
+    let live = live.as_array();
+    let branches = live.ncols();
+    if branch == 0 || tile == 0 || branches != units.div_ceil(branch) {
+        return Err(PyValueError::new_err(format!(
+            "expected liveness of {} branches, got {branches}",
+            units.div_ceil(branch.max(1))
+        )));
+    }
+    // Every branch is as wide as the first, but for the last one.
+    let short = branches * branch - units;
+    let count = |bits: &[u8]| {
+        let live: usize = bits.iter().map(|&bit| usize::from(bit != 0)).sum();
+        let last = bits.last().is_some_and(|&bit| bit != 0);
+        (live, live * branch - if last { short } else { 0 })
+    };
+    let bytes: Vec<u8> = match live.as_slice() {
+        Some(bytes) => bytes.to_vec(),
+        None => live.iter().copied().collect(),
+    };
+    let (mut found, mut of_units, mut union_found, mut union_units) = (0, 0, 0, 0);
+    let mut any = vec![0; branches];
+    for tile in bytes.chunks(tile.saturating_mul(branches).max(1)) {
+        any.fill(0);
+        for row in tile.chunks(branches) {
+            let (live, units) = count(row);
+            found += live;
+            of_units += units;
+            any.iter_mut().zip(row).for_each(|(any, bit)| *any |= bit);
+        }
+        let (live, units) = count(&any);
+        union_found += live;
+        union_units += units;
+    }
+    Ok((found, of_units, union_found, union_units))
+}
