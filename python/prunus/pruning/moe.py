@@ -86,9 +86,11 @@ def moe(
 
     Notes
     -----
-    A row's result does not depend on the other rows, to the bit, for dense experts and FFNs. A BSR's product
-    takes a path by the number of its columns, so that the last bits of a row may depend on how many rows
-    chose the same expert.
+    A row's result and liveness do not depend on the other rows, to the bit, unless a policy looks at several
+    rows. BSRs are multiplied in float32, or float64, and with at least 5 rows, of which some are zeros where
+    fewer chose an expert: so that sums have the same order for one row and for many.
+
+    Dead units contribute exactly 0, also where weights hold infinities or NaN.
 
     Dead units of dense experts are left out of ``w_down`` only where the units lie in line, that is where
     ``w_down`` is a view ``np.swapaxes(w, 1, 2)`` of an array (E, f, d_out); other weights are read whole and
@@ -124,11 +126,11 @@ def moe(
         with np.errstate(all="ignore"):
             for e, at in chosen:
                 whole = len(at) == len(rows)
-                part = used[e].run(engine, rows if whole else rows[at], styles[e], step)
+                part = used[e].run(engine, rows if whole else rows[at], styles[e])
                 # Each row chose an expert once, so no position repeats.
                 sums[at] += weights[at, e, None] * part
             for one in always:
-                sums += one.run(engine, rows, common, step)
+                sums += one.run(engine, rows, common)
             if step:
                 _count(step, live, every[0])
                 step.ran(engine.name)
