@@ -207,6 +207,58 @@ def test_blocks_do_not_depend_on_batch_mates(rng, dtype, gated, prune):
         np.testing.assert_array_equal(part, whole[rows])
 
 
+@pytest.mark.parametrize("form", ["dense", "bsr", "ffn"])
+def test_a_mask_has_the_rows_of_x(given, rng, form):
+    x, up, down = rng.standard_normal((2, 8, D)), given["w_up"], given["w_down"]
+    logits, mask = rng.standard_normal((2, 8, E)), rng.random((16, F)) < 0.5
+    parts = {
+        "dense": (up, down),
+        "bsr": (blocks(up), blocks(down)),
+        "ffn": ([pr.FFN.pack(*p) for p in zip(up, down, strict=True)],),
+    }[form]
+    shared = (up[0], down[0])
+    got = pr.moe(x, None, *parts, logits=logits, prune=pr.Fixed(mask), shared=shared)
+    for i, row in enumerate(x.reshape(16, D)):
+        prune, own = pr.Fixed(mask[i]), logits.reshape(16, E)[i]
+        alone = pr.moe(row, None, *parts, logits=own, prune=prune, shared=shared)
+        np.testing.assert_array_equal(alone, got.reshape(16, OUT)[i])
+    # One mask for each expert: every one has the rows of x.
+    masks = rng.random((E, 16, F)) < 0.5
+    got = pr.moe(x, None, *parts, logits=logits, prune=[pr.Fixed(one) for one in masks])
+    alone = pr.moe(x[1, 3], None, *parts, logits=logits[1, 3], prune=[pr.Fixed(m) for m in masks[:, 11]])
+    np.testing.assert_array_equal(alone, got[1, 3])
+
+
+def test_masks_of_other_rows(given):
+    for rows in (2, 6):
+        with pytest.raises(ValueError, match="a row for each of the 3 rows of x"):
+            pr.moe(**given, prune=pr.Fixed(np.ones((rows, F), bool)))
+
+
+@pytest.mark.parametrize("prune", [pr.Threshold(0.1, rows=2), pr.TopK(fraction=0.5, rows=4)])
+def test_rows_are_not_pooled(given, prune):
+    for one in (prune, [None, None, None, prune]):
+        with pytest.raises(ValueError, match="neighbours by accident"):
+            pr.moe(**given, prune=one)
+
+
+@pytest.mark.parametrize("form", ["dense", "bsr"])
+def test_a_function_sees_the_rows_of_one_expert(given, form):
+    seen = []
+
+    def every(statistics):
+        seen.append(statistics.norms)
+        return np.ones(statistics.norms.shape, bool)
+
+    logits = np.full((3, E), -np.inf)
+    logits[:, 1] = logits[2, 3] = 0
+    up, down = given["w_up"], given["w_down"]
+    parts = (blocks(up), blocks(down)) if form == "bsr" else (up, down)
+    pr.moe(given["x"], None, *parts, logits=logits, activation=None, prune=every)
+    assert [one.shape for one in seen] == [(3, F), (1, F)]
+    np.testing.assert_allclose(seen[1], np.abs(up[3] @ given["x"][2])[None], rtol=1e-6)
+
+
 class Counts(pr.Policy):
     """Counts how often it is asked."""
 
