@@ -94,6 +94,25 @@ def test_one_dead_layer(x):
 
 
 @pytest.mark.parametrize(
+    ("values", "target", "expected"),
+    [
+        ([2, 2, 2, 2], 0.5, 1.0),
+        ([2, 2, 2, 2], 0.25, 0.0),
+        ([2, 2, 2, 2], 0.75, 1.0),
+        ([1, 2, 2, 3], 0.5, 0.75),
+        ([1, 2, 2, 2, 2, 2, 2, 3], 0.25, 0.125),
+        ([1, 2, 2, 2, 2, 2, 2, 3], 0.75, 0.875),
+        ([0, 0, 0, 2], 0.75, 0.25),
+        ([1, 2, 3, 4], 0.5, 0.5),
+    ],
+)
+def test_equal_norms_live_or_die_together(values, target, expected):
+    w = np.diag(np.array(values, np.float32))
+    F, x = pr.FFN.pack(w, np.eye(len(w), dtype=np.float32)), np.ones((5, len(w)), np.float32)
+    assert live_fraction(F, x, pr.calibrate(F, x, target)) == expected
+
+
+@pytest.mark.parametrize(
     ("options", "match"),
     [
         ({}, "either"),

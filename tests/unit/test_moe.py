@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import prunus as pr
-from helpers import F32, F64, sparse
+from helpers import BF16, F32, F64, sparse
 from prunus.pruning.moe import route
 
 E, D, F, OUT = 4, 6, 10, 5
@@ -133,3 +133,174 @@ def test_what_an_expert_is_made_of(given, rng):
     pr.moe(**given, prune=pr.Threshold(0.5))
     for name, value in before.items():
         np.testing.assert_array_equal(given[name], value)
+
+
+# Dead units, batch mates and policies --------------------------------------------------------------------
+
+KINDS = [F32, F64, BF16]
+
+
+def blocks(part, size=8):
+    return None if part is None else [pr.BSR.from_dense(w, blocksize=size) for w in part]
+
+
+def as_blocks(w, form):
+    """The same matrix as a BSR, a lazy transpose of one, or a frozen one."""
+    if form == "transposed":
+        return pr.BSR.from_dense(np.ascontiguousarray(w.T), blocksize=(4, 3)).T
+    W = pr.BSR.from_dense(w, blocksize=(3, 4))
+    return W.pack() if form == "packed" else W
+
+
+@pytest.mark.parametrize("form", ["plain", "transposed", "packed"])
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+def test_dead_units_do_not_meet_infinities_in_blocks(rng, form, dtype):
+    x = rng.standard_normal((9, D)).astype(dtype)
+    up, down = rng.standard_normal((F, D)).astype(dtype), rng.standard_normal((OUT, F)).astype(dtype)
+    mask = rng.random((9, F)) < 0.5
+    mask[4] = True
+    poison = down.copy()
+    poison[1, 2], poison[3, 7], poison[0, 9] = np.inf, np.nan, -np.inf
+    clean = np.where(np.isfinite(poison), poison, np.zeros((), dtype))
+    call = {"logits": np.zeros((9, 1)), "top_k": 1, "prune": pr.Fixed(mask)}
+    got = pr.moe(x, None, [up], [as_blocks(poison, form)], **call)
+    expected = pr.moe(x, None, [up], [as_blocks(clean, form)], **call)
+    dead = ~mask[:, [2, 7, 9]].any(axis=1)
+    assert dead.any()
+    np.testing.assert_array_equal(got[dead], expected[dead])
+    # Live ones do meet them; an output whose weights are finite does not change.
+    for unit, out in ((2, 1), (7, 3), (9, 0)):
+        hit = mask[:, unit]
+        assert not np.isfinite(got[hit, out].astype(float)).any()
+        np.testing.assert_array_equal(got[~hit, out], expected[~hit, out])
+    # The same alone.
+    for row in range(9):
+        alone = pr.moe(
+            x[row], None, [up], [as_blocks(poison, form)], logits=[0.0], top_k=1, prune=pr.Fixed(mask[row])
+        )
+        np.testing.assert_array_equal(alone.astype(F64), got[row].astype(F64))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+@pytest.mark.parametrize(
+    "prune",
+    [
+        None,
+        pr.Threshold(0.3),
+        pr.Threshold(0.5, norm="l2"),
+        pr.TopK(fraction=0.4),
+        lambda s: s.norms > np.median(s.norms, axis=1, keepdims=True),
+    ],
+    ids=["all", "max", "l2", "top", "function"],
+)
+def test_blocks_do_not_depend_on_batch_mates(rng, dtype, gated, prune):
+    d, f = 70, 96
+    shapes = (3, f, d), (3, 33, f), (3, f, d)
+    up, down, gate = ((rng.standard_normal(s) / 8).astype(dtype) for s in shapes)
+    parts = [blocks(part, 16) for part in (up, down, gate if gated else None)]
+    x, logits = rng.standard_normal((40, d)).astype(dtype), rng.standard_normal((40, 3))
+    options = {"prune": prune, "branch": 3}
+    whole = pr.moe(x, None, *parts, logits=logits, **options)
+    for rows in ([3], [39, 3], list(range(4)), list(range(7)), list(range(39, -1, -1))):
+        part = pr.moe(x[rows], None, *parts, logits=logits[rows], **options)
+        np.testing.assert_array_equal(part, whole[rows])
+
+
+@pytest.mark.parametrize("form", ["dense", "bsr", "ffn"])
+def test_a_mask_has_the_rows_of_x(given, rng, form):
+    x, up, down = rng.standard_normal((2, 8, D)), given["w_up"], given["w_down"]
+    logits, mask = rng.standard_normal((2, 8, E)), rng.random((16, F)) < 0.5
+    parts = {
+        "dense": (up, down),
+        "bsr": (blocks(up), blocks(down)),
+        "ffn": ([pr.FFN.pack(*p) for p in zip(up, down, strict=True)],),
+    }[form]
+    shared = (up[0], down[0])
+    got = pr.moe(x, None, *parts, logits=logits, prune=pr.Fixed(mask), shared=shared)
+    for i, row in enumerate(x.reshape(16, D)):
+        prune, own = pr.Fixed(mask[i]), logits.reshape(16, E)[i]
+        alone = pr.moe(row, None, *parts, logits=own, prune=prune, shared=shared)
+        np.testing.assert_array_equal(alone, got.reshape(16, OUT)[i])
+    # One mask for each expert: every one has the rows of x.
+    masks = rng.random((E, 16, F)) < 0.5
+    got = pr.moe(x, None, *parts, logits=logits, prune=[pr.Fixed(one) for one in masks])
+    alone = pr.moe(x[1, 3], None, *parts, logits=logits[1, 3], prune=[pr.Fixed(m) for m in masks[:, 11]])
+    np.testing.assert_array_equal(alone, got[1, 3])
+
+
+def test_masks_of_other_rows(given):
+    for rows in (2, 6):
+        with pytest.raises(ValueError, match="a row for each of the 3 rows of x"):
+            pr.moe(**given, prune=pr.Fixed(np.ones((rows, F), bool)))
+
+
+@pytest.mark.parametrize("prune", [pr.Threshold(0.1, rows=2), pr.TopK(fraction=0.5, rows=4)])
+def test_rows_are_not_pooled(given, prune):
+    for one in (prune, [None, None, None, prune]):
+        with pytest.raises(ValueError, match="neighbours by accident"):
+            pr.moe(**given, prune=one)
+
+
+@pytest.mark.parametrize("form", ["dense", "bsr"])
+def test_a_function_sees_the_rows_of_one_expert(given, form):
+    seen = []
+
+    def every(statistics):
+        seen.append(statistics.norms)
+        return np.ones(statistics.norms.shape, bool)
+
+    logits = np.full((3, E), -np.inf)
+    logits[:, 1] = logits[2, 3] = 0
+    up, down = given["w_up"], given["w_down"]
+    parts = (blocks(up), blocks(down)) if form == "bsr" else (up, down)
+    pr.moe(given["x"], None, *parts, logits=logits, activation=None, prune=every)
+    assert [one.shape for one in seen] == [(3, F), (1, F)]
+    np.testing.assert_allclose(seen[1], np.abs(up[3] @ given["x"][2])[None], rtol=1e-6)
+
+
+class Counts(pr.Policy):
+    """Counts how often it is asked."""
+
+    def __init__(self, live):
+        self.live, self.asked = live, []
+
+    def foresee(self, x, branches):
+        self.asked.append(len(x))
+        return np.ones((len(x), branches), bool) if self.live else None
+
+    def select(self, statistics):
+        return np.ones(statistics.norms.shape, bool)
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("form", ["dense", "bsr"])
+def test_a_policy_foresees_once(given, form, live):
+    up, down = given["w_up"], given["w_down"]
+    parts = (blocks(up), blocks(down)) if form == "bsr" else (up, down)
+    logits, policy = np.full((3, E), -np.inf), Counts(live)
+    logits[:, 1] = logits[2, 3] = 0
+    pr.moe(given["x"], None, *parts, logits=logits, prune=policy)
+    assert policy.asked == [3, 1]
+
+
+@pytest.mark.parametrize("form", ["dense", "bsr"])
+@pytest.mark.parametrize("prune", [pr.Threshold(0.4), pr.TopK(count=2), pr.Fixed(np.arange(F) % 3 == 0)])
+def test_liveness_is_traced_as_of_an_ffn(given, rng, form, prune):
+    x, up, down = rng.standard_normal((300, D)), given["w_up"], given["w_down"]
+    ffns = [pr.FFN.pack(*p) for p in zip(up, down, strict=True)]
+    parts = (blocks(up), blocks(down)) if form == "bsr" else (up, down)
+    found = []
+    for weights, name in ((parts, "expert"), ((ffns,), "ffn")):
+        with pr.trace() as t:
+            pr.moe(x, given["router"], *weights, prune=prune)
+        found.append([r for r in t.records if r.name == name])
+    assert len(found[0]) == E
+    for own, other in zip(*found, strict=True):
+        for name in ("live", "total", "union_live", "union_total", "depth"):
+            assert getattr(own, name) == getattr(other, name)
+        assert 0 < own.live < own.total
+        assert own.path
+    with pr.trace() as t:
+        pr.moe(x, given["router"], *parts)
+    assert all(r.total == 0 for r in t.records if r.name == "expert")

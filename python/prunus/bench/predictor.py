@@ -14,6 +14,7 @@ import prunus as pr
 from prunus._table import format_table
 from prunus.bench.machine import pinned
 from prunus.bench.plot import require_matplotlib
+from prunus.bench.smollm import find_model, open_model
 
 __all__ = ["Row", "measure", "plot", "report"]
 
@@ -105,7 +106,7 @@ def measure(
 
     Raises
     ------
-    prunus.cli.errors.CommandError
+    prunus.bench.smollm.ModelNotInstalledError
         If the model or the package gguf is not installed.
     """
     # Many small decompositions: threads that wait for each other cost more than they give.
@@ -213,9 +214,6 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
 
 def _layers(samples: int, held: int) -> list[_Layer]:
     """Read the model's layer in its three forms."""
-    # The model is the demo's; a command that lacks it says so itself.
-    from prunus.cli._smollm import find_model, open_model
-
     model = open_model(find_model())
     layer = model.layer(_LAYER)
     tokens = np.random.default_rng(2024).permutation(model.embeddings(samples + held))

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from prunus._progress import Progress
 from prunus.bench.peers import Contestant, Peers, Weights, as_dtype, check
+from prunus.bench.smollm import Model
 from prunus.bench.timing import interleave
-from prunus.cli._smollm import Model
 
 __all__ = ["Line", "Task", "lines", "read_tasks"]
 

@@ -12,8 +12,8 @@ from prunus._progress import Progress
 from prunus._table import format_table
 from prunus.bench.machine import optional
 from prunus.bench.peers import WrongResultError, as_dtype
+from prunus.bench.smollm import Model
 from prunus.bench.timing import interleave
-from prunus.cli._smollm import Model
 
 __all__ = ["FfnLine", "ffn_lines", "ffn_table"]
 

@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _section(name: str, options: argparse.Namespace) -> str:
     from prunus.bench import pruning
+    from prunus.bench.smollm import ModelNotInstalledError
 
     if name == "ffn":
         return pruning.report_ffn(pruning.measure_ffn(options.dtypes, options.threads, options.rounds))
@@ -67,6 +68,8 @@ def _section(name: str, options: argparse.Namespace) -> str:
         from prunus.bench import predictor
 
         return predictor.report(predictor.measure(options.rounds))
+    except ModelNotInstalledError as missing:
+        raise CommandError(str(missing)) from missing
     except ModuleNotFoundError as missing:
         print(f"{name}: left out, {missing.name} is not installed", file=sys.stderr)
         return f"{name}: not measured"

@@ -48,15 +48,18 @@ def run(options: argparse.Namespace) -> int:
     from prunus._progress import Progress
     from prunus.bench.machine import cpu
     from prunus.bench.peers import Peers, WrongResultError, divides
+    from prunus.bench.smollm import ModelNotInstalledError, find_model, open_model
     from prunus.cli import _demo, _demo_ffn
-    from prunus.cli._smollm import find_model, open_model
 
     if options.block < 1:
         raise CommandError(f"--block must be at least 1, not {options.block}")
     if options.layers is not None and options.layers < 1:
         raise CommandError(f"--layers must be at least 1, not {options.layers}")
-    path = find_model()
-    model = open_model(path)
+    try:
+        path = find_model()
+        model = open_model(path)
+    except ModelNotInstalledError as error:
+        raise CommandError(str(error)) from error
     layers = min(options.layers or model.layers, model.layers)
     tokens = max(options.tokens)
     if tokens > model.vocabulary:

@@ -69,7 +69,9 @@ def calibrate(
         Shape (rows, d), finite: inputs as the layer will see them; for several layers one array each.
     target : float, optional
         Share of branches to be live over all samples, above 0 and at most 1. Fewer are, where the activation
-        leaves fewer than that above 0. Give this or ``error``.
+        leaves fewer than that above 0. Where equal magnitudes lie on both sides of the quantile, all of them
+        are live or none, whichever is nearer to the target; all, where both are as near. Give this or
+        ``error``.
     error : float, optional
         Bound on the Frobenius norm of the output's error over the samples, relative to the exact output's.
         The threshold is found by bisection over 1024 quantiles.
@@ -168,7 +170,7 @@ def _one(
     if np.isnan(norms[-1]):
         raise ValueError("the layer's activations are NaN on these samples")
     if target is not None:
-        return _at(norms, round(target * norms.size), norm)
+        return _nearest(norms, round(target * norms.size), norm)
     assert error is not None
     size = float(np.linalg.norm(exact))
 
@@ -190,3 +192,14 @@ def _at(norms: Array, live: int, norm: str) -> Threshold:
     dead = norms.size - live
     largest = np.finfo(np.float32).max
     return Threshold(0.0 if dead <= 0 else float(min(norms[dead - 1], largest)), norm=norm)
+
+
+def _nearest(norms: Array, live: int, norm: str) -> Threshold:
+    """Return a threshold with about ``live`` of the sorted norms above it; ties live or die together."""
+    below = _at(norms, live, norm)
+    tau = np.float32(below.tau)
+    # What is live with the ties dead, and with them alive. Zeros cannot be.
+    fewer, more = norms.size - np.searchsorted(norms, tau, "right"), norms.size - np.searchsorted(norms, tau)
+    if tau == 0 or live - fewer < more - live:
+        return below
+    return _at(norms, int(more), norm)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from prunus._dtypes import F32, F64, FLOATS, Array, DType, result_dtype
+from prunus._dtypes import BFLOAT16, F32, F64, FLOATS, Array, DType, result_dtype
 from prunus._layout import blocks_along
 from prunus._storage import BlockStorage
-from prunus._trace import Span
+from prunus._trace import Span, span
 from prunus.engines.base import Engine
 from prunus.ops import matmul
-from prunus.pruning._rows import as_table, find
+from prunus.pruning._rows import TILE, as_table, find
 from prunus.pruning.ffn import FFN
 from prunus.pruning.policies import Policy, decide, foreseen
 
 __all__ = ["Expert", "Experts", "Style", "sums_of"]
+
+# Products of a BSR have a kernel of their own for fewer columns than this, which sums in another order.
+_WIDE: Final = 5
 
 
 class Style(NamedTuple):
@@ -105,58 +108,61 @@ class Expert:
             kind = result_dtype(kind, w.dtype, names=("x", "an expert"))
         return kind
 
-    def run(self, engine: Engine, x: Array, style: Style, step: Span) -> Array:
+    def run(self, engine: Engine, x: Array, style: Style) -> Array:
         """Return the expert's output for the rows of ``x`` (n, d), each the same whatever the others are."""
         if isinstance(self.up, FFN):
             layer: Any = self.up
             result: Array = layer(x, activation=style.activation, prune=style.policy, branch=style.branch)
             return result
         sums = sums_of(self.dtype(x.dtype))
-        live = (
-            None
-            if style.policy is None
-            else foreseen(style.policy, x, blocks_along(self.units, style.branch))
-        )
-        known = live is not None
-        h, live = self._hidden(engine, x, style, live, sums)
-        y = np.empty((len(x), self.out_features), sums)
-        if isinstance(self.down, BlockStorage):
-            y[...] = matmul(h, self.down.T, dtype=sums)
-        elif live is None:
-            engine.dots(h, as_table(self.down, "w_down"), y)
-        elif _in_line(self.down):
-            engine.combine(h, self.down.T, y, live, style.branch)
-        else:
-            _down(engine, h, as_table(self.down, "w_down"), y, _spread(live, style.branch, self.units))
-        if step:
-            self._count(step, len(x), live, style.branch, known)
+        with span("expert") as at:
+            h, live, known = self._hidden(engine, x, style, sums)
+            y = np.empty((len(x), self.out_features), sums)
+            every = None if live is None else _spread(live, style.branch, self.units)
+            if isinstance(self.down, BlockStorage):
+                _down_blocks(h, self.down, y, every)
+            elif live is None or every is None:
+                engine.dots(h, as_table(self.down, "w_down"), y)
+            elif _in_line(self.down):
+                engine.combine(h, self.down.T, y, live, style.branch)
+            else:
+                _down(engine, h, as_table(self.down, "w_down"), y, every)
+            if at:
+                self._count(at, len(x), live, style.branch, known)
+                at.ran(engine.name)
         return y
 
     def _hidden(
-        self, engine: Engine, x: Array, style: Style, live: Array | None, sums: DType
-    ) -> tuple[Array, Array | None]:
-        """Return the hidden units (n, f), 0 where dead, and which branches are live, or None: all."""
+        self, engine: Engine, x: Array, style: Style, sums: DType
+    ) -> tuple[Array, Array | None, bool]:
+        """Return hidden units (n, f), 0 where dead; live branches, or None: all; if they were foreseen."""
         policy, branch, activation = style.policy, style.branch, style.activation
         first = self.up if self.gate is None else self.gate
-        if live is not None:
-            live = np.ascontiguousarray(live)
         h = np.empty((len(x), self.units), sums)
-        if policy is None or live is not None:
-            _project(engine, x, first, h, live, branch, activation)
-        elif isinstance(first, BlockStorage):
+        live, known = None, False
+        if policy is None:
             _project(engine, x, first, h, None, branch, activation)
-            live = decide(policy, _norms(h, branch, policy.norm))
-            h[~_spread(live, branch, self.units)] = 0
+        elif isinstance(first, BlockStorage):
+            live = foreseen(policy, x, blocks_along(self.units, branch))
+            known = live is not None
+            _project(engine, x, first, h, live, branch, activation)
+            if live is None:
+                live = decide(policy, _norms(h, branch, policy.norm))
+                h[~_spread(live, branch, self.units)] = 0
+            live = np.ascontiguousarray(live)
         else:
-            live, _ = find(policy, x, as_table(first, "w"), h, branch, None, activation)
+            live, known = find(policy, x, as_table(first, "w"), h, branch, None, activation)
         if self.gate is not None:
             scale, h = h, np.empty_like(h)
             _project(engine, x, self.up, h, live, branch, None, scale)
-        return h, live
+        return h, live, known
 
-    def _count(self, step: Span, rows: int, live: Array | None, branch: int, known: bool) -> None:
-        """Count what was done with dense matrices; an FFN and the products of a BSR count for themselves."""
+    def _count(self, at: Span, rows: int, live: Array | None, branch: int, known: bool) -> None:
+        """Count liveness, and what was done with dense matrices; products of a BSR count for themselves."""
         share = union = 1.0
+        if live is not None:
+            tiles = np.logical_or.reduceat(live, np.arange(0, rows, TILE), axis=0) if rows else live
+            at.count(live=live.sum(), total=live.size, union_live=tiles.sum(), union_total=tiles.size)
         if live is not None and live.size:
             share = float(_spread(live, branch, self.units).mean())
             union = float(
@@ -170,7 +176,7 @@ class Expert:
             part = (known or w is not first) and (w is not self.down or _in_line(w))
             done = round(2 * w.size * rows * share) if part else 2 * w.size * rows
             read = round(w.nbytes * union) if part else w.nbytes
-            step.count(
+            at.count(
                 flops=done,
                 flops_skipped=2 * w.size * rows - done,
                 bytes_loaded=read,
@@ -264,11 +270,25 @@ def _project(
     if not isinstance(w, BlockStorage):
         engine.dots(x, as_table(w, "w"), out, live, branch, None, activation, scale)
         return
-    out[...] = matmul(x, w.T, activation=activation, dtype=out.dtype)
+    _product(x, w, out, activation)
     if scale is not None:
         out *= scale
     if live is not None:
         out[~_spread(live, branch, out.shape[1])] = 0
+
+
+def _product(x: Array, w: BlockStorage, out: Array, activation: str | None = None) -> None:
+    """Write ``activation(x @ w.T)``, where each row is the same to the bit whatever the others are."""
+    rows = len(x)
+    # A few rows are joined by zeros, and bfloat16 is widened: whether its own kernels pay depends on how many
+    # rows there are, and they sum in another order.
+    kind = F32 if x.dtype == BFLOAT16 else x.dtype
+    if 0 < rows < _WIDE:
+        padded = np.zeros((_WIDE, x.shape[1]), kind)
+        padded[:rows] = x
+        out[...] = matmul(padded, w.T, activation=activation, dtype=out.dtype)[:rows]
+    else:
+        matmul(x.astype(kind, copy=False), w.T, out, activation=activation, dtype=out.dtype)
 
 
 def _norms(h: Array, branch: int, norm: str) -> Array:
@@ -287,3 +307,37 @@ def _down(engine: Engine, h: Array, w: Array, out: Array, live: Array) -> None:
     for row in np.flatnonzero(~np.isfinite(out).all(axis=1)):
         at = np.flatnonzero(live[row])
         engine.dots(h[row : row + 1, at], np.ascontiguousarray(w[:, at]), out[row : row + 1])
+
+
+def _down_blocks(h: Array, w: BlockStorage, out: Array, live: Array | None) -> None:
+    """Write ``h @ w.T`` for a BSR where only live units (rows, f) take part; None: all."""
+    _product(h, w, out)
+    if live is None:
+        return
+    # As in _down; the rows are done again with zeros in w's columns of their dead units.
+    wrong = np.flatnonzero(~np.isfinite(out).all(axis=1))
+    if not wrong.size:
+        return
+    units, values = _units_of(w), w._clean()
+    broken = (~np.isfinite(values)).any(axis=-1 if w._t else -2) & (units < w._cols)
+    poisoned = np.unique(units[broken])
+    dead = ~live[np.ix_(wrong, poisoned)]
+    wrong, dead = wrong[dead.any(axis=1)], dead[dead.any(axis=1)]
+    # Rows in which the same of these are dead share a copy of w.
+    kinds, group = np.unique(dead, axis=0, return_inverse=True)
+    for i, kind in enumerate(kinds):
+        hit = np.isin(units, poisoned[kind])
+        cleaned = values.copy()
+        cleaned[np.broadcast_to(hit[:, :, None] if w._t else hit[:, None, :], cleaned.shape)] = 0
+        at = wrong[group.reshape(-1) == i]
+        part = np.empty((len(at), out.shape[1]), out.dtype)
+        _product(h[at], w._with_data(cleaned), part)
+        out[at] = part
+
+
+def _units_of(w: BlockStorage) -> Array:
+    """Return which columns of ``w`` each stored block holds: (blocks, width), past the edge too."""
+    width = w._data.shape[-2 if w._t else -1]
+    first = w._stacked_rows() if w._t else w._indices.astype(np.int64)
+    units: Array = first[:, None] * width + np.arange(width)
+    return units

