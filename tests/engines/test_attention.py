@@ -364,3 +364,65 @@ def test_what_the_trace_counts(rng):
     with trace() as t:
         pr.attention(q[:, :1], k, v, prune=TopK(1), blocksize=16)
     assert (t.bytes_loaded, t.bytes_skipped) == (2 * 16 * 14 * 4, 2 * 48 * 14 * 4)
+
+
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_the_trace_counts_every_pair(data):
+    draw = data.draw
+    groups, share = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    n, m, size = (
+        draw(st.integers(1, 30)),
+        draw(st.integers(0, 30)),
+        draw(st.sampled_from([1, 2, 3, 7, 16, 40])),
+    )
+    causal, batch = draw(st.booleans()), draw(st.sampled_from([(), (2,)]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    q, k, v = operands(rng, groups * share, groups, n, m, 3, 2, batch=batch)
+    rows, cols = -(-n // size), -(-m // size)
+    lead = (*batch, groups * share)
+    pairs = np.broadcast_to(
+        np.tri(n, m, m - n, dtype=bool) if causal else np.ones((n, m), bool), (*lead, n, m)
+    )
+    mask = prune = None
+    if draw(st.booleans()):
+        mask = pr.BlockMask.random((n, m), size, draw(st.sampled_from([0.0, 0.5, 1.0])), rng)
+        pairs = pairs & mask.toarray()
+    used = pairs
+    if draw(st.booleans()):
+        prune = rng.random((math.prod(lead) * rows, cols)) < draw(st.sampled_from([0.0, 0.3, 0.7]))
+        at = np.arange(n) // size
+        kept = np.zeros((rows, cols), bool)
+        for i in range(n):
+            if i + m - n >= 0:
+                kept[i // size, (i + m - n) // size] = True
+        live = prune.reshape(*lead, rows, cols) | kept
+        used = pairs & live[..., at[:, None], np.arange(m) // size]
+
+    def blocks(seen):
+        starts = np.arange(0, n, size), np.arange(0, m, size)
+        return np.logical_or.reduceat(np.logical_or.reduceat(seen, starts[0], axis=-2), starts[1], axis=-1)
+
+    def read(seen):
+        return seen.reshape(*batch, groups, share * seen.shape[-2], seen.shape[-1]).any(axis=-2)
+
+    with trace() as t:
+        pr.attention(q, k, v, mask, prune, causal, blocksize=size)
+    (record,) = t.records
+    assert (t.flops, t.flops_skipped) == (10 * used.sum(), 10 * (pairs.sum() - used.sum()))
+    assert (record.live, record.total) == (blocks(used).sum(), blocks(pairs).sum())
+    assert (record.union_live, record.union_total) == (read(blocks(used)).sum(), read(blocks(pairs)).sum())
+    keys = [
+        (read(blocks(seen)) * np.diff(np.append(np.arange(0, m, size), m))).sum() for seen in (used, pairs)
+    ]
+    assert (t.bytes_loaded, t.bytes_skipped) == (20 * keys[0], 20 * (keys[1] - keys[0]))
+
+
+def test_counting_does_not_look_at_every_block():
+    from prunus.pruning import attention as module
+
+    # Far more blocks than can be looked at one by one.
+    q = np.broadcast_to(np.ones((1, 1), F32), (1 << 20, 1))
+    call = module._check(q, q, q, None, True, 1)
+    n = 1 << 20
+    assert module._tally_all(call) == (n * (n + 1) // 2, n * (n + 1) // 2, n, n)

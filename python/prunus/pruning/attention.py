@@ -370,37 +370,103 @@ def _scores(call: _Call, at: slice, part: slice) -> Array:
 # Counting ------------------------------------------------------------------------------------------------
 
 
+class _Tally(NamedTuple):
+    """What some blocks of queries and keys come to, over all heads."""
+
+    blocks: int
+    pairs: int
+    """Queries and keys that meet in the blocks."""
+    read: int
+    """Blocks of keys that at least one query reads, each counted once for all heads that share it."""
+    keys: int
+    """Keys in those blocks."""
+
+
 def _count(t: Span, call: _Call, grid: Array | None, live: Array | None) -> None:
     """Say how many pairs of queries and keys were multiplied, and which keys and values were read."""
-    lead, (rows, cols) = call.q.shape[:-2], call.blocks
-    size, n, m = call.blocksize, call.n, call.m
-    starts, ends = np.arange(cols) * size, np.minimum((np.arange(cols) + 1) * size, m)
-    heights = np.minimum((np.arange(rows) + 1) * size, n) - np.arange(rows) * size
-    if call.causal:
-        pairs: Array = np.zeros((rows, cols), np.int64)
-        for i, first in enumerate(call.edges()[0]):
-            last_seen = first + np.arange(heights[i])[:, None]
-            pairs[i] = np.clip(np.minimum(ends, last_seen + 1) - starts, 0, None).sum(axis=0)
-    else:
-        pairs = heights[:, None] * (ends - starts)
-    visible = np.broadcast_to(pairs > 0, (*lead, rows, cols))
     if grid is not None:
-        visible = visible & grid
-    used = visible if live is None else visible & live
+        pairs = _pairs(call)
+        visible = used = _tally(call, grid & (pairs > 0), pairs)
+        if live is not None and live is not grid:
+            used = _tally(call, live, pairs)
+    else:
+        visible = used = _tally_all(call)
+        if live is not None:
+            used = _tally_decided(call, live, visible)
     each = 2 * (call.k.shape[-1] + call.v.shape[-1])
-    done, all_of_them = int((used * pairs).sum()), int((visible * pairs).sum())
-    groups = call.k.shape[-3]
-    shape = (*lead[:-1], groups, lead[-1] // groups, rows, cols) if groups else (0, 1, 1, rows, cols)
-    touched, wanted = (x.reshape(shape).any(axis=(-3, -2)) for x in (used, visible))
     width = call.k.shape[-1] * call.k.dtype.itemsize + call.v.shape[-1] * call.v.dtype.itemsize
-    loaded, needed = (int((x * (ends - starts)).sum()) * width for x in (touched, wanted))
     t.count(
-        flops=each * done,
-        flops_skipped=each * (all_of_them - done),
-        bytes_loaded=loaded,
-        bytes_skipped=needed - loaded,
-        live=int(used.sum()),
-        total=int(visible.sum()),
-        union_live=int(touched.sum()),
-        union_total=int(wanted.sum()),
+        flops=each * used.pairs,
+        flops_skipped=each * (visible.pairs - used.pairs),
+        bytes_loaded=width * used.keys,
+        bytes_skipped=width * (visible.keys - used.keys),
+        live=used.blocks,
+        total=visible.blocks,
+        union_live=used.read,
+        union_total=visible.read,
     )
+
+
+def _pairs(call: _Call) -> Array:
+    """Return how many queries and keys meet in each block (queries, keys)."""
+    (rows, cols), size = call.blocks, call.blocksize
+    # Edges between blocks, both counted in keys.
+    above = np.minimum(np.arange(rows + 1) * size, call.n) + (call.m - call.n)
+    left = np.minimum(np.arange(cols + 1) * size, call.m)
+    if not call.causal:
+        return np.multiply.outer(np.diff(above), np.diff(left))
+    # Queries above an edge and keys right of one meet in a triangle; a block is what four of them differ by.
+    side = np.maximum(np.subtract.outer(above, left), 0)
+    triangles = side * (side + 1) >> 1
+    strips = triangles[1:] - triangles[:-1]
+    pairs: Array = strips[:, :-1] - strips[:, 1:]
+    return pairs
+
+
+def _tally_all(call: _Call) -> _Tally:
+    """Count what is visible without a mask."""
+    (rows, cols), n, m = call.blocks, call.n, call.m
+    blocks, pairs = rows * cols, n * m
+    if call.causal:
+        # Query i sees i + 1 + m - n keys; a row of blocks those blocks that its last query sees.
+        ahead = -((n - m) // call.blocksize)
+        pairs = _triangle(m) - _triangle(m - n)
+        blocks = _triangle(rows - 1 + ahead) - _triangle(ahead) + cols
+    heads, members = math.prod(call.q.shape[:-2]), math.prod(call.k.shape[:-2])
+    return _Tally(heads * blocks, heads * pairs, members * cols, members * m)
+
+
+def _tally_decided(call: _Call, live: Array, visible: _Tally) -> _Tally:
+    """Count what a policy left of all that is visible, without looking at each block."""
+    (rows, cols), size, heads = call.blocks, call.blocksize, math.prod(call.q.shape[:-2])
+    blocks = int(np.count_nonzero(live))
+    # The diagonal is live, so what is dead is whole: but for what hangs over the lower edge and, if anybody
+    # sees that far, the right one. The corner of both is on the diagonal.
+    low, right = rows * size - call.n, cols * size - call.m
+    pairs = visible.pairs - (visible.blocks - blocks) * size * size
+    if low:
+        pairs += (heads * cols - int(np.count_nonzero(live[..., -1, :]))) * low * size
+    if right and not call.causal:
+        pairs += (heads * rows - int(np.count_nonzero(live[..., -1]))) * right * size
+    return _Tally(blocks, pairs, *_read(call, live))
+
+
+def _tally(call: _Call, used: Array, pairs: Array) -> _Tally:
+    """Count blocks (*batch, heads, blocks of queries, blocks of keys), all visible."""
+    each = np.add.reduce(used.reshape(-1, *pairs.shape), axis=0, dtype=np.int64)
+    return _Tally(int(np.add.reduce(each, axis=None)), int(np.vdot(each, pairs)), *_read(call, used))
+
+
+def _read(call: _Call, used: Array) -> tuple[int, int]:
+    """Return how many blocks of keys the heads that share them read, and how many keys those hold."""
+    members, cols = math.prod(call.k.shape[:-2]), call.blocks[1]
+    read = np.logical_or.reduce(used.reshape(members, -1, cols), axis=1)
+    blocks, right = int(np.count_nonzero(read)), cols * call.blocksize - call.m
+    if right:
+        return blocks, blocks * call.blocksize - int(np.count_nonzero(read[:, -1])) * right
+    return blocks, blocks * call.blocksize
+
+
+def _triangle(n: int) -> int:
+    """Return 1 + 2 + ... + n."""
+    return n * (n + 1) // 2 if n > 0 else 0
