@@ -11,7 +11,7 @@ import numpy as np
 
 from prunus import _layout as lay
 from prunus import engines
-from prunus._dtypes import FLOATS, Array
+from prunus._dtypes import FLOATS, Array, DType, result_dtype
 from prunus._mask import BlockMask
 from prunus._operands import as_operand
 from prunus._storage import BlockStorage
@@ -64,9 +64,10 @@ def attention(
     Returns
     -------
     ndarray
-        Shape (*batch, heads, n, features), as many dimensions as ``q``, in ``q``'s dtype. Sums are float32,
-        or float64 if an operand is. A query that sees nothing gets zeros. NaN and infinities in keys and
-        values that a query sees propagate as in NumPy; others do not reach it.
+        Shape (*batch, heads, n, features), as many dimensions as ``q``, in the operands' common dtype:
+        float64 if one is, else float32 if they differ. Sums are float32, or float64 if an operand is. A query
+        that sees nothing gets zeros. NaN and infinities in keys and values that a query sees propagate as in
+        NumPy; others do not reach it.
 
     Raises
     ------
@@ -89,8 +90,8 @@ def attention(
     - ``TopK`` keeps the blocks with the highest scores; a fraction is of the visible blocks.
     - ``Threshold(tau)`` keeps those whose share in the softmax of the row's scores over its visible blocks
       exceeds ``tau``.
-    - ``Fixed`` takes a mask of (blocks of queries, blocks of keys) for all heads, (rows, blocks of keys), or
-      a BlockMask of shape (n, m).
+    - ``Fixed`` takes an array (rows, blocks of keys), the same blocks of keys for all rows as an array
+      (blocks of keys,), or the same for all heads as a BlockMask of shape (n, m) in blocks of ``blocksize``.
     - Functions and objects of one's own see the scores of all rows at once.
 
     The diagonal blocks, which hold the keys i + m - n of the row's own queries, are always kept where they
@@ -122,15 +123,15 @@ def attention(
     policy = as_policy(prune)
     with span("attention") as t:
         live = grid
-        if policy is not None and call.n and call.m:
+        if policy is not None and all(call.q.shape[:-1]) and call.m:
             live = _decide(policy, call, grid)
-        out = np.empty((*call.q.shape[:-1], call.v.shape[-1]), call.q.dtype)
-        engine = engines.active()
+        out = np.empty((*call.q.shape[:-1], call.v.shape[-1]), call.dtype)
         if out.size:
+            engine = engines.active()
             engine.attention(call.q, call.k, call.v, out, live, call.scale, call.causal, call.blocksize)
-        if t:
-            _count(t, call, grid, live)
-            t.ran(engine.name)
+            if t:
+                t.ran(engine.name)
+                _count(t, call, grid, live)
     return out[0] if call.flat else out
 
 
@@ -144,6 +145,11 @@ class _Call(NamedTuple):
     causal: bool
     blocksize: int
     flat: bool
+
+    @property
+    def dtype(self) -> DType:
+        """Dtype of the result."""
+        return result_dtype(result_dtype(self.q.dtype, self.k.dtype), self.v.dtype)
 
     @property
     def n(self) -> int:
@@ -236,23 +242,27 @@ def _grid(mask: Any, call: _Call) -> Array | None:
         )
     if not isinstance(mask, BlockMask):
         raise TypeError(f"mask must be a BlockMask, got {type(mask).__name__}")
-    n, m, size = call.n, call.m, call.blocksize
-    if mask.shape[-2:] != (n, m):
-        raise ValueError(f"mask has shape {mask.shape}, but there are {n} queries and {m} keys")
+    _check_blocks("mask", mask, call)
     lead = call.q.shape[:-2]
-    blocks = call.blocks
-    # Blocks that reach past both lengths are one block, whatever their size.
-    if mask.blocksize != (size, size) and not (mask.grid[-2:] == blocks and min(mask.blocksize) >= size):
-        raise ValueError(
-            f"mask is in blocks of {mask.blocksize}, attention in blocks of {(size, size)}: pass "
-            f"blocksize={mask.blocksize[0]}, or a mask in blocks of {size}"
-        )
     try:
-        return np.broadcast_to(mask.to_blocks(), (*lead, *blocks))
+        return np.broadcast_to(mask.to_blocks(), (*lead, *call.blocks))
     except ValueError:
         raise ValueError(
             f"the leading dimensions {mask.shape[:-2]} of mask do not broadcast to the heads {lead} of q"
         ) from None
+
+
+def _check_blocks(name: str, mask: BlockMask, call: _Call) -> None:
+    """Raise ValueError unless the mask is one of these queries and keys, in blocks of the operation."""
+    n, m, size = call.n, call.m, call.blocksize
+    if mask.shape[-2:] != (n, m):
+        raise ValueError(f"{name} has shape {mask.shape}, but there are {n} queries and {m} keys")
+    # Blocks that reach past both lengths are one block, whatever their size.
+    if mask.blocksize != (size, size) and not (mask.grid[-2:] == call.blocks and min(mask.blocksize) >= size):
+        raise ValueError(
+            f"{name} is in blocks of {mask.blocksize}, attention in blocks of {(size, size)}: pass "
+            f"blocksize={mask.blocksize[0]}, or a mask in blocks of {size}"
+        )
 
 
 # Deciding ------------------------------------------------------------------------------------------------
@@ -330,21 +340,19 @@ def _shares(scores: Array, visible: Array | None) -> Array:
 
 def _fixed(policy: Fixed, call: _Call, heads: int) -> Array:
     """Return a fixed mask as (heads or 1, blocks of queries or 1, blocks of keys)."""
+    blocks: BlockMask | None = getattr(policy, "blocks", None)
+    if blocks is not None:
+        _check_blocks("Fixed's mask", blocks, call)
+        return blocks.to_blocks()[None]
     mask, (rows, cols) = policy.mask, call.blocks
-    if mask.ndim == 1 and mask.shape == (cols,):
+    if mask.shape == (cols,):
         return mask[None, None]
-    if mask.shape == (rows, cols):
-        return mask[None]
-    if mask.shape == (call.n, cols):
-        # A BlockMask's rows are those of the queries.
-        own = mask[:: call.blocksize]
-        if np.array_equal(np.repeat(own, call.blocksize, axis=0)[: call.n], mask):
-            return own[None]
     if mask.shape == (heads * rows, cols):
         return mask.reshape(heads, rows, cols)
     raise ValueError(
-        f"Fixed has a mask of shape {mask.shape}, but there are {heads} heads of {rows} blocks of queries "
-        f"and {cols} blocks of keys"
+        f"Fixed has a mask of shape {mask.shape}, but {heads} heads of {rows} blocks of queries and {cols} "
+        f"blocks of keys take {(heads * rows, cols)} or {(cols,)}; for all heads alike, pass a BlockMask of "
+        f"shape {(call.n, call.m)}"
     )
 
 
