@@ -127,7 +127,15 @@ def test_mixed_types(rng):
     half = [x.astype(BF16) for x in (k, v)]
     got = pr.attention(q, *half)
     close(got, dense(q, *half), F32)
-    assert pr.attention(q.astype(F16), k.astype(F64), v).dtype == F16
+    wide = [q.astype(F16), k.astype(F64), v]
+    close(pr.attention(*wide), dense(*wide), F64)
+    for a in CLOSE:
+        for b in CLOSE:
+            expected = a if a == b else F64 if F64 in (a, b) else F32
+            for kinds in ([a, b, b], [b, a, b], [b, b, a]):
+                mixed = [x.astype(kind) for x, kind in zip((q, k, v), kinds, strict=True)]
+                close(pr.attention(*mixed), dense(*mixed), expected)
+                assert pr.attention(*mixed, prune=TopK(1), blocksize=4).dtype == expected
 
 
 def test_nothing_visible_gives_zeros(rng):
@@ -142,6 +150,17 @@ def test_nothing_visible_gives_zeros(rng):
     assert pr.attention(q[:, :0], k, v).shape == (2, 0, 8)
     assert pr.attention(q, k, v[..., :0], prune=TopK(1)).shape == (2, 40, 0)
     assert pr.attention(q[:0], k[:0], v[:0], prune=TopK(1)).shape == (0, 40, 8)
+    for policy in (TopK(1), TopK(1, rows=2), Fixed(np.ones(4, bool)), lambda s: np.ones_like(s.norms, bool)):
+        for heads, batch in [(0, ()), (0, (2,)), (2, (0,))]:
+            nobody = operands(rng, heads, heads, 40, 25, 8, 8, batch=batch)
+            mask = pr.BlockMask.full((*batch, heads, 40, 25), 16)
+            for blocks in (None, mask):
+                assert pr.attention(*nobody, mask=blocks, prune=policy, blocksize=16).shape == (
+                    *batch,
+                    heads,
+                    40,
+                    8,
+                )
     no_features = pr.attention(q[..., :0], k[..., :0], v)
     np.testing.assert_allclose(
         no_features, np.broadcast_to(v.mean(axis=1)[:, None], no_features.shape), atol=1e-6
@@ -242,7 +261,7 @@ def test_fixed_and_the_diagonal(rng):
     live = blocks | np.eye(4, dtype=bool)
     expected = dense(q, k, v, elements(live, 16, 64, 64))
     mask = pr.BlockMask(blocks, 16)
-    for fixed in (Fixed(blocks), Fixed(mask), mask, Fixed(np.tile(blocks, (3, 1)))):
+    for fixed in (Fixed(mask), mask, Fixed(np.tile(blocks, (3, 1))), np.tile(blocks, (3, 1))):
         close(pr.attention(q, k, v, prune=fixed, blocksize=16), expected, F32)
     close(
         pr.attention(q, k, v, prune=Fixed(np.zeros(4, bool)), blocksize=16),
@@ -251,8 +270,24 @@ def test_fixed_and_the_diagonal(rng):
     )
     # What the mask hides stays hidden.
     hidden = pr.BlockMask.full((64, 64), 16) - pr.BlockMask.block_diagonal((64, 64), 16)
-    got = pr.attention(q, k, v, mask=hidden, prune=Fixed(blocks), blocksize=16)
+    got = pr.attention(q, k, v, mask=hidden, prune=Fixed(mask), blocksize=16)
     close(got, dense(q, k, v, elements(blocks & ~np.eye(4, dtype=bool), 16, 64, 64)), F32)
+
+
+def test_what_an_array_means_does_not_depend_on_what_is_in_it(rng):
+    # Rows that repeat: as many as queries, but they are blocks of queries of both heads.
+    rows = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], bool)
+    q, k, v = operands(rng, 2, 2, 4, 4, 8, 8)
+    got = pr.attention(q, k, v, prune=Fixed(rows), blocksize=2)
+    np.testing.assert_array_equal(got, pr.attention(q, k, v, prune=lambda s: rows, blocksize=2))
+    live = rows.reshape(2, 2, 2) | np.eye(2, dtype=bool)
+    close(got, dense(q, k, v, elements(live, 2, 4, 4)), F32)
+    mask = pr.BlockMask(rows[::2], 2)
+    close(
+        pr.attention(q, k, v, prune=mask, blocksize=2),
+        dense(q, k, v, elements(live[0] & live[1], 2, 4, 4)),
+        F32,
+    )
 
 
 def test_functions_see_scores_and_what_is_visible(rng):
@@ -352,7 +387,7 @@ def test_what_the_trace_counts(rng):
     assert [record.name for record in t.records] == ["attention"]
     assert t.records[0].path
     with trace() as t:
-        pr.attention(q, k, v, prune=Fixed(np.eye(4, dtype=bool)), blocksize=16)
+        pr.attention(q, k, v, prune=pr.BlockMask(np.eye(4, dtype=bool), 16), blocksize=16)
     assert (t.flops, t.flops_skipped) == (28 * 4 * 64 * 16, 28 * 4 * 64 * 48)
     assert (t.live_fraction, t.union_fraction) == (0.25, 1.0)
     only_first = pr.BlockMask(np.array([[True, True, False, False]] * 4), 16)
@@ -364,3 +399,74 @@ def test_what_the_trace_counts(rng):
     with trace() as t:
         pr.attention(q[:, :1], k, v, prune=TopK(1), blocksize=16)
     assert (t.bytes_loaded, t.bytes_skipped) == (2 * 16 * 14 * 4, 2 * 48 * 14 * 4)
+
+
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_the_trace_counts_every_pair(data):
+    draw = data.draw
+    groups, share = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    n, m, size = (
+        draw(st.integers(1, 30)),
+        draw(st.integers(0, 30)),
+        draw(st.sampled_from([1, 2, 3, 7, 16, 40])),
+    )
+    causal, batch = draw(st.booleans()), draw(st.sampled_from([(), (2,)]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    q, k, v = operands(rng, groups * share, groups, n, m, 3, 2, batch=batch)
+    rows, cols = -(-n // size), -(-m // size)
+    lead = (*batch, groups * share)
+    pairs = np.broadcast_to(
+        np.tri(n, m, m - n, dtype=bool) if causal else np.ones((n, m), bool), (*lead, n, m)
+    )
+    mask = prune = None
+    if draw(st.booleans()):
+        mask = pr.BlockMask.random((n, m), size, draw(st.sampled_from([0.0, 0.5, 1.0])), rng)
+        pairs = pairs & mask.toarray()
+    used = pairs
+    if draw(st.booleans()):
+        prune = rng.random((math.prod(lead) * rows, cols)) < draw(st.sampled_from([0.0, 0.3, 0.7]))
+        at = np.arange(n) // size
+        kept = np.zeros((rows, cols), bool)
+        for i in range(n):
+            if i + m - n >= 0:
+                kept[i // size, (i + m - n) // size] = True
+        live = prune.reshape(*lead, rows, cols) | kept
+        used = pairs & live[..., at[:, None], np.arange(m) // size]
+
+    def blocks(seen):
+        starts = np.arange(0, n, size), np.arange(0, m, size)
+        return np.logical_or.reduceat(np.logical_or.reduceat(seen, starts[0], axis=-2), starts[1], axis=-1)
+
+    def read(seen):
+        return seen.reshape(*batch, groups, share * seen.shape[-2], seen.shape[-1]).any(axis=-2)
+
+    with trace() as t:
+        pr.attention(q, k, v, mask, prune, causal, blocksize=size)
+    (record,) = t.records
+    assert (t.flops, t.flops_skipped) == (10 * used.sum(), 10 * (pairs.sum() - used.sum()))
+    assert (record.live, record.total) == (blocks(used).sum(), blocks(pairs).sum())
+    assert (record.union_live, record.union_total) == (read(blocks(used)).sum(), read(blocks(pairs)).sum())
+    keys = [
+        (read(blocks(seen)) * np.diff(np.append(np.arange(0, m, size), m))).sum() for seen in (used, pairs)
+    ]
+    assert (t.bytes_loaded, t.bytes_skipped) == (20 * keys[0], 20 * (keys[1] - keys[0]))
+
+
+def test_a_call_that_did_nothing_names_no_path(rng):
+    q, k, v = operands(rng, 2, 2, 40, 25, 8, 8)
+    pr.attention(q, k, v)
+    for nothing in [(q[:0], k[:0], v[:0]), (q[:, :0], k, v), (q, k, v[..., :0])]:
+        with trace() as t:
+            pr.attention(*nothing, prune=TopK(1))
+        assert [(record.path, record.flops) for record in t.records] == [("", 0)]
+
+
+def test_counting_does_not_look_at_every_block():
+    from prunus.pruning import attention as module
+
+    # Far more blocks than can be looked at one by one.
+    q = np.broadcast_to(np.ones((1, 1), F32), (1 << 20, 1))
+    call = module._check(q, q, q, None, True, 1)
+    n = 1 << 20
+    assert module._tally_all(call) == (n * (n + 1) // 2, n * (n + 1) // 2, n, n)

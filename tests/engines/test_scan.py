@@ -65,8 +65,9 @@ def test_against_the_plain_loop(rng, dtype, without, softplus):
     expected, last = members(operands, delta_softplus=softplus)
     y, state = pr.selective_scan(**operands, delta_softplus=softplus, return_state=True)
     inner = F64 if dtype == F64 else F32
-    assert (y.dtype, state.dtype) == (dtype, inner)
-    near(y, expected, dtype, inner)
+    # Parameters in float32 widen halves.
+    assert (y.dtype, state.dtype) == (inner, inner)
+    near(y, expected, inner, inner)
     near(state, last, inner, inner)
     assert pr.selective_scan(**operands, delta_softplus=softplus).tobytes() == y.tobytes()
 
@@ -281,10 +282,31 @@ def test_broadcast_batches_and_mixed_dtypes(rng):
     assert (y.shape, y.dtype) == ((3, 11, 9), F32)
     full = operands | {k: np.broadcast_to(operands[k], (3, 11, 4)) for k in "BC"}
     near(y, members(full)[0], F32)
-    assert pr.selective_scan(**{**operands, "A": operands["A"].astype(F64)}).dtype == F32
-    halves = {k: v.astype(BF16) for k, v in operands.items()}
-    y, state = pr.selective_scan(**halves, return_state=True)
-    assert (y.dtype, state.dtype) == (BF16, F32)
+    for name in operands:
+        assert pr.selective_scan(**{**operands, name: operands[name].astype(F64)}).dtype == F64
+    for half, other in [(BF16, F16), (F16, BF16)]:
+        halves = {k: v.astype(half) for k, v in full.items()}
+        y, state = pr.selective_scan(**halves, return_state=True)
+        assert (y.dtype, state.dtype) == (half, F32)
+        near(y, members(halves)[0], half)
+        assert pr.selective_scan(**halves, state=state).dtype == half  # a state does not widen it
+        for name, value in halves.items():
+            for wide in (F32, other):
+                mixed = {**halves, name: value.astype(wide)}
+                assert pr.selective_scan(**mixed).dtype == F32
+                first = {k: v if k in ("A", "D", "delta_bias") else v[:, 0] for k, v in mixed.items()}
+                assert pr.selective_step(**first, state=state.copy()).dtype == F32
+
+
+@pytest.mark.parametrize("empty", [{"batch": (0,)}, {"length": 0}, {"channels": 0}], ids=str)
+def test_a_scan_of_nothing_names_no_path(rng, empty):
+    operands = make(rng)
+    pr.selective_scan(**operands)
+    with pr.trace() as t:
+        pr.selective_scan(**make(rng, **empty), prune=pr.Threshold(0.1))
+    (record,) = t.records
+    assert record.path == ""
+    assert (t.flops, t.bytes_loaded, record.total, record.union_total) == (0, 0, 0, 0)
 
 
 def test_a_state_that_overlaps_its_operands(rng):

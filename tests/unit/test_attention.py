@@ -80,9 +80,12 @@ def test_policies():
     wrong("must return an array of booleans", prune=lambda s: s.norms, error=TypeError, blocksize=4)
     wrong("must return shape", prune=lambda s: s.norms[1:] > 0, blocksize=4)
     wrong("3 blocks of queries and 3 blocks of keys", prune=Fixed(np.ones((5, 3), bool)), blocksize=4)
-    uneven = np.ones((10, 3), bool)
-    uneven[1] = False
-    wrong("Fixed has a mask of shape", prune=Fixed(uneven), blocksize=4)
+    # An array has a row for each block of queries of each head, whatever is in it.
+    wrong(r"take \(12, 3\) or \(3,\)", prune=Fixed(np.ones((3, 3), bool)), blocksize=4)
+    wrong("pass a BlockMask of shape", prune=Fixed(np.ones((10, 3), bool)), blocksize=4)
+    for shape, size in [((12, 12), 4), ((10, 12), 2), ((10, 12), (4, 2)), ((10, 12), 5)]:
+        wrong("Fixed's mask", prune=Fixed(pr.BlockMask.full(shape, size)), blocksize=4)
+    pr.attention(*GOOD, prune=Fixed(pr.BlockMask.full((10, 12), 64)), blocksize=20)
     wrong("cannot choose", prune=Router(5), blocksize=4)
 
 

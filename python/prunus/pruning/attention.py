@@ -11,7 +11,7 @@ import numpy as np
 
 from prunus import _layout as lay
 from prunus import engines
-from prunus._dtypes import FLOATS, Array
+from prunus._dtypes import FLOATS, Array, DType, result_dtype
 from prunus._mask import BlockMask
 from prunus._operands import as_operand
 from prunus._storage import BlockStorage
@@ -64,9 +64,10 @@ def attention(
     Returns
     -------
     ndarray
-        Shape (*batch, heads, n, features), as many dimensions as ``q``, in ``q``'s dtype. Sums are float32,
-        or float64 if an operand is. A query that sees nothing gets zeros. NaN and infinities in keys and
-        values that a query sees propagate as in NumPy; others do not reach it.
+        Shape (*batch, heads, n, features), as many dimensions as ``q``, in the operands' common dtype:
+        float64 if one is, else float32 if they differ. Sums are float32, or float64 if an operand is. A query
+        that sees nothing gets zeros. NaN and infinities in keys and values that a query sees propagate as in
+        NumPy; others do not reach it.
 
     Raises
     ------
@@ -89,8 +90,8 @@ def attention(
     - ``TopK`` keeps the blocks with the highest scores; a fraction is of the visible blocks.
     - ``Threshold(tau)`` keeps those whose share in the softmax of the row's scores over its visible blocks
       exceeds ``tau``.
-    - ``Fixed`` takes a mask of (blocks of queries, blocks of keys) for all heads, (rows, blocks of keys), or
-      a BlockMask of shape (n, m).
+    - ``Fixed`` takes an array (rows, blocks of keys), the same blocks of keys for all rows as an array
+      (blocks of keys,), or the same for all heads as a BlockMask of shape (n, m) in blocks of ``blocksize``.
     - Functions and objects of one's own see the scores of all rows at once.
 
     The diagonal blocks, which hold the keys i + m - n of the row's own queries, are always kept where they
@@ -122,15 +123,15 @@ def attention(
     policy = as_policy(prune)
     with span("attention") as t:
         live = grid
-        if policy is not None and call.n and call.m:
+        if policy is not None and all(call.q.shape[:-1]) and call.m:
             live = _decide(policy, call, grid)
-        out = np.empty((*call.q.shape[:-1], call.v.shape[-1]), call.q.dtype)
-        engine = engines.active()
+        out = np.empty((*call.q.shape[:-1], call.v.shape[-1]), call.dtype)
         if out.size:
+            engine = engines.active()
             engine.attention(call.q, call.k, call.v, out, live, call.scale, call.causal, call.blocksize)
-        if t:
-            _count(t, call, grid, live)
-            t.ran(engine.name)
+            if t:
+                t.ran(engine.name)
+                _count(t, call, grid, live)
     return out[0] if call.flat else out
 
 
@@ -144,6 +145,11 @@ class _Call(NamedTuple):
     causal: bool
     blocksize: int
     flat: bool
+
+    @property
+    def dtype(self) -> DType:
+        """Dtype of the result."""
+        return result_dtype(result_dtype(self.q.dtype, self.k.dtype), self.v.dtype)
 
     @property
     def n(self) -> int:
@@ -236,23 +242,27 @@ def _grid(mask: Any, call: _Call) -> Array | None:
         )
     if not isinstance(mask, BlockMask):
         raise TypeError(f"mask must be a BlockMask, got {type(mask).__name__}")
-    n, m, size = call.n, call.m, call.blocksize
-    if mask.shape[-2:] != (n, m):
-        raise ValueError(f"mask has shape {mask.shape}, but there are {n} queries and {m} keys")
+    _check_blocks("mask", mask, call)
     lead = call.q.shape[:-2]
-    blocks = call.blocks
-    # Blocks that reach past both lengths are one block, whatever their size.
-    if mask.blocksize != (size, size) and not (mask.grid[-2:] == blocks and min(mask.blocksize) >= size):
-        raise ValueError(
-            f"mask is in blocks of {mask.blocksize}, attention in blocks of {(size, size)}: pass "
-            f"blocksize={mask.blocksize[0]}, or a mask in blocks of {size}"
-        )
     try:
-        return np.broadcast_to(mask.to_blocks(), (*lead, *blocks))
+        return np.broadcast_to(mask.to_blocks(), (*lead, *call.blocks))
     except ValueError:
         raise ValueError(
             f"the leading dimensions {mask.shape[:-2]} of mask do not broadcast to the heads {lead} of q"
         ) from None
+
+
+def _check_blocks(name: str, mask: BlockMask, call: _Call) -> None:
+    """Raise ValueError unless the mask is one of these queries and keys, in blocks of the operation."""
+    n, m, size = call.n, call.m, call.blocksize
+    if mask.shape[-2:] != (n, m):
+        raise ValueError(f"{name} has shape {mask.shape}, but there are {n} queries and {m} keys")
+    # Blocks that reach past both lengths are one block, whatever their size.
+    if mask.blocksize != (size, size) and not (mask.grid[-2:] == call.blocks and min(mask.blocksize) >= size):
+        raise ValueError(
+            f"{name} is in blocks of {mask.blocksize}, attention in blocks of {(size, size)}: pass "
+            f"blocksize={mask.blocksize[0]}, or a mask in blocks of {size}"
+        )
 
 
 # Deciding ------------------------------------------------------------------------------------------------
@@ -330,21 +340,19 @@ def _shares(scores: Array, visible: Array | None) -> Array:
 
 def _fixed(policy: Fixed, call: _Call, heads: int) -> Array:
     """Return a fixed mask as (heads or 1, blocks of queries or 1, blocks of keys)."""
+    blocks: BlockMask | None = getattr(policy, "blocks", None)
+    if blocks is not None:
+        _check_blocks("Fixed's mask", blocks, call)
+        return blocks.to_blocks()[None]
     mask, (rows, cols) = policy.mask, call.blocks
-    if mask.ndim == 1 and mask.shape == (cols,):
+    if mask.shape == (cols,):
         return mask[None, None]
-    if mask.shape == (rows, cols):
-        return mask[None]
-    if mask.shape == (call.n, cols):
-        # A BlockMask's rows are those of the queries.
-        own = mask[:: call.blocksize]
-        if np.array_equal(np.repeat(own, call.blocksize, axis=0)[: call.n], mask):
-            return own[None]
     if mask.shape == (heads * rows, cols):
         return mask.reshape(heads, rows, cols)
     raise ValueError(
-        f"Fixed has a mask of shape {mask.shape}, but there are {heads} heads of {rows} blocks of queries "
-        f"and {cols} blocks of keys"
+        f"Fixed has a mask of shape {mask.shape}, but {heads} heads of {rows} blocks of queries and {cols} "
+        f"blocks of keys take {(heads * rows, cols)} or {(cols,)}; for all heads alike, pass a BlockMask of "
+        f"shape {(call.n, call.m)}"
     )
 
 
@@ -370,37 +378,103 @@ def _scores(call: _Call, at: slice, part: slice) -> Array:
 # Counting ------------------------------------------------------------------------------------------------
 
 
+class _Tally(NamedTuple):
+    """What some blocks of queries and keys come to, over all heads."""
+
+    blocks: int
+    pairs: int
+    """Queries and keys that meet in the blocks."""
+    read: int
+    """Blocks of keys that at least one query reads, each counted once for all heads that share it."""
+    keys: int
+    """Keys in those blocks."""
+
+
 def _count(t: Span, call: _Call, grid: Array | None, live: Array | None) -> None:
     """Say how many pairs of queries and keys were multiplied, and which keys and values were read."""
-    lead, (rows, cols) = call.q.shape[:-2], call.blocks
-    size, n, m = call.blocksize, call.n, call.m
-    starts, ends = np.arange(cols) * size, np.minimum((np.arange(cols) + 1) * size, m)
-    heights = np.minimum((np.arange(rows) + 1) * size, n) - np.arange(rows) * size
-    if call.causal:
-        pairs: Array = np.zeros((rows, cols), np.int64)
-        for i, first in enumerate(call.edges()[0]):
-            last_seen = first + np.arange(heights[i])[:, None]
-            pairs[i] = np.clip(np.minimum(ends, last_seen + 1) - starts, 0, None).sum(axis=0)
-    else:
-        pairs = heights[:, None] * (ends - starts)
-    visible = np.broadcast_to(pairs > 0, (*lead, rows, cols))
     if grid is not None:
-        visible = visible & grid
-    used = visible if live is None else visible & live
+        pairs = _pairs(call)
+        visible = used = _tally(call, grid & (pairs > 0), pairs)
+        if live is not None and live is not grid:
+            used = _tally(call, live, pairs)
+    else:
+        visible = used = _tally_all(call)
+        if live is not None:
+            used = _tally_decided(call, live, visible)
     each = 2 * (call.k.shape[-1] + call.v.shape[-1])
-    done, all_of_them = int((used * pairs).sum()), int((visible * pairs).sum())
-    groups = call.k.shape[-3]
-    shape = (*lead[:-1], groups, lead[-1] // groups, rows, cols) if groups else (0, 1, 1, rows, cols)
-    touched, wanted = (x.reshape(shape).any(axis=(-3, -2)) for x in (used, visible))
     width = call.k.shape[-1] * call.k.dtype.itemsize + call.v.shape[-1] * call.v.dtype.itemsize
-    loaded, needed = (int((x * (ends - starts)).sum()) * width for x in (touched, wanted))
     t.count(
-        flops=each * done,
-        flops_skipped=each * (all_of_them - done),
-        bytes_loaded=loaded,
-        bytes_skipped=needed - loaded,
-        live=int(used.sum()),
-        total=int(visible.sum()),
-        union_live=int(touched.sum()),
-        union_total=int(wanted.sum()),
+        flops=each * used.pairs,
+        flops_skipped=each * (visible.pairs - used.pairs),
+        bytes_loaded=width * used.keys,
+        bytes_skipped=width * (visible.keys - used.keys),
+        live=used.blocks,
+        total=visible.blocks,
+        union_live=used.read,
+        union_total=visible.read,
     )
+
+
+def _pairs(call: _Call) -> Array:
+    """Return how many queries and keys meet in each block (queries, keys)."""
+    (rows, cols), size = call.blocks, call.blocksize
+    # Edges between blocks, both counted in keys.
+    above = np.minimum(np.arange(rows + 1) * size, call.n) + (call.m - call.n)
+    left = np.minimum(np.arange(cols + 1) * size, call.m)
+    if not call.causal:
+        return np.multiply.outer(np.diff(above), np.diff(left))
+    # Queries above an edge and keys right of one meet in a triangle; a block is what four of them differ by.
+    side = np.maximum(np.subtract.outer(above, left), 0)
+    triangles = side * (side + 1) >> 1
+    strips = triangles[1:] - triangles[:-1]
+    pairs: Array = strips[:, :-1] - strips[:, 1:]
+    return pairs
+
+
+def _tally_all(call: _Call) -> _Tally:
+    """Count what is visible without a mask."""
+    (rows, cols), n, m = call.blocks, call.n, call.m
+    blocks, pairs = rows * cols, n * m
+    if call.causal:
+        # Query i sees i + 1 + m - n keys; a row of blocks those blocks that its last query sees.
+        ahead = -((n - m) // call.blocksize)
+        pairs = _triangle(m) - _triangle(m - n)
+        blocks = _triangle(rows - 1 + ahead) - _triangle(ahead) + cols
+    heads, members = math.prod(call.q.shape[:-2]), math.prod(call.k.shape[:-2])
+    return _Tally(heads * blocks, heads * pairs, members * cols, members * m)
+
+
+def _tally_decided(call: _Call, live: Array, visible: _Tally) -> _Tally:
+    """Count what a policy left of all that is visible, without looking at each block."""
+    (rows, cols), size, heads = call.blocks, call.blocksize, math.prod(call.q.shape[:-2])
+    blocks = int(np.count_nonzero(live))
+    # The diagonal is live, so what is dead is whole: but for what hangs over the lower edge and, if anybody
+    # sees that far, the right one. The corner of both is on the diagonal.
+    low, right = rows * size - call.n, cols * size - call.m
+    pairs = visible.pairs - (visible.blocks - blocks) * size * size
+    if low:
+        pairs += (heads * cols - int(np.count_nonzero(live[..., -1, :]))) * low * size
+    if right and not call.causal:
+        pairs += (heads * rows - int(np.count_nonzero(live[..., -1]))) * right * size
+    return _Tally(blocks, pairs, *_read(call, live))
+
+
+def _tally(call: _Call, used: Array, pairs: Array) -> _Tally:
+    """Count blocks (*batch, heads, blocks of queries, blocks of keys), all visible."""
+    each = np.add.reduce(used.reshape(-1, *pairs.shape), axis=0, dtype=np.int64)
+    return _Tally(int(np.add.reduce(each, axis=None)), int(np.vdot(each, pairs)), *_read(call, used))
+
+
+def _read(call: _Call, used: Array) -> tuple[int, int]:
+    """Return how many blocks of keys the heads that share them read, and how many keys those hold."""
+    members, cols = math.prod(call.k.shape[:-2]), call.blocks[1]
+    read = np.logical_or.reduce(used.reshape(members, -1, cols), axis=1)
+    blocks, right = int(np.count_nonzero(read)), cols * call.blocksize - call.m
+    if right:
+        return blocks, blocks * call.blocksize - int(np.count_nonzero(read[:, -1])) * right
+    return blocks, blocks * call.blocksize
+
+
+def _triangle(n: int) -> int:
+    """Return 1 + 2 + ... + n."""
+    return n * (n + 1) // 2 if n > 0 else 0

@@ -76,8 +76,9 @@ def selective_scan(
     Returns
     -------
     y : ndarray
-        Shape (*batch, length, channels), in the common dtype of u, delta, B, C and z: parameters (A, D,
-        delta_bias) and the state do not widen it.
+        Shape (*batch, length, channels), in the common dtype of all operands but the state: float64 if one
+        is, else float32 if they differ. For a result in half precision, parameters (A, D, delta_bias) are
+        halves too.
     state : ndarray
         Only with ``return_state``: shape (*batch, channels, states). It has the dtype that the scan computes
         in: float64 if any operand is float64, else float32.
@@ -161,7 +162,7 @@ def selective_step(
     Returns
     -------
     ndarray
-        Shape (*batch, channels).
+        Shape (*batch, channels), in the dtype of :func:`selective_scan`.
 
     Raises
     ------
@@ -273,7 +274,7 @@ def _checked(
     if state is not None and state.shape[:-2] != batch:
         raise ValueError(f"state must have shape {(*batch, channels, states)}, got {state.shape}")
     kind = u.dtype
-    for operand in (delta, b, c, z):
+    for operand in (delta, a, b, c, d, z, bias):
         kind = kind if operand is None else result_dtype(kind, operand.dtype)
     compute = F64 if any(x is not None and x.dtype == F64 for x in named.values()) else F32
     if state is not None and state.dtype != compute:
@@ -287,28 +288,29 @@ def _checked(
 
 def _run(scan: _Scan, softplus: bool, state: Array | None, policy: Policy | None, branch: int) -> Array:
     """Decide what is live, and scan."""
-    engine = engines.active()
     out = np.empty(scan.u.shape, scan.kind)
     with span("selective_scan") as at:
         live = None if policy is None else _live(scan, policy, branch)
-        engine.scan(
-            scan.u,
-            scan.delta,
-            scan.a,
-            scan.b,
-            scan.c,
-            scan.d,
-            scan.z,
-            scan.bias,
-            softplus,
-            state,
-            out,
-            live,
-            branch,
-        )
-        if at:
-            at.ran(engine.name)
-            _count(at, scan, state is not None, live, branch)
+        if out.size:
+            engine = engines.active()
+            engine.scan(
+                scan.u,
+                scan.delta,
+                scan.a,
+                scan.b,
+                scan.c,
+                scan.d,
+                scan.z,
+                scan.bias,
+                softplus,
+                state,
+                out,
+                live,
+                branch,
+            )
+            if at:
+                at.ran(engine.name)
+                _count(at, scan, state is not None, live, branch)
     return out
 
 
