@@ -81,3 +81,12 @@ def test_predictor_on_a_real_layer():
     assert rows[1].recall >= 0.95
     assert rows[3].recall > rows[2].recall
     assert rows[5].error < rows[4].error
+
+
+def test_exactness_finds_every_layer_exact():
+    from prunus.bench import exactness
+
+    found = exactness.measure(["float32"])
+    assert [value for _, what, value in found if "error" not in what] == ["20 of 20 layers"] * 5
+    assert float(found[0][2]) < 1e-5
+    assert "float32" in exactness.report(found)

@@ -13,7 +13,7 @@ _DESCRIPTION = """\
 Time layers that find and skip dead branches beside torch's dense ones, in one process and in interleaved
 rounds, and tell the medians: feed-forward layers, mixtures of experts, attention, the predictor, a trace."""
 
-_SECTIONS = ("ffn", "moe", "attention", "predictor", "trace")
+_SECTIONS = ("exactness", "ffn", "moe", "attention", "predictor", "trace")
 
 
 def add(kinds: Any) -> None:
@@ -54,6 +54,10 @@ def _section(name: str, options: argparse.Namespace) -> str:
 
     if name == "ffn":
         return pruning.report_ffn(pruning.measure_ffn(options.dtypes, options.threads, options.rounds))
+    if name == "exactness":
+        from prunus.bench import exactness
+
+        return exactness.report(exactness.measure(options.dtypes))
     if name == "trace":
         return pruning.report_trace(pruning.measure_trace(options.rounds))
     try:
