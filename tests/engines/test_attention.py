@@ -304,7 +304,12 @@ def test_functions_see_scores_and_what_is_visible(rng):
     got = pr.attention(q, k, v, causal=True, prune=first_two, blocksize=16)
     (statistics,) = seen
     assert statistics.norm == "score"
-    np.testing.assert_allclose(statistics.norms, pooled(q, k, 16).reshape(6, 3), rtol=1e-5, atol=1e-6)
+    expected = pooled(q, k, 16).reshape(2, 3, 3)
+    for i, (first, end) in enumerate([(16, 24), (32, 40), (32, 48)]):
+        # The last block of keys that a block of queries sees, as far as it sees it.
+        means = q[:, 16 * i : 16 * (i + 1)].mean(axis=1), k[:, first:end].mean(axis=1)
+        expected[:, i, first // 16] = (means[0] * means[1]).sum(axis=1) / np.sqrt(8)
+    np.testing.assert_allclose(statistics.norms, expected.reshape(6, 3), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(statistics.visible[:3], [[1, 1, 0], [1, 1, 1], [1, 1, 1]])
     live = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1]], bool)  # the diagonal, here two blocks a row, is kept
     close(got, dense(q, k, v, elements(live, 16, 40, 48), causal=True), F32)
@@ -470,3 +475,17 @@ def test_counting_does_not_look_at_every_block():
     call = module._check(q, q, q, None, True, 1)
     n = 1 << 20
     assert module._tally_all(call) == (n * (n + 1) // 2, n * (n + 1) // 2, n, n)
+
+
+@pytest.mark.parametrize(("n", "m"), [(200, 256), (64, 100), (33, 40)])
+def test_what_is_in_the_future_reaches_no_decision(rng, n, m):
+    q, k, v = (3 * rng.standard_normal((4, length, 16)).astype(np.float32) for length in (n, m, m))
+    # A query of the first block sees keys up to here.
+    seen = 32 + m - n
+    later = k.copy()
+    later[:, seen:] = np.nan
+    for policy in (pr.Threshold(0.05), pr.TopK(2), lambda s: s.norms > 0):
+        a, b = (
+            pr.attention(q, keys, v, causal=True, prune=policy, blocksize=32)[:, :32] for keys in (k, later)
+        )
+        np.testing.assert_array_equal(a, b)

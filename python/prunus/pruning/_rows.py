@@ -120,7 +120,7 @@ def check_activation(activation: str | None) -> None:
         raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {activation!r}")
 
 
-def check_branch(branch: Any, units: int | None = None) -> int:
+def check_branch(branch: Any, units: int | None = None, name: str = "branch") -> int:
     """Return the width of a branch, no wider than there are units.
 
     Raises
@@ -129,13 +129,13 @@ def check_branch(branch: Any, units: int | None = None) -> int:
         If it is not a positive integer.
     """
     if isinstance(branch, (bool, np.bool_)):
-        raise TypeError("branch must be an integer, got a bool")
+        raise TypeError(f"{name} must be an integer, got a bool")
     try:
         width = operator.index(branch)
     except TypeError:
-        raise TypeError(f"branch must be an integer, got {type(branch).__name__}") from None
+        raise TypeError(f"{name} must be an integer, got {type(branch).__name__}") from None
     if width < 1:
-        raise ValueError(f"branch must be at least 1, got {width}")
+        raise ValueError(f"{name} must be at least 1, got {width}")
     return width if units is None else min(width, max(units, 1))
 
 

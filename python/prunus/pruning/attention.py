@@ -367,12 +367,34 @@ def _scores(call: _Call, at: slice, part: slice) -> Array:
     if at == slice(0, math.prod(lead)):
         own = out.reshape(*lead, *out.shape[1:])
         engine.pooled_scores(call.q[..., rows, :], call.k, own, call.scale, size)
+        _narrow(call, call.q, call.k, own, part)
         return out
     for h, scores in enumerate(out, at.start):
         one = np.unravel_index(h, lead)
         keys = call.k[(*one[:-1], one[-1] // share)]
         engine.pooled_scores(call.q[one][None, rows], keys[None], scores[None], call.scale, size)
+        _narrow(call, call.q[one][None], keys[None], scores[None], part)
     return out
+
+
+def _narrow(call: _Call, q: Array, k: Array, scores: Array, part: slice) -> None:
+    """Pool a block of keys whose end no query of a block sees, by causality, over the keys before it.
+
+    That happens where lengths differ by something else than whole blocks. What is in the future must not
+    reach a decision.
+    """
+    size, shift = call.blocksize, call.m - call.n
+    if not call.causal or shift % size == 0:
+        return
+    for i in range(part.start, part.stop):
+        last = min((i + 1) * size, call.n)
+        end = last + shift
+        first = (end - 1) // size * size
+        if 0 < end < min(first + size, call.m):
+            one = np.empty((*scores.shape[:-2], 1, 1), scores.dtype)
+            queries, keys = q[..., i * size : last, :], k[..., first:end, :]
+            engines.active().pooled_scores(queries, keys, one, call.scale, size)
+            scores[..., i - part.start, first // size] = one[..., 0, 0]
 
 
 # Counting ------------------------------------------------------------------------------------------------

@@ -228,6 +228,8 @@ class FFN:
             y = np.empty((len(rows.x), self.out_features), kind)
         else:
             shape = (*rows.lead, self.out_features)
+            if not isinstance(out, np.ndarray):
+                raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
             if out.shape != shape or out.dtype != kind or not out.flags.c_contiguous:
                 raise ValueError(
                     f"out must be {kind} of shape {shape} in C order, got {out.dtype} {out.shape}"

@@ -80,7 +80,7 @@ def linear(
     """
     _rows.check_activation(activation)
     policy = as_policy(prune)
-    blockrows = _rows.check_branch(blockrows)
+    blockrows = _rows.check_branch(blockrows, name="blockrows")
     if isinstance(w, BSR):
         if w.ndim != 2:
             raise ValueError(f"w must have two dimensions (out, in), got shape {w.shape}")
