@@ -46,6 +46,8 @@ import os, signal, threading, time
 import numpy as np
 import prunus as pr
 
+# A job in the background inherits that the signal is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 W = pr.BSR.from_dense(np.ones((256, 1 << 16), np.float32), blocksize=64)
 x = np.broadcast_to(np.ones((1, 1), np.float32), (1 << 16, 1 << 20))  # a minute or more
 steps = []
