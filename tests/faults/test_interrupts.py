@@ -105,10 +105,12 @@ for threads in (1, 2):
 # A handler that raises nothing leaves the product alone, and the next one is right.
 seen = []
 signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-threading.Thread(target=interrupt).start()
+sender = threading.Thread(target=interrupt)
+sender.start()
 while not seen:
     small = W @ x[:, :8]
     assert (small == K).all()
+sender.join()  # it prints, too
 print("fine")
 """
     )
