@@ -304,3 +304,15 @@ def test_liveness_is_traced_as_of_an_ffn(given, rng, form, prune):
     with pr.trace() as t:
         pr.moe(x, given["router"], *parts)
     assert all(r.total == 0 for r in t.records if r.name == "expert")
+
+
+@pytest.mark.parametrize("norm", ["max", "l2"])
+def test_what_is_small_is_not_dead_in_stored_experts(norm):
+    # Squares of these are below what single precision holds, and so are the values themselves.
+    up = np.full((1, 4, 4), 1e-60)
+    stored = [pr.BSR(up[0], blocksize=2)]
+    down = [pr.BSR(np.full((2, 4), 1e60), blocksize=2)]
+    x, router = np.ones((3, 4)), np.ones((1, 4))
+    policy = pr.Threshold(0.0, norm)
+    got = pr.moe(x, router, stored, down, top_k=1, activation="relu", prune=policy, branch=2)
+    np.testing.assert_allclose(got, 16.0)

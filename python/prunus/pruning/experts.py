@@ -13,7 +13,7 @@ from prunus._storage import BlockStorage
 from prunus._trace import Span, span
 from prunus.engines.base import Engine
 from prunus.ops import matmul
-from prunus.pruning._rows import TILE, as_table, find
+from prunus.pruning._rows import TILE, as_table, contribute, find, norms_of, spread
 from prunus.pruning.ffn import FFN
 from prunus.pruning.policies import Policy, decide, foreseen
 
@@ -118,7 +118,7 @@ class Expert:
         with span("expert") as at:
             h, live, known = self._hidden(engine, x, style, sums)
             y = np.empty((len(x), self.out_features), sums)
-            every = None if live is None else _spread(live, style.branch, self.units)
+            every = None if live is None else spread(live, style.branch, self.units)
             if isinstance(self.down, BlockStorage):
                 _down_blocks(h, self.down, y, every)
             elif live is None or every is None:
@@ -126,7 +126,7 @@ class Expert:
             elif _in_line(self.down):
                 engine.combine(h, self.down.T, y, live, style.branch)
             else:
-                _down(engine, h, as_table(self.down, "w_down"), y, every)
+                contribute(h, as_table(self.down, "w_down"), y, every, 1)
             if at:
                 self._count(at, len(x), live, style.branch, known)
                 at.ran(engine.name)
@@ -147,8 +147,8 @@ class Expert:
             known = live is not None
             _project(engine, x, first, h, live, branch, activation)
             if live is None:
-                live = decide(policy, _norms(h, branch, policy.norm))
-                h[~_spread(live, branch, self.units)] = 0
+                live = decide(policy, norms_of(h, branch, policy.norm))
+                h[~spread(live, branch, self.units)] = 0
             live = np.ascontiguousarray(live)
         else:
             live, known = find(policy, x, as_table(first, "w"), h, branch, None, activation)
@@ -164,9 +164,9 @@ class Expert:
             tiles = np.logical_or.reduceat(live, np.arange(0, rows, TILE), axis=0) if rows else live
             at.count(live=live.sum(), total=live.size, union_live=tiles.sum(), union_total=tiles.size)
         if live is not None and live.size:
-            share = float(_spread(live, branch, self.units).mean())
+            share = float(spread(live, branch, self.units).mean())
             union = float(
-                _spread(np.logical_or.reduce(live, axis=0, keepdims=True), branch, self.units).mean()
+                spread(np.logical_or.reduce(live, axis=0, keepdims=True), branch, self.units).mean()
             )
         first = self.up if self.gate is None else self.gate
         for w in self.matrices:
@@ -250,12 +250,6 @@ def _in_line(down: Array) -> bool:
     return down.shape[0] == 1 or down.strides[0] == down.itemsize
 
 
-def _spread(live: Array, branch: int, units: int) -> Array:
-    """Return the liveness of units from that of branches."""
-    every: Array = live if branch == 1 else np.repeat(live, branch, axis=1)[:, :units]
-    return every
-
-
 def _project(
     engine: Engine,
     x: Array,
@@ -274,7 +268,7 @@ def _project(
     if scale is not None:
         out *= scale
     if live is not None:
-        out[~_spread(live, branch, out.shape[1])] = 0
+        out[~spread(live, branch, out.shape[1])] = 0
 
 
 def _product(x: Array, w: BlockStorage, out: Array, activation: str | None = None) -> None:
@@ -291,30 +285,12 @@ def _product(x: Array, w: BlockStorage, out: Array, activation: str | None = Non
         matmul(x.astype(kind, copy=False), w.T, out, activation=activation, dtype=out.dtype)
 
 
-def _norms(h: Array, branch: int, norm: str) -> Array:
-    """Return the norm of every branch of ``h`` in float32."""
-    starts = np.arange(0, h.shape[1], branch)
-    if norm == "l2":
-        return np.sqrt(np.add.reduceat(h * h, starts, axis=1)).astype(np.float32, copy=False)
-    return np.maximum.reduceat(np.abs(h), starts, axis=1).astype(np.float32, copy=False)
-
-
-def _down(engine: Engine, h: Array, w: Array, out: Array, live: Array) -> None:
-    """Write ``h @ w.T`` where only live units take part, for weights whose units do not lie in line."""
-    engine.dots(h, w, out)
-    # A dead unit's 0 is harmless unless it meets an infinity or NaN in w: then those rows are done again
-    # without the dead units.
-    for row in np.flatnonzero(~np.isfinite(out).all(axis=1)):
-        at = np.flatnonzero(live[row])
-        engine.dots(h[row : row + 1, at], np.ascontiguousarray(w[:, at]), out[row : row + 1])
-
-
 def _down_blocks(h: Array, w: BlockStorage, out: Array, live: Array | None) -> None:
     """Write ``h @ w.T`` for a BSR where only live units (rows, f) take part; None: all."""
     _product(h, w, out)
     if live is None:
         return
-    # As in _down; the rows are done again with zeros in w's columns of their dead units.
+    # As in contribute; the rows are done again with zeros in w's columns of their dead units.
     wrong = np.flatnonzero(~np.isfinite(out).all(axis=1))
     if not wrong.size:
         return
