@@ -52,7 +52,10 @@ fn optional_vector(name: &str, array: Option<&Bound<'_, PyUntypedArray>>) -> PyR
 
 /// Liveness, copied: Python code may write to the array while the GIL is released.
 fn liveness(live: Option<&PyReadonlyArray2<'_, u8>>) -> Option<Vec<u8>> {
-    live.map(|live| live.as_array().iter().copied().collect())
+    live.map(|live| match live.as_slice() {
+        Ok(bytes) => bytes.to_vec(),
+        Err(_) => live.as_array().iter().copied().collect(),
+    })
 }
 
 /// `out = activation(x @ w.T + bias) * scale` where `live`, 0 elsewhere; norms of the result's branches, and

@@ -79,13 +79,17 @@ impl Combine<'_> {
     }
 }
 
-/// Some rows of the result: which rows of the table they need, group by group, and with what factors.
-struct Plan<A> {
-    /// Units that any row needs, ascending.
-    units: Vec<usize>,
-    group: usize,
-    entries: Vec<Entry<A>>,
-    /// For each group and row where its entries start; one more at the end of each group.
+/// Factors of some rows of the result, in the type of sums.
+struct Factors<E> {
+    first: *const E,
+    /// Values from one row to the next.
+    row: usize,
+}
+
+/// What some rows of the result take of a group of rows of the table, for the kernel.
+struct Entries<A> {
+    list: Vec<Entry<A>>,
+    /// For each row where its entries start; one more at the end.
     starts: Vec<usize>,
 }
 
@@ -109,63 +113,112 @@ where
     let (rows, n) = (call.out.view.rows, call.out.view.cols);
     for first in (0..rows).step_by(ROWS) {
         let rows = first..rows.min(first + ROWS);
-        let plan = job.plan(rows.clone())?;
+        let copy = job.copied_factors(rows.clone())?;
+        let factors = job.factors(rows.clone(), copy.as_ref());
+        let units = job.units(rows.clone());
         let wide = (SUMS / rows.len()).min(n.div_ceil(context.threads.max(1)));
         let strip = wide.next_multiple_of(COLUMNS).max(COLUMNS);
         for_each(context, n.div_ceil(strip), |task| {
-            job.strip(&plan, rows.clone(), task * strip..n.min((task + 1) * strip))
+            job.strip(&units, &factors, rows.clone(), task * strip..n.min((task + 1) * strip))
         })?;
     }
     Ok(())
 }
+
+// SAFETY: factors are shared for reading.
+unsafe impl<E> Sync for Factors<E> {}
 
 impl<L> Job<'_, L>
 where
     L: RowLanes,
     L::Elem: Element + Sum,
 {
-    /// Lists what some rows of the result need.
-    fn plan(&self, rows: Range<usize>) -> Result<Plan<L::Acc>, Error> {
-        let (h, live) = (&self.call.h, &self.call.live);
-        let count = h.cols;
-        let group = if rows.len() == 1 { SINGLE_GROUP } else { GROUP };
-        let units: Vec<usize> = match live {
-            None => (0..count).collect(),
-            Some(live) => {
-                let union = live.union(rows.clone());
-                (0..count).filter(|unit| union[unit / live.branch]).collect()
-            }
-        };
-        let factors = Workspace::of(&[rows.len(), count, size_of::<L::Elem>()])?;
-        let factors = factors.as_ptr().cast::<L::Elem>();
+    /// Copies factors that do not lie as the kernel's entries are made from.
+    fn copied_factors(&self, rows: Range<usize>) -> Result<Option<Workspace>, Error> {
+        let h = &self.call.h;
+        let size = size_of::<L::Elem>();
+        let in_place = <L::Elem as Element>::NATIVE == Some(h.dtype)
+            && (h.col_stride == size as isize || h.cols <= 1)
+            && h.row_stride >= 0
+            && h.row_stride % size as isize == 0
+            && h.at(0, 0).cast::<L::Elem>().is_aligned();
+        if in_place {
+            return Ok(None);
+        }
+        let copy = Workspace::of(&[rows.len(), h.cols, size])?;
         let rect = Rect {
             src: h.at(rows.start, 0),
             rows: rows.len(),
-            cols: count,
+            cols: h.cols,
             row_stride: h.row_stride,
             col_stride: h.col_stride,
         };
-        // SAFETY: h is readable there, and the workspace has a row of `count` values for each of its rows.
-        unsafe { (self.convert)(&rect, factors, count) };
-        let mut plan = Plan { units, group, entries: Vec::new(), starts: Vec::new() };
-        for units in plan.units.chunks(group) {
-            for (t, row) in rows.clone().enumerate() {
-                plan.starts.push(plan.entries.len());
-                for (i, &unit) in units.iter().enumerate() {
-                    if live.is_none_or(|live| live.at(row, unit)) {
-                        // SAFETY: a value of the workspace.
-                        let factor = unsafe { *factors.add(t * count + unit) };
-                        plan.entries.push(Entry { row: i as u32, factor });
-                    }
-                }
-            }
-            plan.starts.push(plan.entries.len());
+        // SAFETY: h is readable there, and the workspace has a row of values for each of its rows.
+        unsafe { (self.convert)(&rect, copy.as_ptr().cast(), h.cols) };
+        Ok(Some(copy))
+    }
+
+    /// Returns where the factors of some rows are: in their copy, if there is one.
+    fn factors(&self, rows: Range<usize>, copy: Option<&Workspace>) -> Factors<L::Elem> {
+        let h = &self.call.h;
+        match copy {
+            Some(copy) => Factors { first: copy.as_ptr().cast::<L::Elem>().cast_const(), row: h.cols },
+            None => Factors {
+                first: h.at(rows.start, 0).cast(),
+                row: h.row_stride as usize / size_of::<L::Elem>(),
+            },
         }
-        Ok(plan)
+    }
+
+    /// Lists the units that any of the rows needs, ascending.
+    fn units(&self, rows: Range<usize>) -> Vec<usize> {
+        let every = 0..self.call.h.cols;
+        match &self.call.live {
+            None => every.collect(),
+            Some(live) => live.needed(rows, every),
+        }
+    }
+
+    /// Lists what each row takes of a group of units. Made for each strip anew: a list for all units would
+    /// be read from memory, this one stays in the first cache.
+    fn list(
+        &self,
+        units: &[usize],
+        factors: &Factors<L::Elem>,
+        rows: Range<usize>,
+        entries: &mut Entries<L::Acc>,
+    ) {
+        let mut branches = [0; GROUP];
+        if let Some(live) = &self.call.live {
+            branches.iter_mut().zip(units).for_each(|(branch, &unit)| *branch = unit / live.branch);
+        }
+        let nothing = Entry { row: 0, factor: L::Acc::default() };
+        entries.list.resize(rows.len() * units.len() + 1, nothing);
+        entries.starts.clear();
+        let mut end = 0;
+        for (t, row) in rows.enumerate() {
+            entries.starts.push(end);
+            let of_row =
+                self.call.live.map(|live| &live.bytes[row * live.branches..(row + 1) * live.branches]);
+            for (i, (&unit, &branch)) in units.iter().zip(&branches).enumerate() {
+                // SAFETY: a factor of this row; units are columns of h.
+                let factor = unsafe { *factors.first.add(t * factors.row + unit) };
+                // Written whether it counts or not: a jump that cannot be foreseen costs more.
+                entries.list[end] = Entry { row: i as u32, factor };
+                end += usize::from(of_row.is_none_or(|live| live[branch] != 0));
+            }
+        }
+        entries.starts.push(end);
     }
 
     /// Computes some columns of some rows.
-    fn strip(&self, plan: &Plan<L::Acc>, rows: Range<usize>, cols: Range<usize>) -> Result<(), Error> {
+    fn strip(
+        &self,
+        units: &[usize],
+        factors: &Factors<L::Elem>,
+        rows: Range<usize>,
+        cols: Range<usize>,
+    ) -> Result<(), Error> {
         let call = self.call;
         let width = cols.len().next_multiple_of(L::LANES);
         let sums = Workspace::of(&[rows.len(), width, size_of::<L::Acc>()])?;
@@ -173,18 +226,25 @@ where
         // SAFETY: the workspace holds as many values; zero bytes are zero.
         unsafe { sums.write_bytes(0, rows.len() * width) };
         let copy = Workspace::of(&[copied::<L>(), size_of::<L::Acc>()])?;
-        let address = |&unit: &usize| call.w.at(unit, cols.start);
-        let mut now: Vec<*const u8> = plan.units.iter().take(plan.group).map(address).collect();
-        for (g, _) in plan.units.chunks(plan.group).enumerate() {
-            let next: Vec<*const u8> =
-                plan.units.iter().skip((g + 1) * plan.group).take(plan.group).map(address).collect();
+        let group = if rows.len() == 1 { SINGLE_GROUP } else { GROUP };
+        let addresses = |units: &[usize], to: &mut [*const u8; GROUP]| {
+            to.iter_mut().zip(units).for_each(|(to, &unit)| *to = call.w.at(unit, cols.start));
+            units.len()
+        };
+        let mut entries = Entries { list: Vec::new(), starts: Vec::with_capacity(rows.len() + 1) };
+        let (mut now, mut next) = ([std::ptr::null(); GROUP], [std::ptr::null(); GROUP]);
+        let mut groups = units.chunks(group).peekable();
+        addresses(groups.peek().copied().unwrap_or(&[]), &mut now);
+        while let Some(units) = groups.next() {
+            let next_rows = addresses(groups.peek().copied().unwrap_or(&[]), &mut next);
+            self.list(units, factors, rows.clone(), &mut entries);
             let args = CombineArgs::<L> {
                 w: now.as_ptr(),
-                rows: now.len(),
+                rows: units.len(),
                 next: next.as_ptr(),
-                next_rows: next.len(),
-                entries: plan.entries.as_ptr(),
-                starts: plan.starts[g * (rows.len() + 1)..].as_ptr(),
+                next_rows,
+                entries: entries.list.as_ptr(),
+                starts: entries.starts.as_ptr(),
                 results: rows.len(),
                 out: sums,
                 out_row: width,
@@ -194,7 +254,7 @@ where
             // SAFETY: the level in use has the instruction set; the rows hold these columns, and the sums
             // whole vectors for each row.
             unsafe { (self.kernel)(&args) };
-            now = next;
+            std::mem::swap(&mut now, &mut next);
         }
         if let Some(bias) = &call.bias {
             for t in 0..rows.len() {

@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use prunus_core::{Activation, DType, Epilogue, Error, MatMut, MatRef, VecRef};
 
+use super::finish::{Magnitude, finish, padded};
 use super::kernel::{DotArgs, DotFn, RowLanes};
 use super::{Live, check_rows, compute_type};
 use crate::dispatch::with_floats;
 use crate::dsd::convert::{Convert, Element, Rect};
 use crate::dsd::store::{Finished, Store, Sum};
 use crate::memory::Workspace;
-use crate::scan::lanes::{PAD, kernels_f32, kernels_f64};
 use crate::threads::{Context, for_each};
 
 /// Units that one task computes, at least: whole cache lines of the result.
@@ -28,8 +28,15 @@ const PART: usize = 1024;
 const COPY_ROWS: usize = 64;
 /// As many rows of x stay in the first cache whole.
 const WHOLE_ROWS: usize = 2;
-/// One row of the table at a time reads more for each product than four do: by about this factor.
-const SINGLE_COST: usize = 2;
+/// Rows of the table that the kernel multiplies together, with all rows of x that need any of them.
+const BAND: usize = 4;
+/// What a product costs in a band, and alone, when each row of the table meets only what needs it but reads
+/// x four times as often: measured, as a ratio.
+const BAND_COST: u32 = 2;
+const SINGLE_COST: u32 = 5;
+/// What bands one by one cost more than a whole group at once, as a ratio.
+const BANDS_COST: u32 = 8;
+const AT_ONCE_COST: u32 = 7;
 
 /// How the liveness of a branch is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,21 +243,23 @@ where
         let values = values.as_ptr().cast::<L::Elem>();
         // SAFETY: the workspace holds as many values; zero bytes are zero.
         unsafe { values.write_bytes(0, count) };
-        let union = call.live.map(|live| live.union(rows.clone()));
-        let needed = |unit: &usize| match (&call.live, &union) {
-            (Some(live), Some(union)) => union[unit / live.branch],
-            _ => true,
+        let wanted = match &call.live {
+            None => units.clone().collect(),
+            Some(live) => live.needed(rows.clone(), units.clone()),
         };
-        let wanted: Vec<usize> = units.clone().filter(needed).collect();
         let sums = Workspace::of(&[GROUP, TOKENS.min(height), L::LANES, size_of::<L::Elem>()])?;
         let mut groups = wanted.chunks(GROUP).peekable();
         while let Some(group) = groups.next() {
             let next = groups.peek().copied().unwrap_or(&[]);
             for first in rows.clone().step_by(TOKENS) {
-                let block = first..rows.end.min(first + TOKENS);
-                let to = values.wrapping_add((first - rows.start) * width);
-                // SAFETY: `to` is the block's part of the values.
-                unsafe { self.group(group, next, block, units.start, to, width, sums.as_ptr().cast()) };
+                let block = Block {
+                    rows: first..rows.end.min(first + TOKENS),
+                    first_unit: units.start,
+                    to: values.wrapping_add((first - rows.start) * width),
+                    width,
+                };
+                // SAFETY: the place is the block's part of the values.
+                unsafe { self.group(group, next, &block, sums.as_ptr().cast()) };
             }
         }
         self.finish(rows, units, values);
@@ -260,18 +269,8 @@ where
     /// Computes the units of a group for a few rows of x.
     ///
     /// # Safety
-    /// `to` has a row of `width` values for each of `rows`, `sums` a vector for each pair.
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn group(
-        &self,
-        group: &[usize],
-        next: &[usize],
-        rows: Range<usize>,
-        first_unit: usize,
-        to: *mut L::Elem,
-        width: usize,
-        sums: *mut L::Acc,
-    ) {
+    /// The block's place has a row of values for each of its rows, `sums` a vector for each pair.
+    unsafe fn group(&self, group: &[usize], next: &[usize], block: &Block<L>, sums: *mut L::Acc) {
         let call = self.call;
         // The group's rows of the table, and after them those that come next.
         let mut table = [std::ptr::null::<u8>(); 2 * GROUP];
@@ -281,8 +280,10 @@ where
             listed += 1;
         }
         let table = &table[..listed];
+        let mut at = [0; GROUP];
+        at.iter_mut().zip(group).for_each(|(at, &unit)| *at = unit - block.first_unit);
         // For each unit a bit for every row that needs it.
-        let every = u32::MAX >> (TOKENS - rows.len());
+        let every = u32::MAX >> (TOKENS - block.rows.len());
         let mut needs = [every; GROUP];
         let needs = &mut needs[..group.len()];
         if let Some(live) = &call.live {
@@ -291,83 +292,97 @@ where
             for (branch, &unit) in branches.iter_mut().zip(group) {
                 *branch = unit / live.branch;
             }
-            for (bit, row) in rows.clone().enumerate() {
+            let branches = &branches[..group.len()];
+            let (first, last) = (branches[0], branches[branches.len() - 1]);
+            let neighbours = live.branch == 1 && last - first + 1 == branches.len();
+            for (bit, row) in block.rows.clone().enumerate() {
                 let of_row = &live.bytes[row * live.branches..(row + 1) * live.branches];
-                for (need, &branch) in needs.iter_mut().zip(&branches) {
-                    *need |= u32::from(of_row[branch] != 0) << bit;
+                let mut bytes = [0; GROUP];
+                if neighbours {
+                    bytes[..branches.len()].copy_from_slice(&of_row[first..=last]);
+                } else {
+                    bytes.iter_mut().zip(branches).for_each(|(byte, &branch)| *byte = of_row[branch]);
+                }
+                for (need, &byte) in needs.iter_mut().zip(&bytes) {
+                    *need |= if byte == 0 { 0 } else { 1 << bit };
                 }
             }
         }
-        let put = |bit: usize, unit: usize, sum: *const L::Acc| {
-            // SAFETY: inside the block's values; the sum is a whole vector.
-            unsafe { to.add(bit * width + unit - first_unit).write(total::<L>(sum)) };
-        };
-        let mut tokens = [0; TOKENS];
-        let mut list = |needs: u32| {
-            let mut count = 0;
-            for bit in Bits(needs) {
-                tokens[count] = rows.start + bit;
-                count += 1;
-            }
-            (tokens, count)
-        };
-        let live: usize = needs.iter().map(|need| need.count_ones() as usize).sum();
-        if live * SINGLE_COST < group.len() * rows.len() {
-            // Few of the pairs: unit by unit, with the rows that need it.
-            for (i, (&unit, &need)) in group.iter().zip(&*needs).enumerate() {
-                let (tokens, count) = list(need);
-                // SAFETY: the caller's promise.
-                unsafe { self.products(&table[i..], 1, &tokens[..count], sums) };
-                for (c, bit) in Bits(need).enumerate() {
-                    put(bit, unit, sums.wrapping_add(c * L::LANES));
-                }
-            }
+        let united = |needs: &[u32]| needs.iter().fold(0, |union, need| union | need);
+        let union = united(needs);
+        let in_bands: u32 = needs.chunks(BAND).map(|needs| united(needs).count_ones()).sum();
+        let at_once = union.count_ones() * needs.len().div_ceil(BAND) as u32;
+        if in_bands * BANDS_COST >= at_once * AT_ONCE_COST {
+            // SAFETY: the caller's promise.
+            unsafe { self.products(table, &at[..needs.len()], block, union, sums) };
             return;
         }
-        let union = needs.iter().fold(0, |union, need| union | need);
-        let (tokens, count) = list(union);
-        // SAFETY: the caller's promise.
-        unsafe { self.products(table, group.len(), &tokens[..count], sums) };
-        for (r, &unit) in group.iter().enumerate() {
-            for (c, bit) in Bits(union).enumerate() {
-                put(bit, unit, sums.wrapping_add((r * count + c) * L::LANES));
+        for (band, needs) in needs.chunks(BAND).enumerate() {
+            let (first, count) = (band * BAND, needs.len());
+            let union = united(needs);
+            let live: u32 = needs.iter().map(|need| need.count_ones()).sum();
+            if live * SINGLE_COST < union.count_ones() * BAND_COST * count as u32 {
+                for (i, &need) in (first..).zip(needs) {
+                    // SAFETY: the caller's promise.
+                    unsafe { self.products(&table[i..], &at[i..=i], block, need, sums) };
+                }
+            } else {
+                // SAFETY: the caller's promise.
+                unsafe { self.products(&table[first..], &at[first..first + count], block, union, sums) };
             }
         }
     }
 
-    /// Dot products of the first `count` rows of the table with rows of x, as vectors of partial sums.
+    /// Writes dot products of the first rows of the table with the rows of a block whose bits are set.
     ///
     /// # Safety
-    /// The addresses are rows of the table, and `sums` has a vector for each pair.
-    unsafe fn products(&self, table: &[*const u8], count: usize, rows: &[usize], sums: *mut L::Acc) {
-        let (k, size) = (self.call.w.cols, self.call.w.dtype.size());
-        // A few rows of x stay in the first cache whole.
-        let part = if rows.len() <= WHOLE_ROWS { k.max(1) } else { PART };
+    /// The addresses are rows of the table, for each of `at` one; positions are inside the block's rows of
+    /// values, and `sums` has a vector for each pair.
+    unsafe fn products(
+        &self,
+        table: &[*const u8],
+        at: &[usize],
+        block: &Block<L>,
+        bits: u32,
+        sums: *mut L::Acc,
+    ) {
+        let (k, size, count) = (self.call.w.cols, self.call.w.dtype.size(), at.len());
         let mut x = [std::ptr::null::<L::Elem>(); TOKENS];
+        let mut out = [std::ptr::null_mut::<L::Elem>(); TOKENS];
+        let mut cols = 0;
+        for bit in Bits(bits) {
+            x[cols] = self.x.wrapping_add((block.rows.start + bit) * self.x_row);
+            out[cols] = block.to.wrapping_add(bit * block.width);
+            cols += 1;
+        }
+        // A few rows of x stay in the first cache whole.
+        let part = if cols <= WHOLE_ROWS { k.max(1) } else { PART };
         let mut w = [std::ptr::null::<u8>(); GROUP];
         let mut next = [std::ptr::null::<u8>(); GROUP];
         // The kernel takes four rows at a time: it asks for what lies so much further down the list.
-        let stride = count.min(4);
+        let stride = count.min(BAND);
         for from in (0..k.max(1)).step_by(part) {
             for (i, to) in w.iter_mut().enumerate().take(count) {
                 *to = table[i].wrapping_add(from * size);
                 next[i] = table[(i + stride).min(table.len() - 1)].wrapping_add(from * size);
             }
-            for (to, &row) in x.iter_mut().zip(rows) {
-                *to = self.x.wrapping_add(row * self.x_row + from);
-            }
+            let len = part.min(k - from);
             let args = DotArgs::<L> {
                 w: w.as_ptr(),
                 rows: count,
                 next: next.as_ptr(),
                 x: x.as_ptr(),
-                cols: rows.len(),
-                len: part.min(k - from),
+                cols,
+                len,
                 sums,
                 starts: from == 0,
+                ends: from + len == k,
+                out: out.as_ptr(),
+                at: at.as_ptr(),
             };
             // SAFETY: the level in use has the instruction set; the caller's promise.
             unsafe { (self.kernel)(&args) };
+            x.iter_mut().take(cols).for_each(|x| *x = x.wrapping_add(part));
         }
     }
 
@@ -375,56 +390,9 @@ where
     fn finish(&self, rows: Range<usize>, units: Range<usize>, values: *mut L::Elem) {
         let call = self.call;
         let width = units.len();
-        let bias: Option<Vec<L::Elem>> =
-            call.bias.as_ref().map(|bias| units.clone().map(|unit| L::Elem::bias(bias, unit)).collect());
         // SAFETY: the task's own values, zeros in the padding.
         let every = unsafe { std::slice::from_raw_parts_mut(values, padded(rows.len() * width)) };
-        if let Some(bias) = &bias {
-            for values in every.chunks_exact_mut(width).take(rows.len()) {
-                values.iter_mut().zip(bias).for_each(|(value, &bias)| *value = value.add(bias));
-            }
-        }
-        L::Elem::activate_all(every, call.activation);
-        for (i, row) in rows.clone().enumerate() {
-            let values = &mut every[i * width..(i + 1) * width];
-            if let Some(scale) = &call.scale {
-                for (unit, value) in units.clone().zip(values.iter_mut()) {
-                    // SAFETY: the scale has a value for each unit of each row, of this type.
-                    let factor = unsafe { scale.at(row, unit).cast::<L::Elem>().read_unaligned() };
-                    *value = value.times(factor);
-                }
-            }
-            if let Some(live) = &call.live {
-                // What was computed because other rows of the tile need it, or got a bias.
-                let mut first = units.start;
-                while first < units.end {
-                    let end = units.end.min((first / live.branch + 1) * live.branch);
-                    if !live.at(row, first) {
-                        values[first - units.start..end - units.start].fill(L::Elem::default());
-                    }
-                    first = end;
-                }
-            }
-            if let Some(found) = &call.found {
-                let branches = call.w.rows.div_ceil(found.branch);
-                for (b, part) in values.chunks_mut(found.branch).enumerate() {
-                    let at = row * branches + units.start / found.branch + b;
-                    let norm = L::Elem::norm(part, found.norm);
-                    // SAFETY: norms and liveness are rows × branches; this branch is the task's own.
-                    unsafe {
-                        found.norms.cast::<L::Elem>().add(at).write_unaligned(norm);
-                        if !found.live.is_null() {
-                            // NaN is live.
-                            let dead = norm.wide() <= found.tau;
-                            found.live.add(at).write(u8::from(!dead));
-                            if dead {
-                                part.fill(L::Elem::default());
-                            }
-                        }
-                    }
-                }
-            }
-        }
+        finish(call, rows.clone(), units.clone(), every);
         let out = &call.out;
         let finished = Finished {
             sums: every.as_ptr(),
@@ -441,6 +409,15 @@ where
     }
 }
 
+/// Some rows of x, and where the products with some units go.
+struct Block<L: RowLanes> {
+    rows: Range<usize>,
+    first_unit: usize,
+    to: *mut L::Elem,
+    /// Values from one row to the next.
+    width: usize,
+}
+
 /// Positions of the bits that are set, ascending.
 struct Bits(u32);
 
@@ -452,79 +429,4 @@ impl Iterator for Bits {
         self.0 &= self.0.wrapping_sub(1);
         (bit < u32::BITS).then_some(bit as usize)
     }
-}
-
-/// What measuring needs of a sum.
-pub(crate) trait Magnitude: Sized {
-    fn times(self, factor: Self) -> Self;
-    /// Applies an activation to every value; their number is [`padded`].
-    fn activate_all(values: &mut [Self], activation: Activation);
-    fn norm(part: &[Self], norm: Norm) -> Self;
-    fn wide(self) -> f64;
-}
-
-/// Values that vectors of any level divide.
-fn padded(count: usize) -> usize {
-    count.next_multiple_of(PAD)
-}
-
-macro_rules! magnitude {
-    ($t:ty, $kernels:path) => {
-        impl Magnitude for $t {
-            fn activate_all(values: &mut [Self], activation: Activation) {
-                match activation {
-                    Activation::Identity => {}
-                    // SAFETY: the level in use has the kernel's instruction set; vectors divide the values.
-                    Activation::Silu => unsafe { ($kernels().0.silu)(values.as_mut_ptr(), values.len()) },
-                    _ => values.iter_mut().for_each(|value| *value = value.activate(activation)),
-                }
-            }
-            #[inline(always)]
-            fn times(self, factor: Self) -> Self {
-                self * factor
-            }
-            fn norm(part: &[Self], norm: Norm) -> Self {
-                // A comparison with NaN is false: what is not at most the largest takes its place, and stays.
-                let most = part.iter().fold(0.0, |most: $t, v| {
-                    let v = v.abs();
-                    if most.is_nan() || v <= most { most } else { v }
-                });
-                let is_single = norm == Norm::Max || part.len() == 1;
-                if is_single || most == 0.0 || !most.is_finite() {
-                    return most;
-                }
-                let squares = part.iter().fold(0.0, |sum: f64, &v| sum + f64::from(v) * f64::from(v));
-                if squares.is_normal() {
-                    return squares.sqrt() as $t;
-                }
-                // Squares that are out of range: of the shares of the largest instead.
-                let most = f64::from(most);
-                let shares = part.iter().map(|&v| f64::from(v) / most).fold(0.0, |sum, v| sum + v * v);
-                (most * shares.sqrt()) as $t
-            }
-            fn wide(self) -> f64 {
-                f64::from(self)
-            }
-        }
-    };
-}
-magnitude!(f32, kernels_f32);
-magnitude!(f64, kernels_f64);
-
-/// Adds up a vector of partial sums, pairwise.
-fn total<L: RowLanes>(sum: *const L::Acc) -> L::Elem
-where
-    L::Elem: Sum,
-{
-    let mut held = [L::Elem::default(); 16];
-    let mut left = L::LANES;
-    // SAFETY: the caller provides a vector of `LANES` sums, no more than 16.
-    unsafe { sum.copy_to_nonoverlapping(held.as_mut_ptr(), left) };
-    while left > 1 {
-        left /= 2;
-        for i in 0..left {
-            held[i] = held[i].add(held[i + left]);
-        }
-    }
-    held[0]
 }

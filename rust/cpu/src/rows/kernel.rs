@@ -37,21 +37,26 @@ pub(crate) struct DotArgs<L: Lanes> {
     pub cols: usize,
     /// Values to multiply. Past them, rows of x hold zeros up to a whole vector.
     pub len: usize,
-    /// Vectors of partial sums: `cols` for each row.
+    /// Vectors of partial sums, `cols` for each row: where they wait between parts of the rows.
     pub sums: *mut L::Acc,
     /// Begin with zeros.
     pub starts: bool,
+    /// Add up the partial sums and write the products to `out`.
+    pub ends: bool,
+    /// For each row of x where its products go, and for each row of the table at which position.
+    pub out: *const *mut L::Acc,
+    pub at: *const usize,
 }
 
 /// A compiled form of [`dots`].
 pub(crate) type DotFn<L> = unsafe fn(&DotArgs<L>);
 
-/// `sums[r, c] += w[r, :] · x[c, :]`, as vectors of partial sums.
+/// `out[c][at[r]] = w[r, :] · x[c, :]`, part by part of the rows.
 ///
 /// # Safety
 /// Every pointer must cover what the arguments say.
 #[inline(always)]
-pub(crate) unsafe fn dots<L: Reads<S>, S: Copy>(a: &DotArgs<L>) {
+pub(crate) unsafe fn dots<L: RowLanes + Reads<S>, S: Copy>(a: &DotArgs<L>) {
     let mut row = 0;
     while row < a.rows {
         // SAFETY: the caller's promise.
@@ -67,7 +72,7 @@ pub(crate) unsafe fn dots<L: Reads<S>, S: Copy>(a: &DotArgs<L>) {
 
 /// `R` rows of the table against all rows of x.
 #[inline(always)]
-unsafe fn band<L: Reads<S>, S: Copy, const R: usize>(a: &DotArgs<L>, row: usize) -> usize {
+unsafe fn band<L: RowLanes + Reads<S>, S: Copy, const R: usize>(a: &DotArgs<L>, row: usize) -> usize {
     let mut col = 0;
     while col < a.cols {
         let left = a.cols - col;
@@ -88,7 +93,7 @@ unsafe fn band<L: Reads<S>, S: Copy, const R: usize>(a: &DotArgs<L>, row: usize)
 
 /// `R × C` dot products; with `FETCH` also asks for what comes next of the table.
 #[inline(always)]
-unsafe fn dot_tile<L: Reads<S>, S: Copy, const R: usize, const C: usize, const FETCH: bool>(
+unsafe fn dot_tile<L: RowLanes + Reads<S>, S: Copy, const R: usize, const C: usize, const FETCH: bool>(
     a: &DotArgs<L>,
     row: usize,
     col: usize,
@@ -136,9 +141,21 @@ unsafe fn dot_tile<L: Reads<S>, S: Copy, const R: usize, const C: usize, const F
                 }
             }
         }
-        for (r, acc) in acc.iter().enumerate() {
-            for (c, &acc) in acc.iter().enumerate() {
-                L::store(sums(r, c), acc);
+        if !a.ends {
+            for (r, acc) in acc.iter().enumerate() {
+                for (c, &acc) in acc.iter().enumerate() {
+                    L::store(sums(r, c), acc);
+                }
+            }
+            return C;
+        }
+        // Four at a time; where fewer are left, some are added up twice.
+        for first in (0..R * C).step_by(4) {
+            let place = |i: usize| ((first + i) % (R * C) / C, (first + i) % C);
+            let totals = L::totals(std::array::from_fn(|i| acc[place(i).0][place(i).1]));
+            for (i, &total) in totals.iter().enumerate().take(R * C) {
+                let (r, c) = place(i);
+                (*a.out.add(col + c)).add(*a.at.add(row + r)).write(total);
             }
         }
     }
@@ -201,20 +218,24 @@ pub(crate) type CombineFn<L> = unsafe fn(&CombineArgs<L>);
 /// Every pointer must cover what the arguments say.
 #[inline(always)]
 pub(crate) unsafe fn combine<L: RowLanes + Reads<S>, S: Copy>(a: &CombineArgs<L>) {
-    let wide = SUMS * L::LANES;
+    let copies = a.results >= COPY_RESULTS && a.rows <= COPY_ROWS;
     let mut col = 0;
     while col < a.cols {
+        let left = a.cols - col;
         // SAFETY: the caller's promise; columns stay below `cols`, but for the last vector of `out`.
         unsafe {
-            fetch_columns::<L, S>(a, col);
-            col += match a.cols - col {
-                left if left >= wide && a.results >= COPY_RESULTS && a.rows <= COPY_ROWS => {
-                    copied_columns::<L, S>(a, col)
-                }
-                left if left >= wide => columns::<L, S, SUMS>(a, col),
-                left if left >= 2 * L::LANES => columns::<L, S, 2>(a, col),
-                left if left >= L::LANES => columns::<L, S, 1>(a, col),
-                left => last_columns::<L, S>(a, col, left),
+            if col.is_multiple_of(SUMS * L::LANES) {
+                fetch_columns::<L, S>(a, col);
+            }
+            col += match (left / L::LANES, copies) {
+                (SUMS.., true) => copied_columns::<L, S, SUMS>(a, col),
+                (4.., true) => copied_columns::<L, S, 4>(a, col),
+                (2.., true) => copied_columns::<L, S, 2>(a, col),
+                (SUMS.., false) => columns::<L, S, SUMS>(a, col),
+                (4.., false) => columns::<L, S, 4>(a, col),
+                (2.., false) => columns::<L, S, 2>(a, col),
+                (1, _) => columns::<L, S, 1>(a, col),
+                (0, _) => last_columns::<L, S>(a, col, left),
             };
         }
     }
@@ -267,11 +288,14 @@ unsafe fn columns<L: RowLanes + Reads<S>, S: Copy, const V: usize>(a: &CombineAr
     V * L::LANES
 }
 
-/// The same for many result rows: the table's columns are copied together and widened first, since rows of
+/// The same for several result rows: the table's columns are copied together and widened first, since rows of
 /// a table are often a multiple of the cache's period apart and would push each other out.
 #[inline(always)]
-unsafe fn copied_columns<L: RowLanes + Reads<S>, S: Copy>(a: &CombineArgs<L>, col: usize) -> usize {
-    let width = SUMS * L::LANES;
+unsafe fn copied_columns<L: RowLanes + Reads<S>, S: Copy, const V: usize>(
+    a: &CombineArgs<L>,
+    col: usize,
+) -> usize {
+    let width = V * L::LANES;
     // SAFETY: the caller's promise: `SUMS` whole vectors are left; the copy has room for every row.
     unsafe {
         let copy = a.copy;
@@ -284,7 +308,7 @@ unsafe fn copied_columns<L: RowLanes + Reads<S>, S: Copy>(a: &CombineArgs<L>, co
         for t in 0..a.results {
             let out = a.out.add(t * a.out_row + col);
             let (first, end) = (*a.starts.add(t), *a.starts.add(t + 1));
-            let mut acc: [L::V; SUMS] = std::array::from_fn(|v| L::load(out.add(v * L::LANES)));
+            let mut acc: [L::V; V] = std::array::from_fn(|v| L::load(out.add(v * L::LANES)));
             for e in first..end {
                 let entry = &*a.entries.add(e);
                 let row = copy.cast_const().add(entry.row as usize * width);
@@ -324,8 +348,46 @@ unsafe fn last_columns<L: RowLanes + Reads<S>, S: Copy>(
     left
 }
 
+/// Adds up the lanes of vectors.
+pub(crate) trait Totals: Lanes {
+    /// Returns the total of each vector: the upper half of the lanes is added to the lower one until one
+    /// lane is left.
+    ///
+    /// # Safety
+    /// As for [`Lanes`].
+    unsafe fn totals(vectors: [Self::V; 4]) -> [Self::Acc; 4];
+}
+
+/// Implements [`Totals`] value by value.
+macro_rules! totals_by_halves {
+    ($lane:ty) => {
+        impl crate::rows::kernel::Totals for $lane {
+            #[inline(always)]
+            unsafe fn totals(vectors: [Self::V; 4]) -> [Self::Acc; 4] {
+                const LANES: usize = <$lane as crate::simd::Lanes>::LANES;
+                vectors.map(|vector| {
+                    let mut held = [Self::Acc::default(); LANES];
+                    // SAFETY: the array holds a vector.
+                    unsafe { <$lane as crate::simd::Lanes>::store(held.as_mut_ptr(), vector) };
+                    let mut left = LANES;
+                    while left > 1 {
+                        left /= 2;
+                        for i in 0..left {
+                            held[i] += held[i + left];
+                        }
+                    }
+                    held[0]
+                })
+            }
+        }
+    };
+}
+pub(crate) use totals_by_halves;
+
 /// Vector types whose sums are of their elements' type, and their compiled kernels.
-pub(crate) trait RowLanes: Lanes<Elem = <Self as Lanes>::Acc, V = <Self as Lanes>::X> {
+pub(crate) trait RowLanes:
+    Totals + Lanes<Elem = <Self as Lanes>::Acc, V = <Self as Lanes>::X>
+{
     /// The kernels for a table of `dtype`; None where there are none.
     fn kernels(dtype: prunus_core::DType) -> Option<(DotFn<Self>, CombineFn<Self>)>;
 }

@@ -6,9 +6,12 @@
 
 mod combine;
 mod dots;
+mod finish;
 pub(crate) mod kernel;
 #[cfg(test)]
 mod tests;
+
+use std::ops::Range;
 
 use prunus_core::{DType, Error, MatRef};
 
@@ -43,21 +46,21 @@ impl<'a> Live<'a> {
         Ok(Self { bytes, branch, branches })
     }
 
-    /// Whether a unit of a row is live.
-    pub(crate) fn at(&self, row: usize, unit: usize) -> bool {
-        self.bytes[row * self.branches + unit / self.branch] != 0
-    }
-
-    /// For each branch, whether any of `rows` needs it.
-    pub(crate) fn union(&self, rows: std::ops::Range<usize>) -> Vec<bool> {
-        let mut any = vec![false; self.branches];
+    /// The units of a range that any of some rows needs, ascending.
+    pub(crate) fn needed(&self, rows: Range<usize>, units: Range<usize>) -> Vec<usize> {
+        let first = units.start / self.branch;
+        let mut any = vec![0; units.end.div_ceil(self.branch).saturating_sub(first)];
         for row in rows {
-            let row = &self.bytes[row * self.branches..(row + 1) * self.branches];
-            for (any, &live) in any.iter_mut().zip(row) {
-                *any |= live != 0;
+            let row = &self.bytes[row * self.branches + first..(row + 1) * self.branches];
+            any.iter_mut().zip(row).for_each(|(any, &live)| *any |= live);
+        }
+        let mut list = Vec::new();
+        for (branch, &live) in (first..).zip(&any) {
+            if live != 0 {
+                list.extend(units.start.max(branch * self.branch)..units.end.min((branch + 1) * self.branch));
             }
         }
-        any
+        list
     }
 }
 

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::{Lanes, TileFn, thin_table, tile_table};
-use crate::rows::kernel::{Reads, reads_values, row_kernels};
+use crate::rows::kernel::{Reads, Totals, reads_values, row_kernels, totals_by_halves};
 
 /// Eight single-precision lanes.
 #[derive(Clone, Copy)]
@@ -211,6 +211,32 @@ impl Reads<f16> for F32x8 {
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
     }
 }
+/// Totals of four vectors, the upper half of the lanes added to the lower one until one is left.
+///
+/// # Safety
+/// AVX must be present.
+#[inline(always)]
+pub(super) unsafe fn totals_of_four(vectors: [__m256; 4]) -> [f32; 4] {
+    // SAFETY: register arithmetic; four floats are as large as the vector.
+    unsafe {
+        let [a, b, c, d] =
+            vectors.map(|v| _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)));
+        let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+        let cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
+        let totals =
+            _mm_add_ps(_mm_shuffle_ps::<0b10_00_10_00>(ab, cd), _mm_shuffle_ps::<0b11_01_11_01>(ab, cd));
+        std::mem::transmute::<__m128, [f32; 4]>(totals)
+    }
+}
+
+impl Totals for F32x8 {
+    #[inline(always)]
+    unsafe fn totals(vectors: [Self::V; 4]) -> [f32; 4] {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { totals_of_four(vectors) }
+    }
+}
+totals_by_halves!(F64x4);
 reads_values!(F64x4, f64, [f64, f32, bf16, f16]);
 row_kernels!(F32x8, [target_feature(enable = "avx2,fma,f16c")], { F32 => f32, Bf16 => bf16, F16 => f16 });
 row_kernels!(F64x4, [target_feature(enable = "avx2,fma,f16c")], { F64 => f64, F32 => f32, Bf16 => bf16, F16 => f16 });

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::{Lanes, TileFn, thin_table, tile_table};
-use crate::rows::kernel::{Reads, reads_values, row_kernels};
+use crate::rows::kernel::{Reads, Totals, reads_values, row_kernels, totals_by_halves};
 
 /// Sixteen single-precision lanes.
 #[derive(Clone, Copy)]
@@ -341,6 +341,18 @@ impl Reads<f16> for F32x16 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
     }
 }
+impl Totals for F32x16 {
+    #[inline(always)]
+    unsafe fn totals(vectors: [Self::V; 4]) -> [f32; 4] {
+        // SAFETY: register arithmetic; the caller vouches for the instruction set.
+        unsafe {
+            super::avx2::totals_of_four(
+                vectors.map(|v| _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))),
+            )
+        }
+    }
+}
+totals_by_halves!(F64x8);
 reads_values!(F64x8, f64, [f64, f32, bf16, f16]);
 row_kernels!(F32x16, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")], { F32 => f32, Bf16 => bf16, F16 => f16 });
 row_kernels!(F64x8, [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")], { F64 => f64, F32 => f32, Bf16 => bf16, F16 => f16 });

@@ -9,7 +9,7 @@ use std::arch::asm;
 use half::{bf16, f16};
 
 use super::{Lanes, TileFn, thin_table, tile_table};
-use crate::rows::kernel::{reads_values, row_kernels};
+use crate::rows::kernel::{reads_values, row_kernels, totals_by_halves};
 
 /// Asks for the cache line at `at`.
 #[inline(always)]
@@ -218,6 +218,8 @@ tile_table!(tile_i16, I16x8, [target_feature(enable = "neon")], {
     3: [4, 2, 1], 2: [4, 2, 1], 1: [8, 4, 2, 1], 6: [2, 1],
 });
 
+totals_by_halves!(F32x4);
+totals_by_halves!(F64x2);
 reads_values!(F32x4, f32, [f32, bf16, f16]);
 reads_values!(F64x2, f64, [f64, f32, bf16, f16]);
 row_kernels!(F32x4, [], { F32 => f32, Bf16 => bf16, F16 => f16 });

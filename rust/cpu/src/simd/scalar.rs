@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::{Lanes, TileFn, thin_table, tile_table};
-use crate::rows::kernel::{reads_values, row_kernels};
+use crate::rows::kernel::{reads_values, row_kernels, totals_by_halves};
 
 const N: usize = 4;
 
@@ -119,6 +119,8 @@ tile_table!(tile_i16, Plain<i16>, [], {
     3: [4, 2, 1], 2: [4, 2, 1], 1: [8, 4, 2, 1], 6: [2, 1],
 });
 
+totals_by_halves!(Plain<f32>);
+totals_by_halves!(Plain<f64>);
 reads_values!(Plain<f32>, f32, [f32, bf16, f16]);
 reads_values!(Plain<f64>, f64, [f64, f32, bf16, f16]);
 row_kernels!(Plain<f32>, [], { F32 => f32, Bf16 => bf16, F16 => f16 });
