@@ -22,6 +22,7 @@ __all__ = [
     "dsd",
     "dsd_packed",
     "gates",
+    "largest",
     "last_path",
     "level",
     "measure_bandwidth",
@@ -151,6 +152,13 @@ def dots(
     norms: NDArray[Any] | None,
     found: NDArray[np.uint8] | None,
     tau: float,
+    threads: int,
+) -> None: ...
+def largest(
+    values: NDArray[Any],
+    wanted: NDArray[np.int64],
+    visible: NDArray[np.uint8] | None,
+    out: NDArray[np.int8],
     threads: int,
 ) -> None: ...
 def count_live(live: NDArray[np.uint8], branch: int, units: int, tile: int) -> tuple[int, int, int, int]: ...

@@ -15,6 +15,7 @@ mod packed;
 mod rows;
 mod scan;
 mod sdd;
+mod select;
 mod ssd;
 
 /// Compiled part of prunus.
@@ -42,6 +43,8 @@ mod _core {
     use super::scan::{gates, scan};
     #[pymodule_export]
     use super::sdd::sdd;
+    #[pymodule_export]
+    use super::select::largest;
     #[pymodule_export]
     use super::ssd::ssd;
 

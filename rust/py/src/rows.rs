@@ -11,7 +11,7 @@ use crate::door::LAST_PATH;
 use crate::door::{enter, to_python};
 
 /// A matrix to read.
-fn matrix(name: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<Nd> {
+pub(crate) fn matrix(name: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<Nd> {
     let nd = Nd::read(array)?;
     match nd.shape.len() {
         2 => Ok(nd),
@@ -21,14 +21,14 @@ fn matrix(name: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<Nd> {
 
 /// # Safety
 /// The array behind it must live, and keep its memory, as long as the view is used.
-unsafe fn view(nd: &Nd) -> MatRef<'_> {
+pub(crate) unsafe fn view(nd: &Nd) -> MatRef<'_> {
     // SAFETY: the caller's promise.
     unsafe { MatRef::new(nd.ptr, nd.dtype, (nd.shape[0], nd.shape[1]), (nd.strides[0], nd.strides[1])) }
 }
 
 /// # Safety
 /// As for [`view`], and nobody else may use the memory.
-unsafe fn view_mut(nd: &Nd) -> MatMut<'_> {
+pub(crate) unsafe fn view_mut(nd: &Nd) -> MatMut<'_> {
     // SAFETY: the caller's promise.
     unsafe { MatMut::new(nd.ptr, nd.dtype, (nd.shape[0], nd.shape[1]), (nd.strides[0], nd.strides[1])) }
 }
@@ -51,7 +51,7 @@ fn optional_vector(name: &str, array: Option<&Bound<'_, PyUntypedArray>>) -> PyR
 }
 
 /// Liveness, copied: Python code may write to the array while the GIL is released.
-fn liveness(live: Option<&PyReadonlyArray2<'_, u8>>) -> Option<Vec<u8>> {
+pub(crate) fn liveness(live: Option<&PyReadonlyArray2<'_, u8>>) -> Option<Vec<u8>> {
     live.map(|live| live.as_array().iter().copied().collect())
 }
 
