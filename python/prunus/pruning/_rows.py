@@ -149,7 +149,7 @@ def sums_dtype(*dtypes: DType) -> DType:
 
 def spread(live: Array, branch: int, units: int) -> Array:
     """Return the liveness of every unit (rows, units) from that of branches."""
-    every: Array = np.repeat(live, branch, axis=1)[:, :units]
+    every: Array = live if branch == 1 else np.repeat(live, branch, axis=1)[:, :units]
     return every
 
 
@@ -179,11 +179,13 @@ def find(
     activation: str | None = None,
     *,
     ask: bool = True,
+    clear: bool = True,
 ) -> tuple[Array, bool]:
     """Compute units, and which branches of them are live; dead ones are 0 in ``out``.
 
     What the policy foresees is all that is computed. A threshold is decided as the units are stored, other
-    policies see the norms of all rows afterwards. Without ``ask``, the policy foresees nothing.
+    policies see the norms of all rows afterwards. Without ``ask``, the policy foresees nothing; without
+    ``clear``, dead units hold anything: enough for what is told which are live.
 
     Returns
     -------
@@ -208,7 +210,7 @@ def find(
         return live, False
     engine.dots(x, w, out, None, branch, bias, activation, None, Found(branch, policy.norm, norms))
     live = np.ascontiguousarray(decide(policy, norms))
-    if not live.all():
+    if clear and not live.all():
         out[~spread(live, branch, len(w))] = 0
     return live, False
 

@@ -256,14 +256,14 @@ class FFN:
             )
         if decided and policy is not None:
             if gate is None:
-                live, _ = _rows.find(policy, x, up, h, branch, self._b_up, activation, ask=False)
+                live, _ = _rows.find(policy, x, up, h, branch, self._b_up, activation, ask=False, clear=False)
             elif self.decide == "up":
                 first = np.empty_like(h)
-                live, _ = _rows.find(policy, x, up, first, branch, self._b_up, ask=False)
+                live, _ = _rows.find(policy, x, up, first, branch, self._b_up, ask=False, clear=False)
                 engine.dots(x, gate, h, live, branch, None, activation, first)
             else:
                 first = np.empty_like(h)
-                live, _ = _rows.find(policy, x, gate, first, branch, None, activation, ask=False)
+                live, _ = _rows.find(policy, x, gate, first, branch, None, activation, ask=False, clear=False)
                 engine.dots(x, up, h, live, branch, self._b_up, None, first)
         elif gate is None:
             engine.dots(x, up, h, live, branch, self._b_up, activation)
