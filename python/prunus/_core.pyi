@@ -15,7 +15,7 @@ __all__ = [
     "attention",
     "available_levels",
     "combine",
-    "count_live",
+    "count_rows",
     "cpu_info",
     "default_threads",
     "dots",
@@ -161,7 +161,14 @@ def largest(
     out: NDArray[np.int8],
     threads: int,
 ) -> None: ...
-def count_live(live: NDArray[np.uint8], branch: int, units: int, tile: int) -> tuple[int, int, int, int]: ...
+def count_rows(
+    live: NDArray[np.uint8] | None,
+    branch: int,
+    rows: int,
+    units: int,
+    tile: int,
+    tables: list[tuple[NDArray[Any], bool]],
+) -> tuple[int, int, int, int, int, int, int, int]: ...
 def combine(
     h: NDArray[Any],
     w: NDArray[Any],

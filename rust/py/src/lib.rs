@@ -38,7 +38,7 @@ mod _core {
     #[pymodule_export]
     use super::packed::{Packed, dsd_packed, pack};
     #[pymodule_export]
-    use super::rows::{combine, count_live, dots};
+    use super::rows::{combine, count_rows, dots};
     #[pymodule_export]
     use super::scan::{gates, scan};
     #[pymodule_export]
