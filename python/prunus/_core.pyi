@@ -15,13 +15,14 @@ __all__ = [
     "attention",
     "available_levels",
     "combine",
-    "count_live",
+    "count_rows",
     "cpu_info",
     "default_threads",
     "dots",
     "dsd",
     "dsd_packed",
     "gates",
+    "largest",
     "last_path",
     "level",
     "measure_bandwidth",
@@ -153,7 +154,21 @@ def dots(
     tau: float,
     threads: int,
 ) -> None: ...
-def count_live(live: NDArray[np.uint8], branch: int, units: int, tile: int) -> tuple[int, int, int, int]: ...
+def largest(
+    values: NDArray[Any],
+    wanted: NDArray[np.int64],
+    visible: NDArray[np.uint8] | None,
+    out: NDArray[np.int8],
+    threads: int,
+) -> None: ...
+def count_rows(
+    live: NDArray[np.uint8] | None,
+    branch: int,
+    rows: int,
+    units: int,
+    tile: int,
+    tables: list[tuple[NDArray[Any], bool]],
+) -> tuple[int, int, int, int, int, int, int, int]: ...
 def combine(
     h: NDArray[Any],
     w: NDArray[Any],

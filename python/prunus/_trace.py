@@ -7,11 +7,11 @@ at a context variable, and the span is a constant that is false: counting is lef
 from __future__ import annotations
 
 import json
-import threading
-import time
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from os import PathLike
+from threading import get_ident
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -88,9 +88,9 @@ class Span:
 
     __slots__ = ("_began", "_record", "_token", "_trace")
 
-    def __init__(self, owner: Trace | None, name: str) -> None:
+    def __init__(self, owner: Trace | None, name: str, depth: int = 0) -> None:
         self._trace = owner
-        self._record = Record(name)
+        self._record = Record(name, depth=depth)
         self._token: Token[tuple[Trace, int] | None] | None = None
         self._began = 0.0
 
@@ -99,10 +99,8 @@ class Span:
 
     def __enter__(self) -> Self:
         if self._trace is not None:
-            at = ACTIVE.get()
-            self._record.depth = at[1] if at else 0
             self._token = ACTIVE.set((self._trace, self._record.depth + 1))
-            self._began = time.perf_counter()
+            self._began = perf_counter()
         return self
 
     def __exit__(
@@ -111,8 +109,8 @@ class Span:
         if self._trace is None or self._token is None:
             return
         record = self._record
-        record.seconds = time.perf_counter() - self._began
-        record.thread = threading.get_ident()
+        record.seconds = perf_counter() - self._began
+        record.thread = get_ident()
         ACTIVE.reset(self._token)
         self._trace._add(record, self._began)
 
@@ -121,21 +119,28 @@ class Span:
         for name, number in numbers.items():
             setattr(self._record, name, getattr(self._record, name) + int(number))
 
-    def add(self, flops: int, flops_skipped: int, bytes_loaded: int, bytes_skipped: int) -> None:
+    def add(
+        self,
+        flops: int,
+        flops_skipped: int,
+        bytes_loaded: int,
+        bytes_skipped: int,
+        live: int = 0,
+        total: int = 0,
+        union_live: int = 0,
+        union_total: int = 0,
+    ) -> None:
         """Add to what every operation counts; quicker than :meth:`count`."""
         record = self._record
         record.flops += flops
         record.flops_skipped += flops_skipped
         record.bytes_loaded += bytes_loaded
         record.bytes_skipped += bytes_skipped
-
-    def found(self, live: int, total: int, union_live: int, union_total: int) -> None:
-        """Add branches that were live and that there were, for rows and for tiles."""
-        record = self._record
-        record.live += live
-        record.total += total
-        record.union_live += union_live
-        record.union_total += union_total
+        if total:
+            record.live += live
+            record.total += total
+            record.union_live += union_live
+            record.union_total += union_total
 
     def ran(self, engine: str) -> None:
         """Say who did the operation; of the CPU engine, the path that it took last on this thread."""
@@ -150,7 +155,7 @@ ACTIVE: Final[ContextVar[tuple[Trace, int] | None]] = ContextVar("prunus_trace",
 def span(name: str) -> Span:
     """Return a context manager that times and counts an operation, if anybody traces."""
     at = ACTIVE.get()
-    return _OFF if at is None else Span(at[0], name)
+    return _OFF if at is None else Span(at[0], name, at[1])
 
 
 class Trace:
@@ -162,10 +167,9 @@ class Trace:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
-        self._lock = threading.Lock()
         self._outer: tuple[Trace, int] | None = None
         self._tokens: list[Token[tuple[Trace, int] | None]] = []
-        self._began = time.perf_counter()
+        self._began = perf_counter()
         self._ended: float | None = None
 
     def __enter__(self) -> Self:
@@ -175,20 +179,20 @@ class Trace:
         self._tokens.append(ACTIVE.set((self, 0)))
         # A trace may go on: its clock runs from the first time.
         if self._ended is None:
-            self._began = time.perf_counter()
+            self._began = perf_counter()
         self._ended = None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended = time.perf_counter()
+        self._ended = perf_counter()
         ACTIVE.reset(self._tokens.pop())
 
     def _add(self, record: Record, began: float) -> None:
-        with self._lock:
-            record.start = began - self._began
-            self.records.append(record)
+        record.start = began - self._began
+        # No lock: a list's append is atomic, and readers take what is there.
+        self.records.append(record)
         if self._outer is not None:
             owner, depth = self._outer
             copy = Record(**{name: getattr(record, name) for name in Record.__slots__})
@@ -196,8 +200,7 @@ class Trace:
             owner._add(copy, began)
 
     def _sum(self, name: str) -> int:
-        with self._lock:
-            return sum(getattr(record, name) for record in self.records)
+        return sum(getattr(record, name) for record in self.records)
 
     @property
     def flops(self) -> int:
@@ -232,7 +235,7 @@ class Trace:
     @property
     def seconds(self) -> float:
         """Wall-clock seconds in the ``with`` block; until now, while it runs."""
-        return (time.perf_counter() if self._ended is None else self._ended) - self._began
+        return (perf_counter() if self._ended is None else self._ended) - self._began
 
     @property
     def live_fraction(self) -> float:
@@ -330,8 +333,7 @@ class Trace:
             json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
 
     def _ordered(self) -> list[Record]:
-        with self._lock:
-            return sorted(self.records, key=lambda record: (record.start, record.depth))
+        return sorted(self.records, key=lambda record: (record.start, record.depth))
 
     def __repr__(self) -> str:
         return (

@@ -24,7 +24,6 @@ __all__ = [
     "check_activation",
     "check_branch",
     "contribute",
-    "count_liveness",
     "count_rows",
     "find",
     "norms_of",
@@ -149,7 +148,7 @@ def sums_dtype(*dtypes: DType) -> DType:
 
 def spread(live: Array, branch: int, units: int) -> Array:
     """Return the liveness of every unit (rows, units) from that of branches."""
-    every: Array = np.repeat(live, branch, axis=1)[:, :units]
+    every: Array = live if branch == 1 else np.repeat(live, branch, axis=1)[:, :units]
     return every
 
 
@@ -179,11 +178,13 @@ def find(
     activation: str | None = None,
     *,
     ask: bool = True,
+    clear: bool = True,
 ) -> tuple[Array, bool]:
     """Compute units, and which branches of them are live; dead ones are 0 in ``out``.
 
     What the policy foresees is all that is computed. A threshold is decided as the units are stored, other
-    policies see the norms of all rows afterwards. Without ``ask``, the policy foresees nothing.
+    policies see the norms of all rows afterwards. Without ``ask``, the policy foresees nothing; without
+    ``clear``, dead units hold anything: enough for what is told which are live.
 
     Returns
     -------
@@ -208,7 +209,7 @@ def find(
         return live, False
     engine.dots(x, w, out, None, branch, bias, activation, None, Found(branch, policy.norm, norms))
     live = np.ascontiguousarray(decide(policy, norms))
-    if not live.all():
+    if clear and not live.all():
         out[~spread(live, branch, len(w))] = 0
     return live, False
 
@@ -227,16 +228,13 @@ def contribute(h: Array, w: Array, out: Array, live: Array, branch: int, bias: A
         engine.dots(h[row : row + 1, at], np.ascontiguousarray(w[:, at]), out[row : row + 1], None, 1, bias)
 
 
-def count_liveness(at: Span, live: Array, branch: int, units: int) -> tuple[int, int]:
-    """Count live branches; return how many units they have, and those that the tiles of rows need."""
-    found, pairs, union, touched = _core.count_live(live.view(np.uint8), branch, units, TILE)
-    tiles = blocks_along(len(live), TILE)
-    at.found(found, live.size, union, tiles * live.shape[1])
-    return pairs, touched
-
-
 def count_rows(
-    at: Span, live: Array | None, branch: int, tables: list[tuple[Array, bool]], rows: int
+    at: Span,
+    live: Array | None,
+    branch: int,
+    tables: list[tuple[Array, bool]],
+    rows: int,
+    units: int | None = None,
 ) -> None:
     """Count what was done with tables of one row a unit.
 
@@ -252,19 +250,8 @@ def count_rows(
         Each table, and whether all of it was computed, live or not.
     rows : int
         Rows of the input.
+    units : int, optional
+        Units of a row, where there is no table that has as many rows.
     """
-    units = len(tables[0][0])
-    tiles = blocks_along(rows, TILE)
-    if live is None:
-        pairs, touched = rows * units, tiles * units
-    else:
-        pairs, touched = count_liveness(at, live, branch, units)
-    flops = skipped = loaded = left = 0
-    for table, everything in tables:
-        width, size = table.shape[1], table.itemsize
-        done, read = (rows * units, tiles * units) if everything else (pairs, touched)
-        flops += 2 * width * done
-        skipped += 2 * width * (rows * units - done)
-        loaded += width * size * read
-        left += width * size * (tiles * units - read)
-    at.add(flops, skipped, loaded, left)
+    seen = None if live is None else live.view(np.uint8)
+    at.add(*_core.count_rows(seen, branch, rows, len(tables[0][0]) if units is None else units, TILE, tables))

@@ -256,14 +256,14 @@ class FFN:
             )
         if decided and policy is not None:
             if gate is None:
-                live, _ = _rows.find(policy, x, up, h, branch, self._b_up, activation, ask=False)
+                live, _ = _rows.find(policy, x, up, h, branch, self._b_up, activation, ask=False, clear=False)
             elif self.decide == "up":
                 first = np.empty_like(h)
-                live, _ = _rows.find(policy, x, up, first, branch, self._b_up, ask=False)
+                live, _ = _rows.find(policy, x, up, first, branch, self._b_up, ask=False, clear=False)
                 engine.dots(x, gate, h, live, branch, None, activation, first)
             else:
                 first = np.empty_like(h)
-                live, _ = _rows.find(policy, x, gate, first, branch, None, activation, ask=False)
+                live, _ = _rows.find(policy, x, gate, first, branch, None, activation, ask=False, clear=False)
                 engine.dots(x, up, h, live, branch, self._b_up, None, first)
         elif gate is None:
             engine.dots(x, up, h, live, branch, self._b_up, activation)
@@ -273,9 +273,10 @@ class FFN:
             engine.dots(x, up, h, live, branch, self._b_up, None, first)
         engine.combine(h, down, y, live, branch, self._b_down)
         if at:
-            at.ran(engines.active().name)
-            panel = {"up": up, "gate": gate, "predictor": None}[self.decide]
-            tables = [(t, decided and t is panel) for t in (up, gate, down) if t is not None]
+            at.ran(engine.name)
+            tables = [(up, decided and self.decide == "up"), (down, False)]
+            if gate is not None:
+                tables.append((gate, decided and self.decide == "gate"))
             _rows.count_rows(at, live, branch, tables, len(x))
 
     def __repr__(self) -> str:

@@ -107,7 +107,7 @@ def linear(
             h, live = _sparse(rows.x, w, bias, activation, policy, branch, kind)
             if at:
                 at.ran(engines.active().name)
-                _rows.count_liveness(at, live, branch, units)
+                _rows.count_rows(at, live, branch, [], len(rows.x), units)
         else:
             h = np.empty((len(rows.x), units), kind)
             live, known = _rows.find(policy, rows.x, table, h, branch, bias, activation)

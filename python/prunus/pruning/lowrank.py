@@ -21,6 +21,8 @@ __all__ = ["LowRank", "activate", "as_bias", "as_matrix", "fit_low_rank", "floor
 
 # A residual below this share of a unit's own size is rounding, not knowledge.
 _FLOOR = 1e-3
+# Activations that NumPy has no functions for: they come with the engine's products by units.
+_BY_UNITS = ("gelu",)
 
 
 class LowRank(NamedTuple):
@@ -31,7 +33,7 @@ class LowRank(NamedTuple):
     narrow : ndarray of float32
         Shape (rank, d).
     wide : ndarray of float32
-        Shape (H, rank).
+        Shape (H, rank). In the order that :meth:`ready` gives it, a prediction takes least.
     offset : ndarray of float32
         Shape (H,).
     spread : ndarray of float32
@@ -56,14 +58,26 @@ class LowRank(NamedTuple):
     def predict(self, x: Array, activation: str | None = None) -> Array:
         """Return ``activation`` of the approximation in float32, (rows, H), on the engine in use.
 
-        The engine's ``dots`` makes each row's result independent of the other rows.
+        Each row's result is independent of the other rows.
         """
         engine = engines.active()
         thin = np.empty((len(x), len(self.narrow)), np.float32)
         engine.dots(x, self.narrow, thin)
         result = np.empty((len(x), len(self.wide)), np.float32)
-        engine.dots(thin, self.wide, result, bias=self.offset, activation=activation)
-        return result
+        if activation in _BY_UNITS:
+            engine.dots(
+                thin, np.ascontiguousarray(self.wide), result, bias=self.offset, activation=activation
+            )
+            return result
+        # Sums of a few long rows: as many short dot products as there are units would each cost more to
+        # begin than to do.
+        engine.combine(thin, np.ascontiguousarray(self.wide.T), result, bias=self.offset)
+        return _activate(result, activation)
+
+    def ready(self, activation: str | None) -> Self:
+        """Return the same with ``wide`` in the order that :meth:`predict` reads for this activation."""
+        order = np.ascontiguousarray if activation in _BY_UNITS else np.asfortranarray
+        return self._replace(wide=order(self.wide))
 
     def power(self, x: Array, activation: str | None) -> Array:
         """Return the expected square of what is predicted, (rows, H)."""
@@ -75,7 +89,7 @@ class LowRank(NamedTuple):
     def over(self, scale: Array) -> Self:
         """Return the approximation of each unit over ``scale`` (H,)."""
         return self._replace(
-            wide=np.ascontiguousarray(self.wide / scale[:, None], np.float32),
+            wide=np.asarray(self.wide / scale[:, None], np.float32),
             offset=np.ascontiguousarray(self.offset / scale, np.float32),
             spread=np.ascontiguousarray(self.spread / scale, np.float32),
         )
@@ -123,7 +137,7 @@ def fit_low_rank(x: Array, w: Array, bias: Array, rank: int) -> LowRank:
     narrow = basis.T @ w
     return LowRank(
         np.ascontiguousarray(narrow, np.float32),
-        np.ascontiguousarray(basis, np.float32),
+        np.asfortranarray(basis, np.float32),
         np.asarray(bias + at_mean - basis @ (narrow @ mean), np.float32),
         np.asarray(np.sqrt(np.maximum(left, 0) / samples), np.float32),
     )

@@ -16,8 +16,10 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from prunus._dtypes import Array
+from prunus import _core
+from prunus._dtypes import F32, F64, Array
 from prunus._mask import BlockMask
+from prunus._threads import THREADS
 
 __all__ = [
     "Decides",
@@ -453,29 +455,12 @@ def largest(values: Array, wanted: Array, visible: Array | None) -> Array:
     visible : ndarray of bool, optional
         Shape (rows, n).
     """
-    rows, n = values.shape
-    wanted = np.asarray(wanted)
-    if not n or not rows:
-        return np.zeros((rows, n), bool)
-    nan = np.isnan(values)
-    keys = np.where(nan, np.inf, values)
-    if visible is not None:
-        nan &= visible
-        keys[~visible] = -np.inf
-    # The smallest key that is chosen: its equals are chosen from the first on.
-    at = n - np.clip(wanted, 1, n)
-    if (at == at[0]).all():
-        cut = np.partition(keys, at[0], axis=1)[:, at[0], None]
-    else:
-        cut = np.take_along_axis(np.sort(keys, axis=1), at[:, None], axis=1)
-    above = nan | (keys > cut)
-    ties = (keys == cut) & ~above
-    if visible is not None:
-        ties &= visible
-    left = wanted - above.sum(axis=1)
-    live: Array = above | (ties & (np.cumsum(ties, axis=1) <= left[:, None]))
-    # More NaN than places: again the first.
-    return live & (np.cumsum(live, axis=1) <= wanted[:, None])
+    if values.dtype not in (F32, F64):
+        values = values.astype(np.float64)
+    live = np.empty(values.shape, bool)
+    seen = None if visible is None else np.asarray(visible, bool).view(np.uint8)
+    _core.largest(values, np.asarray(wanted, np.int64), seen, live.view(np.int8), THREADS.get())
+    return live
 
 
 def _options(policy: Policy) -> str:

@@ -78,7 +78,9 @@ class Predictor(Policy):
         self.activation = activation
         if gate is not None and (gate.narrow.shape != up.narrow.shape or gate.wide.shape != up.wide.shape):
             raise ValueError(f"the gate's parts have shapes {gate.shapes}, the units' {up.shapes}")
-        self._up, self._gate = up, gate
+        # The activation follows the gate, where there is one.
+        self._up = up.ready(activation if gate is None else None)
+        self._gate = None if gate is None else gate.ready(activation)
 
     @property
     def units(self) -> int:

@@ -8,6 +8,7 @@ pub mod memory;
 pub mod rows;
 pub mod scan;
 pub mod sdd;
+pub mod select;
 pub mod ssd;
 pub mod threads;
 
@@ -21,5 +22,6 @@ pub use attention::Attention;
 pub use dsd::Dsd;
 pub use scan::Scan;
 pub use sdd::Sdd;
+pub use select::Largest;
 pub use ssd::Ssd;
 pub use threads::Context;

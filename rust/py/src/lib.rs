@@ -15,6 +15,7 @@ mod packed;
 mod rows;
 mod scan;
 mod sdd;
+mod select;
 mod ssd;
 
 /// Compiled part of prunus.
@@ -37,11 +38,13 @@ mod _core {
     #[pymodule_export]
     use super::packed::{Packed, dsd_packed, pack};
     #[pymodule_export]
-    use super::rows::{combine, count_live, dots};
+    use super::rows::{combine, count_rows, dots};
     #[pymodule_export]
     use super::scan::{gates, scan};
     #[pymodule_export]
     use super::sdd::sdd;
+    #[pymodule_export]
+    use super::select::largest;
     #[pymodule_export]
     use super::ssd::ssd;
 

@@ -1,6 +1,8 @@
 //! Products with live rows of a table.
 
-use numpy::{PyReadonlyArray2, PyReadwriteArray2, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{
+    PyArrayDescrMethods, PyReadonlyArray2, PyReadwriteArray2, PyUntypedArray, PyUntypedArrayMethods,
+};
 use prunus_core::{Activation, MatMut, MatRef, VecRef};
 use prunus_cpu::rows::{Combine, Dots, Found, Live, Norm};
 use pyo3::exceptions::PyValueError;
@@ -11,7 +13,7 @@ use crate::door::LAST_PATH;
 use crate::door::{enter, to_python};
 
 /// A matrix to read.
-fn matrix(name: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<Nd> {
+pub(crate) fn matrix(name: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<Nd> {
     let nd = Nd::read(array)?;
     match nd.shape.len() {
         2 => Ok(nd),
@@ -21,14 +23,14 @@ fn matrix(name: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<Nd> {
 
 /// # Safety
 /// The array behind it must live, and keep its memory, as long as the view is used.
-unsafe fn view(nd: &Nd) -> MatRef<'_> {
+pub(crate) unsafe fn view(nd: &Nd) -> MatRef<'_> {
     // SAFETY: the caller's promise.
     unsafe { MatRef::new(nd.ptr, nd.dtype, (nd.shape[0], nd.shape[1]), (nd.strides[0], nd.strides[1])) }
 }
 
 /// # Safety
 /// As for [`view`], and nobody else may use the memory.
-unsafe fn view_mut(nd: &Nd) -> MatMut<'_> {
+pub(crate) unsafe fn view_mut(nd: &Nd) -> MatMut<'_> {
     // SAFETY: the caller's promise.
     unsafe { MatMut::new(nd.ptr, nd.dtype, (nd.shape[0], nd.shape[1]), (nd.strides[0], nd.strides[1])) }
 }
@@ -51,7 +53,7 @@ fn optional_vector(name: &str, array: Option<&Bound<'_, PyUntypedArray>>) -> PyR
 }
 
 /// Liveness, copied: Python code may write to the array while the GIL is released.
-fn liveness(live: Option<&PyReadonlyArray2<'_, u8>>) -> Option<Vec<u8>> {
+pub(crate) fn liveness(live: Option<&PyReadonlyArray2<'_, u8>>) -> Option<Vec<u8>> {
     live.map(|live| match live.as_slice() {
         Ok(bytes) => bytes.to_vec(),
         Err(_) => live.as_array().iter().copied().collect(),
@@ -190,47 +192,60 @@ pub(crate) fn combine(
     Ok(())
 }
 
-/// Of the liveness of branches (rows × branches): how many are live, how many units those have, and the same
-/// for branches that at least one of `tile` neighbouring rows needs.
+/// What `rows` rows of an input did with tables of one row a unit, of which the branches that are `live` were
+/// needed, or all of a table if it says so; reading is shared by `tile` neighbouring rows.
+///
+/// Operations done and left out, bytes read and left alone; live branches and all there were, and the same
+/// for tiles.
 #[pyfunction]
-pub(crate) fn count_live(
-    live: PyReadonlyArray2<'_, u8>,
+#[allow(clippy::type_complexity)]
+pub(crate) fn count_rows(
+    live: Option<PyReadonlyArray2<'_, u8>>,
     branch: usize,
+    rows: usize,
     units: usize,
     tile: usize,
-) -> PyResult<(usize, usize, usize, usize)> {
-    let live = live.as_array();
-    let branches = live.ncols();
-    if branch == 0 || tile == 0 || branches != units.div_ceil(branch) {
-        return Err(PyValueError::new_err(format!(
-            "expected liveness of {} branches, got {branches}",
-            units.div_ceil(branch.max(1))
-        )));
+    tables: Vec<(Bound<'_, PyUntypedArray>, bool)>,
+) -> PyResult<(usize, usize, usize, usize, usize, usize, usize, usize)> {
+    let tiles = rows.div_ceil(tile.max(1));
+    let (pairs, touches) = (rows.saturating_mul(units), tiles.saturating_mul(units));
+    let (mut counts, mut branches) = (None, 0);
+    if let Some(live) = &live {
+        // The GIL is held: nobody writes to the array meanwhile.
+        let copy;
+        let bytes = match live.as_slice() {
+            Ok(bytes) => bytes,
+            Err(_) => {
+                copy = liveness(Some(live)).unwrap_or_default();
+                &copy
+            }
+        };
+        let live = Live::new(bytes, branch, rows, units).map_err(to_python)?;
+        branches = live.branches;
+        counts = Some(live.counts(units, tile));
     }
-    // Every branch is as wide as the first, but for the last one.
-    let short = branches * branch - units;
-    let count = |bits: &[u8]| {
-        let live: usize = bits.iter().map(|&bit| usize::from(bit != 0)).sum();
-        let last = bits.last().is_some_and(|&bit| bit != 0);
-        (live, live * branch - if last { short } else { 0 })
-    };
-    let bytes: Vec<u8> = match live.as_slice() {
-        Some(bytes) => bytes.to_vec(),
-        None => live.iter().copied().collect(),
-    };
-    let (mut found, mut of_units, mut union_found, mut union_units) = (0, 0, 0, 0);
-    let mut any = vec![0; branches];
-    for tile in bytes.chunks(tile.saturating_mul(branches).max(1)) {
-        any.fill(0);
-        for row in tile.chunks(branches) {
-            let (live, units) = count(row);
-            found += live;
-            of_units += units;
-            any.iter_mut().zip(row).for_each(|(any, bit)| *any |= bit);
-        }
-        let (live, units) = count(&any);
-        union_found += live;
-        union_units += units;
+    let (mut flops, mut skipped, mut loaded, mut left) = (0usize, 0usize, 0usize, 0usize);
+    for (table, whole) in &tables {
+        let [_, width] = table.shape() else {
+            return Err(PyValueError::new_err(format!(
+                "table: expected two dimensions, got {}",
+                table.ndim()
+            )));
+        };
+        let (done, read) = match &counts {
+            Some(counts) if !whole => (counts.units, counts.union_units),
+            _ => (pairs, touches),
+        };
+        let bytes = width.saturating_mul(table.dtype().itemsize());
+        let add = |sum: &mut usize, each: usize, times: usize| {
+            *sum = sum.saturating_add(each.saturating_mul(times));
+        };
+        add(&mut flops, width.saturating_mul(2), done);
+        add(&mut skipped, width.saturating_mul(2), pairs - done);
+        add(&mut loaded, bytes, read);
+        add(&mut left, bytes, touches - read);
     }
-    Ok((found, of_units, union_found, union_units))
+    let found = counts.unwrap_or_default();
+    let (of_rows, of_tiles) = (rows * branches, tiles * branches);
+    Ok((flops, skipped, loaded, left, found.live, of_rows, found.union_live, of_tiles))
 }

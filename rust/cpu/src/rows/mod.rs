@@ -5,6 +5,7 @@
 //! boolean for each row of the input and each *branch*, some neighbouring units.
 
 mod combine;
+mod counts;
 mod dots;
 mod finish;
 pub(crate) mod kernel;
@@ -16,6 +17,7 @@ use std::ops::Range;
 use prunus_core::{DType, Error, MatRef};
 
 pub use combine::Combine;
+pub use counts::Counts;
 pub use dots::{Dots, Found, Norm};
 
 /// Which branches of a row are live.
