@@ -190,6 +190,10 @@ def test_damaged_files(layer, tmp_path):
     path = tmp_path / "p.npz"
     p.save(path)
     whole = path.read_bytes()
+    path.write_text("Not an archive, but long enough to be one.")
+    with pytest.raises(ValueError, match=r"p\.npz is not a predictor.* expected an \.npz file") as caught:
+        pr.Predictor.load(path)
+    assert "pickle" not in str(caught.value)
     for size in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match="not a predictor"):
@@ -204,8 +208,9 @@ def test_damaged_files(layer, tmp_path):
         with np.load(_restored(path, whole)) as archive:
             parts = {k: archive[k] for k in archive.files} | changes
         np.savez(path, **{k: v for k, v in parts.items() if v is not None})
-        with pytest.raises(ValueError, match="not a predictor"):
+        with pytest.raises(ValueError, match="not a predictor") as caught:
             pr.Predictor.load(path)
+        assert "pickle" not in str(caught.value)
 
     altered(format="something else")
     altered(keep=2.0)

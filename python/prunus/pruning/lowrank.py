@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prunus import engines
-from prunus._dtypes import BFLOAT16, Array
+from prunus._arrays import as_floats
+from prunus._dtypes import Array
 from prunus.engines.reference import _activate
 
 __all__ = ["LowRank", "activate", "as_bias", "as_matrix", "fit_low_rank", "floored", "spread_after"]
@@ -164,9 +165,7 @@ def as_matrix(value: ArrayLike, name: str) -> Array:
     TypeError, ValueError
         If it holds no floats; has not two dimensions, is empty or not finite.
     """
-    array: Array = np.asarray(value)
-    if array.dtype.kind != "f" and array.dtype != BFLOAT16:
-        raise TypeError(f"{name} must hold floats, got dtype {array.dtype}")
+    array = as_floats(value, name)
     if array.ndim != 2 or not array.size:
         raise ValueError(f"{name} must be a matrix that is not empty, got shape {array.shape}")
     array = array.astype(np.float64)
@@ -186,7 +185,7 @@ def as_bias(value: Any, units: int) -> Array:
     """
     if value is None:
         return np.zeros(units)
-    array = np.asarray(value).astype(np.float64)
+    array = as_floats(value, "b_up").astype(np.float64)
     if array.shape != (units,) or not np.isfinite(array).all():
         raise ValueError(f"b_up must have {units} finite values, got shape {array.shape}")
     return array

@@ -9,9 +9,11 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from prunus._arrays import as_floats
 from prunus._construct import count_of
-from prunus._dtypes import FLOATS, Array
+from prunus._dtypes import Array
 from prunus.pruning._archive import read_archive, write_archive
+from prunus.pruning._checks import check_count, check_norm, check_share
 from prunus.pruning._rows import check_activation, check_branch
 from prunus.pruning.lowrank import (
     LowRank,
@@ -22,7 +24,7 @@ from prunus.pruning.lowrank import (
     floored,
     spread_after,
 )
-from prunus.pruning.policies import Policy, Statistics, _check_count, _check_norm, largest
+from prunus.pruning.policies import Policy, Statistics, largest
 
 __all__ = ["Predictor"]
 
@@ -71,9 +73,9 @@ class Predictor(Policy):
         activation: str | None = "relu",
         norm: str = "max",
     ) -> None:
-        self.keep = _share(keep)
+        self.keep = check_share(keep, "keep")
         self.branch = check_branch(branch)
-        self.norm = _check_norm(norm)
+        self.norm = check_norm(norm)
         check_activation(activation)
         self.activation = activation
         if gate is not None and (gate.narrow.shape != up.narrow.shape or gate.wide.shape != up.wide.shape):
@@ -173,7 +175,7 @@ class Predictor(Policy):
             raise ValueError(f"w_gate has shape {gate.shape}, w_up {up.shape}")
         bias = as_bias(b_up, len(up))
         most = min(*samples.shape, len(up))
-        if not 1 <= _check_count(rank, "rank") <= most:
+        if not 1 <= check_count(rank, "rank") <= most:
             raise ValueError(
                 f"rank must be from 1 to {most} with {len(samples)} samples and weights of {up.shape}, "
                 f"got {rank}"
@@ -207,10 +209,9 @@ class Predictor(Policy):
         x : ndarray
             Shape (rows, features), floats.
         """
+        x = as_floats(x, "x")
         if x.ndim != 2 or x.shape[1] != self.features:
             raise ValueError(f"the predictor was fitted to {self.features} features, x has shape {x.shape}")
-        if x.dtype not in FLOATS:
-            raise TypeError(f"x must hold floats, got dtype {x.dtype}")
         with np.errstate(over="ignore", invalid="ignore"):
             rows = x.astype(np.float32, copy=False)
             if self._gate is None:
@@ -385,13 +386,6 @@ class Predictor(Policy):
             f"Predictor({self.units} {kind} of {self.features} features, rank {self.rank}, "
             f"keep={self.keep:g}{branch}{norm})"
         )
-
-
-def _share(keep: Any) -> float:
-    share = float(keep)
-    if not 0 < share <= 1:
-        raise ValueError(f"keep must be above 0 and at most 1, got {keep!r}")
-    return share
 
 
 def _ratio(part: Any, whole: Any, empty: float) -> float:
