@@ -168,10 +168,10 @@ def test_attributes_of_a_class_of_ones_own(attribute, value, error, match):
 
 @pytest.mark.parametrize("value", ["0.5", None, [0.5, 1], 1j])
 def test_numbers_that_are_none(value):
-    with pytest.raises(TypeError, match="^tau must be a number, got"):
+    with pytest.raises(TypeError, match=r"^tau must be a number, got"):
         pr.Threshold(value)
     if value is not None:
-        with pytest.raises(TypeError, match="^fraction must be a number, got"):
+        with pytest.raises(TypeError, match=r"^fraction must be a number, got"):
             pr.TopK(fraction=value)
 
 

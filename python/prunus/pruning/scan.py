@@ -117,7 +117,6 @@ def selective_scan(
     An exponential mean of a step, at one rate:
 
     >>> import numpy as np
-    from numpy.typing import ArrayLike
     >>> import prunus as pr
     >>> u = np.array([[0.0], [1.0], [1.0], [1.0]], np.float32)
     >>> ones = np.ones((4, 1), np.float32)
@@ -181,7 +180,6 @@ def selective_step(
     Examples
     --------
     >>> import numpy as np
-    from numpy.typing import ArrayLike
     >>> import prunus as pr
     >>> one = np.ones(1, np.float32)
     >>> state = np.zeros((1, 1), np.float32)
