@@ -219,8 +219,9 @@ def test_no_long_call_keeps_the_main_thread_from_signals(layer, monkeypatch):
     monkeypatch.setattr(_pieces, "_SHORT", 0)
     seen = {}
     for module, name in ((np, "matmul"), (np.linalg, "eigh"), (np.linalg, "cholesky")):
+        original = getattr(module, name)
 
-        def spy(*arrays, function=getattr(module, name), name=name):
+        def spy(*arrays, function=original, name=name):
             seen.setdefault(name, []).append(threading.current_thread() is threading.main_thread())
             return function(*arrays)
 
