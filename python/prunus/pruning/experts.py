@@ -109,6 +109,7 @@ class Expert:
             layer: Any = self.up
             result: Array = layer(x, activation=style.activation, prune=style.policy, branch=style.branch)
             return result
+        style = style._replace(branch=min(style.branch, max(self.units, 1)))
         sums = sums_of(self.dtype(x.dtype))
         with span("expert") as at:
             h, live, known = self._hidden(engine, x, style, sums)

@@ -389,7 +389,7 @@ def decide(policy: Policy, norms: Array, visible: Array | None = None, norm: str
         If the policy returns anything but booleans of the right shape.
     """
     rows = len(norms)
-    group = policy.rows
+    group = min(policy.rows, max(rows, 1))
     if group > 1 and rows:
         starts = np.arange(0, rows, group)
         norms = np.maximum.reduceat(norms, starts, axis=0)
@@ -398,8 +398,7 @@ def decide(policy: Policy, norms: Array, visible: Array | None = None, norm: str
         seen = visible
     live = policy.select(Statistics(norms, seen, norm or policy.norm))
     if not isinstance(live, np.ndarray) or live.dtype != bool:
-        got = f"dtype {live.dtype}" if isinstance(live, np.ndarray) else type(live).__name__
-        raise TypeError(f"{policy!r} must return an array of booleans, got {got}")
+        raise TypeError(f"{policy!r} must return an array of booleans, got {_kind(live)}")
     if live.shape != norms.shape:
         raise ValueError(f"{policy!r} must return shape {norms.shape} (rows, branches), got {live.shape}")
     if group > 1 and rows:
@@ -423,13 +422,20 @@ def foreseen(policy: Policy, x: Array, branches: int) -> Array | None:
     -------
     ndarray of bool or None
         Shape (rows, branches).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is anything but booleans of that shape.
     """
     live = policy.foresee(x, branches)
     if live is None:
         return None
-    if not isinstance(live, np.ndarray) or live.dtype != bool or live.shape != (len(x), branches):
-        shape = getattr(live, "shape", None)
-        raise ValueError(f"{policy!r} must foresee booleans of shape {(len(x), branches)}, got {shape}")
+    shape = len(x), branches
+    if not isinstance(live, np.ndarray) or live.dtype != bool:
+        raise TypeError(f"{policy!r} must foresee booleans {shape} (rows, branches), got {_kind(live)}")
+    if live.shape != shape:
+        raise ValueError(f"{policy!r} must foresee shape {shape} (rows, branches), got {live.shape}")
     return live
 
 
@@ -468,6 +474,10 @@ def largest(values: Array, wanted: Array, visible: Array | None) -> Array:
     live: Array = above | (ties & (np.cumsum(ties, axis=1) <= left[:, None]))
     # More NaN than places: again the first.
     return live & (np.cumsum(live, axis=1) <= wanted[:, None])
+
+
+def _kind(value: Any) -> str:
+    return f"dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def _options(policy: Policy) -> str:

@@ -12,7 +12,7 @@ from prunus import _core, engines
 from prunus._arrays import as_floats
 from prunus._dtypes import F32, F64, Array, DType, result_dtype
 from prunus._trace import Span, span
-from prunus.pruning._checks import check_count
+from prunus.pruning._rows import check_branch
 from prunus.pruning.policies import Policy, as_policy, decide, foreseen
 
 __all__ = ["selective_scan", "selective_step"]
@@ -125,7 +125,8 @@ def selective_scan(
     array([0.   , 0.5  , 0.75 , 0.875], dtype=float32)
     """
     given = _arrays(u=u, delta=delta, B=B, C=C, z=z)
-    scan = _checked(given, A, D, delta_bias, state, branch)
+    scan = _checked(given, A, D, delta_bias, state)
+    branch = check_branch(branch, scan.u.shape[-1])
     before = None
     if scan.state is not None:
         before = scan.state.copy()
@@ -194,7 +195,8 @@ def selective_step(
         if operand is not None and operand.ndim < 1:
             raise ValueError(f"{name} must have at least one dimension, got a scalar")
     steps = [None if operand is None else operand[..., None, :] for operand in given]
-    scan = _checked(steps, A, D, delta_bias, state, branch)
+    scan = _checked(steps, A, D, delta_bias, state)
+    branch = check_branch(branch, scan.u.shape[-1])
     if not state.flags.writeable:
         raise ValueError("state is read-only")
     if state.shape != (*scan.batch, *scan.a.shape):
@@ -242,10 +244,8 @@ def _checked(
     D: ArrayLike | None,
     bias: Any,
     state: Any,
-    branch: int,
 ) -> _Scan:
     """Check shapes and dtypes, and broadcast the batch."""
-    check_count(branch, "branch")
     u, delta, b, c, z = given
     a, d, bias, state = _arrays(A=A, D=D, delta_bias=bias, state=state)
     named = {"u": u, "delta": delta, "A": a, "B": b, "C": c, "D": d, "z": z}
