@@ -54,7 +54,7 @@ def matmul(
         Added before the activation, one value for every output feature, that is for every row of a BSR on
         the left, and for every column of a BSR on the right.
     activation : {"relu", "gelu", "silu"}, optional
-        Applied to the result as it is stored.
+        Applied to the result as it is stored; None is the identity.
     densify : bool, default False
         Multiply ``W.toarray()`` with NumPy instead, where a pattern is too dense to gain from.
 
@@ -81,7 +81,8 @@ def matmul(
     array([0., 2., 0., 4.], dtype=float32)
     """
     if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {activation!r}")
+        known = ", ".join(repr(name) for name in sorted(ACTIVATIONS))
+        raise ValueError(f"activation must be one of {known} or None, got {activation!r}")
     sparse_a, sparse_b = isinstance(a, BlockStorage), isinstance(b, BlockStorage)
     if sparse_a and sparse_b and not densify:
         if bias is not None or activation is not None:
