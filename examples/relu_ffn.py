@@ -10,7 +10,7 @@ The weights are made up, with biases that leave about a tenth of the units on.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 
 import numpy as np
@@ -56,4 +56,9 @@ def main(size: str = "full") -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sizes = "small runs in a moment, full (the default) at sizes at which times mean something"
+    parser.add_argument("size", nargs="?", choices=["small", "full"], default="full", help=sizes)
+    main(parser.parse_args().size)

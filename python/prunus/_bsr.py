@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from prunus import _construct, _core, _elementwise, _format, _indexing, _reduce
 from prunus import _layout as lay
+from prunus._arrays import is_scipy, is_torch
 from prunus._dtypes import Array, as_dtype, check_operand, check_storage
 from prunus._errors import PrunusError
 from prunus._operators import Operators
@@ -117,11 +118,11 @@ class BSR(Operators, ScipyNames):
         """Fill this array from another one: BSR, SciPy, torch or dense."""
         if isinstance(arg, BlockStorage):
             other: Any = arg
-        elif _construct.is_scipy(arg):
+        elif is_scipy(arg):
             from prunus.interop.scipy import from_scipy
 
             other = from_scipy(type(self), arg, blocksize, copy)
-        elif _construct.is_torch(arg) and arg.layout is not _strided():
+        elif is_torch(arg) and arg.layout is not _strided():
             other = self.from_torch(arg, copy=copy)
         else:
             from prunus._mask import BlockMask
@@ -130,8 +131,6 @@ class BSR(Operators, ScipyNames):
                 raise TypeError("a BlockMask has no values; use BSR.from_mask(mask, w)")
             if copy is False:
                 raise ValueError("copy=False, but a dense array has to be cut into blocks")
-            if _construct.is_torch(arg):
-                raise TypeError("a dense torch tensor is not taken as it is; pass tensor.numpy()")
             other = self._wrap(*_construct.from_dense(arg, blocksize, dtype=dtype))
         if shape is not None and tuple(shape) != other.shape:
             raise ValueError(f"shape is {tuple(shape)}, but the array has {other.shape}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
-import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from prunus import _layout as lay
+from prunus._arrays import as_array
 from prunus._dtypes import Array, DType, as_dtype, check_storage, sum_dtype
 from prunus._layout import Index, Int64
 
@@ -280,11 +280,7 @@ def as_dense(w: Any, dtype: DTypeLike | None) -> Array:
     TypeError, ValueError
         If it holds no numbers, or has fewer than two dimensions.
     """
-    if isinstance(w, np.ma.MaskedArray):
-        raise TypeError("a masked array's mask would be lost; pass .filled(0)")
-    if isinstance(w, (str, bytes)) or w is None:
-        raise TypeError(f"expected an array, got {type(w).__name__}")
-    dense = np.asarray(w)
+    dense = as_array(w, "the array")
     check_storage(dense.dtype, "the array")
     want = dense.dtype.newbyteorder("=") if dtype is None else as_dtype(dtype)
     check_storage(want, "dtype")
@@ -457,18 +453,6 @@ def from_mask(mask: BlockMask, w: Any, dtype: DTypeLike | None = None) -> Parts:
             raise ValueError(f"the array has shape {dense.shape}, the mask {mask.shape}")
         dense = np.broadcast_to(dense, mask.shape)
     return from_grid(dense, mask.to_blocks(), mask.blocksize)
-
-
-def is_scipy(arg: Any) -> bool:
-    """Say whether ``arg`` is a SciPy sparse array, without importing SciPy."""
-    sparse = sys.modules.get("scipy.sparse")
-    return sparse is not None and bool(sparse.issparse(arg))
-
-
-def is_torch(arg: Any) -> bool:
-    """Say whether ``arg`` is a torch tensor, without importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(arg, torch.Tensor)
 
 
 def is_shape(arg: tuple[Any, ...]) -> bool:

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from prunus import _construct
+from prunus._arrays import as_array
 from prunus._dtypes import check_storage
 from prunus._storage import BlockStorage
 
+__all__ = ["as_factor", "as_operand"]
+
 
 def as_operand(value: Any, name: str) -> Any:
-    """Return a BSR or an ndarray; sequences become ndarrays, other array types raise.
+    """Return a BSR as it is, and anything else as :func:`as_array` does.
 
     Raises
     ------
-    TypeError
-        If ``value`` is something else.
+    TypeError, ValueError, PrunusError
+        As :func:`as_array`.
     """
-    if type(value) is np.ndarray or isinstance(value, BlockStorage):
-        return value
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost; pass {name}.filled(0)")
-    if isinstance(value, (np.ndarray, list, tuple, int, float, complex, np.generic)):
-        return np.asarray(value)
-    if _construct.is_scipy(value):
-        raise TypeError(f"{name} is a SciPy sparse array; wrap it with pr.BSR({name})")
-    if _construct.is_torch(value):
-        raise TypeError(f"{name} is a torch tensor; pass {name}.numpy()")
-    raise TypeError(f"{name} must be an ndarray or a BSR, got {type(value).__name__}")
+    return value if isinstance(value, BlockStorage) else as_array(value, name, "an array of numbers or a BSR")
 
 
 def as_factor(value: Any) -> Any:
@@ -45,6 +35,3 @@ def as_factor(value: Any) -> Any:
     array = as_operand(value, "other")
     check_storage(array.dtype, "other")
     return array
-
-
-__all__ = ["as_factor", "as_operand"]

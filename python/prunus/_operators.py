@@ -6,7 +6,8 @@ from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 
-from prunus import _construct, _core, _elementwise, _format, _protocols, ops
+from prunus import _core, _elementwise, _format, _protocols, ops
+from prunus._arrays import is_array_like, is_scipy
 from prunus._dtypes import Array
 from prunus._storage import BlockStorage
 from prunus._threads import THREADS
@@ -266,12 +267,10 @@ def _is_operand(other: Any) -> bool:
     Raises
     ------
     TypeError
-        For SciPy sparse arrays and torch tensors, naming the conversion.
+        For SciPy sparse arrays, naming the conversion.
     """
     if isinstance(other, (BlockStorage, np.ndarray, list, tuple)):
         return True
-    if _construct.is_scipy(other):
+    if is_scipy(other):
         raise TypeError("a SciPy sparse array is not converted behind your back; wrap it with pr.BSR(...)")
-    if _construct.is_torch(other):
-        raise TypeError("a torch tensor is not converted behind your back; pass tensor.numpy()")
-    return False
+    return is_array_like(other)

@@ -295,7 +295,8 @@ class Trace:
         above.bar([i - 0.2 for i in at], [r.live_fraction for r in records], 0.4, label="live")
         above.bar([i + 0.2 for i in at], [r.union_fraction for r in records], 0.4, label="union")
         above.set(ylabel="share of branches", ylim=(0, 1.05))
-        above.legend()
+        # Beside the axes: bars may be anywhere inside.
+        above.legend(loc="upper left", bbox_to_anchor=(1, 1))
         below.bar(at, [r.seconds * 1e3 for r in records])
         below.set(ylabel="ms")
         below.set_xticks(at, labels, rotation=90)

@@ -36,11 +36,13 @@ def matmul(
 
     Shapes follow ``np.matmul``: one-dimensional operands are a row on the left and a column on the right,
     leading dimensions broadcast. Two BSRs give a BSR, anything else an ndarray. Dense operands are read with
-    the strides they have.
+    the strides they have. As everywhere in this package, they are what NumPy reads as an array, torch tensors
+    in host memory (without a gradient) and other tensors that speak DLPack among them; none is copied where
+    its memory can be shared.
 
     Parameters
     ----------
-    a, b : ndarray or BSR
+    a, b : array_like or BSR
         Shapes (*A, m, k) or (k,), and (*B, k, n) or (k,); float32, float64, float16, bfloat16 or int8.
     out : ndarray, optional
         Where to write: the result's shape and dtype, any strides, writeable. If it overlaps an operand, the
@@ -52,7 +54,7 @@ def matmul(
         Added before the activation, one value for every output feature, that is for every row of a BSR on
         the left, and for every column of a BSR on the right.
     activation : {"relu", "gelu", "silu"}, optional
-        Applied to the result as it is stored.
+        Applied to the result as it is stored; None is the identity.
     densify : bool, default False
         Multiply ``W.toarray()`` with NumPy instead, where a pattern is too dense to gain from.
 
@@ -79,7 +81,8 @@ def matmul(
     array([0., 2., 0., 4.], dtype=float32)
     """
     if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {activation!r}")
+        known = ", ".join(repr(name) for name in sorted(ACTIVATIONS))
+        raise ValueError(f"activation must be one of {known} or None, got {activation!r}")
     sparse_a, sparse_b = isinstance(a, BlockStorage), isinstance(b, BlockStorage)
     if sparse_a and sparse_b and not densify:
         if bias is not None or activation is not None:
@@ -321,9 +324,9 @@ def sddmm(a: Any, b: Any, mask: BlockMask | BlockStorage, *, dtype: DTypeLike | 
 
     Parameters
     ----------
-    a : ndarray
+    a : array_like
         Shape (*A, m, k).
-    b : ndarray
+    b : array_like
         Shape (*B, k, n).
     mask : BlockMask or BSR
         Shape (m, n), one pattern for all members, or (*C, m, n) with a pattern for each; A, B and C

@@ -320,6 +320,22 @@ def test_a_state_that_overlaps_its_operands(rng):
     np.testing.assert_array_equal(memory, apart)
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_a_wide_state_makes_the_scan_wide(rng, engine, dtype):
+    operands = make(rng, dtype=dtype, params=dtype)
+    wide = {name: value.astype(F64) for name, value in operands.items()}
+    start = rng.standard_normal((2, 19, 5))
+    y, state = pr.selective_scan(**operands, state=start, return_state=True)
+    expected, last = pr.selective_scan(**wide, state=start, return_state=True)
+    assert (y.dtype, state.dtype) == (dtype, F64)
+    np.testing.assert_allclose(state, last, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(y.astype(F64), expected.astype(dtype).astype(F64), rtol=2 * eps(dtype))
+    assert pr.selective_scan(**operands, return_state=True)[1].dtype == F32
+    steps = {k: v if k in ("A", "D", "delta_bias") else v[:, 0] for k, v in operands.items()}
+    one = pr.selective_step(**steps, state=start)
+    np.testing.assert_allclose(one.astype(F64), y[:, 0].astype(F64), rtol=2 * eps(dtype))
+
+
 @pytest.mark.parametrize("prune", [None, pr.Threshold(0.3)], ids=repr)
 def test_threads_give_the_same_bits(rng, engine, prune):
     if engine.name != "cpu":

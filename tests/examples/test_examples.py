@@ -1,6 +1,8 @@
 """Every example runs, and finds what it says it finds."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,22 @@ def test_all_are_tested():
     here = Path(__file__).read_text(encoding="utf-8")
     missing = [path.stem for path in EXAMPLES.glob("*.py") if f'run("{path.stem}")' not in here]
     assert not missing
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_help(path):
+    if path.stem == "graph_network":
+        pytest.importorskip("networkx")
+        pytest.importorskip("scipy")
+    shown = subprocess.run(
+        [sys.executable, path, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    first = path.read_text(encoding="utf-8").splitlines()[0].strip('"')
+    assert "{small,full}" in shown
+    assert first in shown
+    wrong = subprocess.run([sys.executable, path, "huge"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "invalid choice: 'huge'" in wrong.stderr
 
 
 def test_graph_network(capsys):

@@ -35,11 +35,11 @@ def test_shapes():
 
 def test_operands():
     for kind in (np.int8, np.int32, bool, np.complex64, ">f4"):
-        wrong("attention takes float32", q=GOOD[0].astype(kind), error=TypeError)
-    wrong("v has dtype", v=GOOD[2].astype(np.int64), error=TypeError)
+        wrong("q must hold floats", q=GOOD[0].astype(kind), error=TypeError)
+    wrong("v must hold floats", v=GOOD[2].astype(np.int64), error=TypeError)
     wrong("BSR", k=pr.BSR(ones(12, 8), blocksize=4), error=TypeError)
     wrong("masked array", k=np.ma.masked_array(GOOD[1]), error=TypeError)
-    wrong("k must be an ndarray", k=None, error=TypeError)
+    wrong("k must be an array of numbers, got NoneType", k=None, error=TypeError)
     nested = pr.attention(ones(2, 3).tolist(), ones(4, 3).tolist(), ones(4, 1).tolist())
     np.testing.assert_allclose(nested, ones(2, 1))
 

@@ -74,10 +74,23 @@ def test_several_layers(parts, x, rng):
     got = pr.calibrate(layers, [x, other], target=0.3)
     each = [pr.calibrate(layers[0], x, target=0.3), pr.calibrate(layers[1], other, target=0.3)]
     assert [tau.tau for tau in got] == [tau.tau for tau in each]
-    with pytest.raises(ValueError, match="2 layers need a list"):
+    with pytest.raises(TypeError, match=r"samples must be a list of 2 arrays, .* got ndarray"):
         pr.calibrate(layers, x, target=0.3)
-    with pytest.raises(ValueError, match="got 1 arrays"):
+    with pytest.raises(ValueError, match="samples must hold 2 arrays, one for each layer, got 1"):
         pr.calibrate(layers, [x], target=0.3)
+
+
+def test_samples_with_leading_dimensions(parts, x):
+    F = pr.FFN.pack(*parts[:2])
+    batches = x.reshape(8, -1, x.shape[1])
+    assert pr.calibrate(F, batches, target=0.3).tau == pr.calibrate(F, x, target=0.3).tau
+    assert pr.calibrate(F, batches.tolist(), error=0.1).tau == pytest.approx(
+        pr.calibrate(F, x, error=0.1).tau, rel=1e-5
+    )
+    assert pr.calibrate(F, x[0], target=0.3).tau == pr.calibrate(F, x[:1], target=0.3).tau
+    batches[2, 3, 4] = np.nan
+    with pytest.raises(ValueError, match=r"samples must be finite, but row \(2, 3\) is not"):
+        pr.calibrate(F, batches, target=0.3)
 
 
 def test_halves(parts, x):
@@ -133,16 +146,31 @@ def test_bad_options(parts, x, options, match):
 
 @pytest.mark.parametrize(
     "samples",
-    [np.zeros((0, 16)), np.zeros(16), np.full((3, 16), np.inf), np.zeros((3, 16), int), np.zeros((3, 15))],
-    ids=["empty", "vector", "infinite", "integers", "features"],
+    [
+        np.zeros((0, 16)),
+        np.zeros((2, 0, 16)),
+        np.zeros(()),
+        np.full((3, 16), np.inf),
+        np.zeros((3, 16), int),
+        np.zeros((3, 15)),
+        None,
+        "samples",
+    ],
+    ids=["empty", "no rows", "scalar", "infinite", "integers", "features", "none", "text"],
 )
 def test_bad_samples(parts, samples):
-    with pytest.raises((ValueError, TypeError), match=r"features|float|finite"):
+    with pytest.raises((ValueError, TypeError), match=r"^samples must (have shape|hold floats|be)"):
         pr.calibrate(pr.FFN.pack(*parts), samples, target=0.5)
 
 
 def test_not_a_layer(x):
-    with pytest.raises(TypeError, match="FFN"):
+    with pytest.raises(TypeError, match="ffn must be an FFN or a list of them, got int"):
         pr.calibrate(3, x, target=0.5)
-    with pytest.raises(TypeError, match="FFN"):
+    with pytest.raises(TypeError, match=r"ffn\[0\] must be an FFN, got ndarray"):
         pr.calibrate([x], [x], target=0.5)
+
+
+@pytest.mark.parametrize("options", [{"target": "half"}, {"target": [0.5]}, {"error": "small"}])
+def test_numbers_that_are_none(parts, x, options):
+    with pytest.raises(TypeError, match=r"^(target|error) must be a number, got"):
+        pr.calibrate(pr.FFN.pack(*parts), x, **options)

@@ -64,9 +64,9 @@ BAD = {
     "router nan": ({"router": np.full((E, D), np.nan)}, ValueError, "row 0 hold NaN"),
     "no router": ({"router": None}, TypeError, "either"),
     "both": ({"logits": np.zeros((3, E))}, TypeError, "either"),
-    "k": ({"top_k": 0}, ValueError, "at least 1"),
-    "k many": ({"top_k": 5}, ValueError, "5 of 4 experts"),
-    "k kind": ({"top_k": 1.5}, TypeError, "integer"),
+    "k": ({"top_k": 0}, ValueError, "top_k must be at least 1, got 0"),
+    "k many": ({"top_k": 5}, ValueError, "top_k must be from 1 to the number of experts, 4; got 5"),
+    "k kind": ({"top_k": 1.5}, TypeError, "top_k must be an integer, got float"),
     "x features": ({"x": np.zeros((3, D + 1))}, ValueError, "router must have shape"),
     "x dtype": ({"x": np.zeros((3, D), int)}, TypeError, "x"),
     "x scalar": ({"x": 1.0}, ValueError, "dimension"),
@@ -122,8 +122,10 @@ def test_what_an_expert_is_made_of(given, rng):
     F_ = pr.FFN.pack(given["w_up"][0], given["w_down"][0])
     with pytest.raises(TypeError, match="is an FFN, which has its own"):
         pr.moe(given["x"], given["router"], [F_] * E, given["w_down"])
-    with pytest.raises(TypeError, match="must be an ndarray or a BSR, got list"):
+    with pytest.raises(ValueError, match=r"w_up of expert . must have two dimensions, got shape \(1,\)"):
         pr.moe(given["x"], given["router"], [[1.0]] * E, given["w_down"])
+    with pytest.raises(TypeError, match=r"w_down of expert . must be an array of numbers, got dict"):
+        pr.moe(given["x"], given["router"], given["w_up"], [{}] * E)
     with pytest.raises(ValueError, match=r"w_down of expert . has shape"):
         pr.moe(given["x"], given["router"], given["w_up"], [sparse(rng, (OUT, F + 1), (4, 4), F64)] * E)
     with pytest.raises(ValueError, match="axis 0 of three"):

@@ -139,6 +139,59 @@ def test_functions_and_objects_are_policies():
 
 
 @pytest.mark.parametrize(
+    ("attribute", "value", "error", "match"),
+    [
+        ("rows", 0, ValueError, r"Own\.rows must be at least 1, got 0"),
+        ("rows", 1.5, TypeError, r"Own\.rows must be an integer, got float"),
+        ("rows", True, TypeError, r"Own\.rows must be an integer, got a bool"),
+        ("scope", "kernel", ValueError, r"Own\.scope must be one of tile, row, host, got 'kernel'"),
+        ("scope", None, ValueError, r"Own\.scope must be one of"),
+        ("norm", "l1", ValueError, r"Own\.norm must be one of max, l2, got 'l1'"),
+        ("norm", ["max"], ValueError, r"Own\.norm must be one of"),
+    ],
+)
+def test_attributes_of_a_class_of_ones_own(attribute, value, error, match):
+    class Own(pr.Policy):
+        def select(self, statistics):
+            return np.ones(statistics.norms.shape, bool)
+
+    policy = Own()
+    assert as_policy(policy) is policy
+    setattr(policy, attribute, value)
+    with pytest.raises(error, match=match):
+        as_policy(policy)
+    if attribute != "scope":
+        decider = type("Own", (), {"select": Own.select, attribute: value})()
+        with pytest.raises(error, match=match):
+            as_policy(decider)
+
+
+@pytest.mark.parametrize("value", ["0.5", None, [0.5, 1], 1j])
+def test_numbers_that_are_none(value):
+    with pytest.raises(TypeError, match=r"^tau must be a number, got"):
+        pr.Threshold(value)
+    if value is not None:
+        with pytest.raises(TypeError, match=r"^fraction must be a number, got"):
+            pr.TopK(fraction=value)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "match"),
+    [
+        (np.ma.masked_array([True, False], [True, False]), TypeError, "mask is a masked array"),
+        ([0, 1], TypeError, "mask must hold booleans, got dtype int64"),
+        (np.ones((2, 2, 2), bool), ValueError, r"mask must have shape \(branches,\) or"),
+        (True, ValueError, "mask must have shape"),
+        (pr.BlockMask.full((2, 4, 4), 2), ValueError, "mask must have two dimensions"),
+        (object(), TypeError, "mask must be an array of booleans or a BlockMask, got object"),
+    ],
+)
+def test_masks_that_are_none(mask, error, match):
+    with pytest.raises(error, match=match):
+        pr.Fixed(mask)
+
+
+@pytest.mark.parametrize(
     ("function", "error"),
     [
         (lambda s: s.norms, TypeError),

@@ -1,12 +1,15 @@
 """Predictor: a low-rank guess of what will be live."""
 
 import os
+import signal
+import threading
 
 import numpy as np
 import pytest
 
 import prunus as pr
 from helpers import BF16
+from prunus.pruning import _pieces
 from prunus.pruning.lowrank import fit_low_rank
 
 
@@ -185,11 +188,81 @@ def test_save_and_load(layer, gated, tmp_path):
     np.testing.assert_array_equal(q.foresee(layer["held"], 32), p.foresee(layer["held"], 32))
 
 
+def test_leading_dimensions_of_samples(layer):
+    flat = pr.Predictor.fit(layer["x"], layer["up"], rank=5, keep=0.3)
+    batches = layer["x"].reshape(4, 100, 32)
+    p = pr.Predictor.fit(batches, layer["up"], rank=5, keep=0.3)
+    np.testing.assert_array_equal(p.scores(layer["held"]), flat.scores(layer["held"]))
+    assert p.evaluate(batches, layer["up"], layer["down"]) == flat.evaluate(
+        layer["x"], layer["up"], layer["down"]
+    )
+
+
+def test_strips_are_the_whole(layer, monkeypatch):
+    def run(gate):
+        options = {"w_gate": layer["gate"] if gate else None, "b_up": np.ones(96)}
+        p = pr.Predictor.fit(
+            layer["x"], layer["up"], rank=5, keep=0.3, activation="silu" if gate else "relu", **options
+        )
+        return p, p.evaluate(layer["held"], layer["up"], layer["down"], **options)
+
+    whole = [run(gate) for gate in (False, True)]
+    monkeypatch.setattr(_pieces, "_STRIP", 96 * 7)
+    monkeypatch.setattr(_pieces, "_SHORT", 0)
+    for gate, (p, found) in enumerate(whole):
+        q, again = run(gate)
+        np.testing.assert_allclose(q.scores(layer["held"]), p.scores(layer["held"]), rtol=1e-5, atol=1e-5)
+        assert again == pytest.approx(found)
+
+
+def test_no_long_call_keeps_the_main_thread_from_signals(layer, monkeypatch):
+    monkeypatch.setattr(_pieces, "_SHORT", 0)
+    seen = {}
+    for module, name in ((np, "matmul"), (np.linalg, "eigh"), (np.linalg, "cholesky")):
+        original = getattr(module, name)
+
+        def spy(*arrays, function=original, name=name):
+            seen.setdefault(name, []).append(threading.current_thread() is threading.main_thread())
+            return function(*arrays)
+
+        monkeypatch.setattr(module, name, spy)
+    pr.Predictor.fit(layer["x"], layer["up"], rank=5, keep=0.3)
+    assert set(seen) == {"matmul", "eigh", "cholesky"}
+    assert not any(main for calls in seen.values() for main in calls)
+
+
+def test_a_signal_frees_who_waits():
+    here, go_on = threading.Event(), threading.Event()
+
+    def endless(matrix):
+        here.set()
+        go_on.wait()
+
+    def interrupt():
+        here.wait()
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=interrupt).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _pieces.apart(endless, np.eye(2), work=1 << 60)
+    finally:
+        go_on.set()
+        signal.signal(signal.SIGINT, before)
+    with pytest.raises(np.linalg.LinAlgError):
+        _pieces.apart(np.linalg.cholesky, -np.eye(2), work=1 << 60)
+
+
 def test_damaged_files(layer, tmp_path):
     p = pr.Predictor.fit(layer["x"], layer["up"], rank=5, keep=0.3)
     path = tmp_path / "p.npz"
     p.save(path)
     whole = path.read_bytes()
+    path.write_text("Not an archive, but long enough to be one.")
+    with pytest.raises(ValueError, match=r"p\.npz is not a predictor.* expected an \.npz file") as caught:
+        pr.Predictor.load(path)
+    assert "pickle" not in str(caught.value)
     for size in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match="not a predictor"):
@@ -204,8 +277,9 @@ def test_damaged_files(layer, tmp_path):
         with np.load(_restored(path, whole)) as archive:
             parts = {k: archive[k] for k in archive.files} | changes
         np.savez(path, **{k: v for k, v in parts.items() if v is not None})
-        with pytest.raises(ValueError, match="not a predictor"):
+        with pytest.raises(ValueError, match="not a predictor") as caught:
             pr.Predictor.load(path)
+        assert "pickle" not in str(caught.value)
 
     altered(format="something else")
     altered(keep=2.0)

@@ -115,6 +115,8 @@ def test_plot_draws_each_operation(W, tmp_path):
     figure = t.plot(tmp_path / "trace.png")
     assert len(figure.axes) == 2
     assert (tmp_path / "trace.png").stat().st_size > 1000
+    above = figure.axes[0]
+    assert above.get_legend().get_window_extent().x0 >= above.get_window_extent().x1
 
 
 def test_a_trace_may_go_on_but_not_inside_itself(W):

@@ -1,30 +1,43 @@
 """Types of arguments that several commands take."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from prunus._config import cores
 
-__all__ = ["Commands", "choices", "densities", "numbers", "thread_counts"]
+__all__ = ["Commands", "choices", "densities", "number", "numbers", "seconds", "thread_counts"]
 
 # A string: argparse's class takes a parameter only in its stub.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def numbers(text: str) -> list[int]:
-    """Read whole numbers above 0, separated by commas."""
-    values = [_number(part) for part in text.split(",")]
-    if min(values) < 1:
-        raise argparse.ArgumentTypeError(f"numbers must be at least 1: {text!r}")
-    return values
-
-
-def _number(text: str) -> int:
+def number(text: str) -> int:
+    """Read a whole number above 0."""
     try:
-        return int(text)
+        value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"not a whole number: {text!r}") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def numbers(text: str) -> list[int]:
+    """Read whole numbers above 0, separated by commas."""
+    return [number(part) for part in text.split(",")]
+
+
+def seconds(text: str) -> float:
+    """Read a time that is finite and not negative."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"must be finite and not negative, got {text}")
+    return value
 
 
 def densities(text: str) -> list[float]:

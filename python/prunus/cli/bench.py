@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunus.cli import bench_pruning
-from prunus.cli._arguments import Commands, choices, densities, numbers, thread_counts
+from prunus.cli._arguments import Commands, choices, densities, number, numbers, thread_counts
 from prunus.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
         "peers", help="side by side with NumPy, torch and SciPy", description=_DESCRIPTION
     )
     arg = peers.add_argument
-    arg("--size", type=int, default=4096, help="height and width of W (default: %(default)s)")
+    arg("--size", type=number, default=4096, help="height and width of W (default: %(default)s)")
     arg("--blocks", type=numbers, default="16,32,64", help="block sizes (default: %(default)s)")
     arg("--densities", type=densities, default="5,10,30,50", help="per cents (default: %(default)s)")
     arg("--columns", type=numbers, default="1,16,128,512", help="columns N of X (default: %(default)s)")
@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
     arg("--dtypes", type=dtypes, default="float32,bfloat16", help="types (default: %(default)s)")
     arg("--layout", choices=["wx", "xwt", "both"], default="both", help="W @ X, x @ W.T, or both")
     arg("--threads", type=thread_counts, help=f"numbers of threads (default: {_THREADS})")
-    arg("--rounds", type=int, default=7, help="timed calls of each contestant (default: %(default)s)")
+    arg("--rounds", type=number, default=7, help="timed calls of each contestant (default: %(default)s)")
     ops = choices("dsd", "sdd", "ssd")
     arg("--ops", type=ops, default="dsd,sdd,ssd", help="operations (default: %(default)s)")
     arg("--break-even", action="store_true", help="add densities of 70, 85 and 100 %%, to find the crossing")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from prunus.cli._arguments import choices, thread_counts
+from prunus.cli._arguments import choices, number, thread_counts
 from prunus.cli.errors import CommandError
 
 __all__ = ["add", "run"]
@@ -29,7 +29,7 @@ def add(kinds: Any) -> None:
     dtypes = choices("float32", "bfloat16")
     arg("--dtypes", type=dtypes, default="float32,bfloat16", help="types (default: %(default)s)")
     arg("--threads", type=thread_counts, default="1,all", help="numbers of threads (default: %(default)s)")
-    arg("--rounds", type=int, default=7, help="timed calls of each contestant (default: %(default)s)")
+    arg("--rounds", type=number, default=7, help="timed calls of each contestant (default: %(default)s)")
     pruning.set_defaults(run=run)
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from prunus.cli._arguments import Commands, choices, densities, numbers
+from prunus.cli._arguments import Commands, choices, densities, number, numbers
 from prunus.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ def add(commands: Commands) -> None:
     arg = command.add_argument
     kept = "per cents of blocks kept (default: %(default)s)"
     arg("--densities", type=densities, default="10,20,30,50", help=kept)
-    arg("--block", type=int, default=32, help="height and width of a block (default: %(default)s)")
+    arg("--block", type=number, default=32, help="height and width of a block (default: %(default)s)")
     arg("--tokens", type=numbers, default="1,64", help="embedding rows multiplied (default: %(default)s)")
     dtypes = choices("float32", "bfloat16")
     arg("--dtypes", type=dtypes, default="float32,bfloat16", help="types (default: %(default)s)")
-    arg("--layers", type=int, default=None, help="only the first layers (default: all)")
+    arg("--layers", type=number, default=None, help="only the first layers (default: all)")
     command.set_defaults(run=run)
 
 
@@ -51,10 +51,6 @@ def run(options: argparse.Namespace) -> int:
     from prunus.bench.smollm import ModelNotInstalledError, find_model, open_model
     from prunus.cli import _demo, _demo_ffn
 
-    if options.block < 1:
-        raise CommandError(f"--block must be at least 1, not {options.block}")
-    if options.layers is not None and options.layers < 1:
-        raise CommandError(f"--layers must be at least 1, not {options.layers}")
     try:
         path = find_model()
         model = open_model(path)

@@ -2,8 +2,7 @@
 
 import argparse
 
-from prunus.cli._arguments import Commands
-from prunus.cli.errors import CommandError
+from prunus.cli._arguments import Commands, seconds
 
 __all__ = ["add", "run"]
 
@@ -19,7 +18,7 @@ def add(commands: Commands) -> None:
     )
     command.add_argument(
         "--seconds",
-        type=float,
+        type=seconds,
         default=0.2,
         help="how long each figure is measured (default: %(default)s); 0 leaves the measurements out",
     )
@@ -31,8 +30,6 @@ def run(options: argparse.Namespace) -> int:
     """Print the configuration and the table of measurements."""
     from prunus._config import show_config
 
-    if options.seconds < 0:
-        raise CommandError(f"--seconds can't be negative: {options.seconds}")
     show_config(verbose=options.verbose)
     if options.seconds > 0:
         print()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["as_array", "as_tensor", "from_torch", "to_torch"]
 
 
-def as_array(tensor: torch.Tensor) -> Array:
+def as_array(tensor: torch.Tensor, name: str = "the tensor") -> Array:
     """Return a strided host tensor as an ndarray that shares its memory; bfloat16 as ml_dtypes' type.
 
     Raises
@@ -36,9 +36,7 @@ def as_array(tensor: torch.Tensor) -> Array:
     import torch
 
     if tensor.device.type != "cpu":
-        raise PrunusError(
-            f"the tensor lives on {tensor.device}: blocks of this build live on 'cpu'; use .cpu()"
-        )
+        raise PrunusError(f"{name} lives on {tensor.device}, this build computes on 'cpu'; use .cpu()")
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         # torch has no NumPy bfloat16: the same 16 bits under another name.

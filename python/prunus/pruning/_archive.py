@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import zipfile
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
@@ -49,9 +50,14 @@ def read_archive(path: str | PathLike[str]) -> dict[str, Array]:
         If it is no such file, or damaged.
     """
     with open(path, "rb") as file:
+        # NumPy takes what is no archive for a pickle, and its message speaks of that.
+        if not zipfile.is_zipfile(file):
+            raise ValueError("expected an .npz file, which is a zip archive; this is none, or cut short")
+        file.seek(0)
         # For a damaged file zipfile, zlib and NumPy raise errors of many kinds; the file is at fault in all.
         try:
             with np.load(file, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         except Exception as error:
-            raise ValueError(f"damaged, or no .npz file: {error}") from error
+            why = "it holds Python objects" if "pickle" in str(error) else str(error) or type(error).__name__
+            raise ValueError(f"expected an .npz file of arrays of numbers, but {why}") from error

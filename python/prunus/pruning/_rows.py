@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from prunus import _core, engines
-from prunus._dtypes import F32, F64, I8, I32, Array, DType, check_operand, result_dtype
+from prunus._arrays import as_floats
+from prunus._dtypes import F32, F64, Array, DType, result_dtype
 from prunus._layout import blocks_along
 from prunus._trace import Span
 from prunus.engines import Found
 from prunus.engines.base import ACTIVATIONS
+from prunus.pruning._checks import check_count
 from prunus.pruning.policies import Policy, Threshold, decide, foreseen
 
 __all__ = [
@@ -52,17 +53,11 @@ def as_rows(x: Any, features: int, name: str = "x") -> Rows:
     Raises
     ------
     TypeError
-        If it is no array of a dtype that products take.
+        If it is no array of floats.
     ValueError
         If its last axis is not ``features`` long.
     """
-    if isinstance(x, (list, tuple, float, int)):
-        x = np.asarray(x)
-    if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be an ndarray, got {type(x).__name__}")
-    check_operand(x.dtype, name)
-    if x.dtype in (I8, I32):
-        raise TypeError(f"{name} has dtype {x.dtype}; pruning needs floats: {name}.astype(np.float32)")
+    x = as_floats(x, name)
     if x.ndim == 0:
         raise ValueError(f"{name} must have at least one dimension")
     if x.shape[-1] != features:
@@ -80,13 +75,7 @@ def as_table(w: Any, name: str) -> Array:
     ValueError
         If they are not two-dimensional.
     """
-    if isinstance(w, (list, tuple)):
-        w = np.asarray(w)
-    if not isinstance(w, np.ndarray) or isinstance(w, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be an ndarray, got {type(w).__name__}")
-    check_operand(w.dtype, name)
-    if w.dtype in (I8, I32):
-        raise TypeError(f"{name} has dtype {w.dtype}; pruning needs floats: {name}.astype(np.float32)")
+    w = as_floats(w, name)
     if w.ndim != 2:
         raise ValueError(f"{name} must have two dimensions (out, in), got shape {w.shape}")
     return w if w.strides[1] == w.itemsize or w.shape[1] == 1 else np.ascontiguousarray(w)
@@ -102,21 +91,17 @@ def as_vector(b: Any, length: int, name: str) -> Array | None:
     """
     if b is None:
         return None
-    if isinstance(b, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost")
-    vector = np.asarray(b)
+    vector = as_floats(b, name)
     if vector.shape != (length,):
         raise ValueError(f"{name} must have shape {(length,)}, got {vector.shape}")
-    check_operand(vector.dtype, name)
-    if vector.dtype in (I8, I32):
-        raise TypeError(f"{name} has dtype {vector.dtype}; pruning needs floats: {name}.astype(np.float32)")
     return vector
 
 
 def check_activation(activation: str | None) -> None:
-    """Raise ValueError unless the activation has a name that engines know."""
+    """Raise ValueError unless the activation has a name that engines know, or is None: the identity."""
     if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {activation!r}")
+        known = ", ".join(repr(name) for name in sorted(ACTIVATIONS))
+        raise ValueError(f"activation must be one of {known} or None, got {activation!r}")
 
 
 def check_branch(branch: Any, units: int | None = None, name: str = "branch") -> int:
@@ -127,14 +112,7 @@ def check_branch(branch: Any, units: int | None = None, name: str = "branch") ->
     TypeError, ValueError
         If it is not a positive integer.
     """
-    if isinstance(branch, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got a bool")
-    try:
-        width = operator.index(branch)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {type(branch).__name__}") from None
-    if width < 1:
-        raise ValueError(f"{name} must be at least 1, got {width}")
+    width = check_count(branch, name)
     return width if units is None else min(width, max(units, 1))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -11,11 +10,12 @@ import numpy as np
 
 from prunus import _layout as lay
 from prunus import engines
-from prunus._dtypes import FLOATS, Array, DType, result_dtype
+from prunus._arrays import as_floats
+from prunus._dtypes import Array, DType, result_dtype
 from prunus._mask import BlockMask
-from prunus._operands import as_operand
 from prunus._storage import BlockStorage
 from prunus._trace import Span, span
+from prunus.pruning._checks import check_count
 from prunus.pruning.policies import Fixed, Policy, Threshold, TopK, as_policy, decide
 
 __all__ = ["attention"]
@@ -42,10 +42,10 @@ def attention(
 
     Parameters
     ----------
-    q : ndarray
+    q : array_like
         Queries (*batch, heads, n, d), (heads, n, d) or (n, d), of any strides; float32, float64, float16 or
         bfloat16.
-    k, v : ndarray
+    k, v : array_like
         Keys (*batch, kv_heads, m, d) and values (*batch, kv_heads, m, features), with as many dimensions as
         ``q``. ``heads`` is a multiple of ``kv_heads``: neighbouring heads share keys and values.
     mask : BlockMask, optional
@@ -188,15 +188,9 @@ class _Call(NamedTuple):
 def _check(q: Any, k: Any, v: Any, scale: float | None, causal: bool, blocksize: int) -> _Call:
     arrays = []
     for name, value in (("q", q), ("k", k), ("v", v)):
-        array = as_operand(value, name)
-        if isinstance(array, BlockStorage):
+        if isinstance(value, BlockStorage):
             raise TypeError(f"{name} is a BSR: attention takes dense arrays")
-        if array.dtype not in FLOATS:
-            raise TypeError(
-                f"{name} has dtype {array.dtype}: attention takes float32, float64, float16 and bfloat16. "
-                f"Convert first, for instance with {name}.astype(np.float32)"
-            )
-        arrays.append(array)
+        arrays.append(as_floats(value, name))
     q, k, v = arrays
     shapes = f"q {q.shape}, k {k.shape} and v {v.shape}"
     if q.ndim < 2 or not q.ndim == k.ndim == v.ndim:
@@ -219,14 +213,7 @@ def _check(q: Any, k: Any, v: Any, scale: float | None, causal: bool, blocksize:
     factor = 1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else float(scale)
     if not math.isfinite(factor):
         raise ValueError(f"scale must be finite, got {scale!r}")
-    if isinstance(blocksize, bool):
-        raise TypeError("blocksize must be an integer, got a bool")
-    try:
-        size = operator.index(blocksize)
-    except TypeError:
-        raise TypeError(f"blocksize must be an integer, got {type(blocksize).__name__}") from None
-    if size < 1:
-        raise ValueError(f"blocksize must be at least 1, got {size}")
+    size = check_count(blocksize, "blocksize")
     # Larger than both lengths is the same as the larger of them, and no sum overflows.
     size = min(size, max(q.shape[-2], k.shape[-2], 1))
     return _Call(q, k, v, factor, bool(causal), size, flat)

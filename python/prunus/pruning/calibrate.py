@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Final, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from prunus._dtypes import BFLOAT16, Array
+from prunus._arrays import as_floats
+from prunus._dtypes import Array
+from prunus.pruning._checks import check_bound, check_norm, check_share
+from prunus.pruning._rows import as_rows
 from prunus.pruning.ffn import FFN
-from prunus.pruning.policies import Policy, Statistics, Threshold, _check_norm
+from prunus.pruning.policies import Policy, Statistics, Threshold
 
 __all__ = ["calibrate"]
 
@@ -26,7 +28,7 @@ def calibrate(
     target: float | None = None,
     *,
     error: float | None = None,
-    activation: str = "relu",
+    activation: str | None = "relu",
     branch: int = 1,
     norm: str = "max",
 ) -> Threshold: ...
@@ -39,7 +41,7 @@ def calibrate(
     target: float | None = None,
     *,
     error: float | None = None,
-    activation: str = "relu",
+    activation: str | None = "relu",
     branch: int = 1,
     norm: str = "max",
 ) -> list[Threshold]: ...
@@ -51,7 +53,7 @@ def calibrate(
     target: float | None = None,
     *,
     error: float | None = None,
-    activation: str = "relu",
+    activation: str | None = "relu",
     branch: int = 1,
     norm: str = "max",
 ) -> Threshold | list[Threshold]:
@@ -66,7 +68,8 @@ def calibrate(
     ffn : FFN or sequence of FFN
         The layer, or layers. What decides is what ``ffn`` was packed for: its up- or its gate-projection.
     samples : array_like, or sequence of them
-        Shape (rows, d), finite: inputs as the layer will see them; for several layers one array each.
+        Shape (*lead, d), finite: inputs as the layer will see them; for several layers a list with one array
+        each.
     target : float, optional
         Share of branches to be live over all samples, above 0 and at most 1. Fewer are, where the activation
         leaves fewer than that above 0. Where equal magnitudes lie on both sides of the quantile, all of them
@@ -75,7 +78,7 @@ def calibrate(
     error : float, optional
         Bound on the Frobenius norm of the output's error over the samples, relative to the exact output's.
         The threshold is found by bisection over 1024 quantiles.
-    activation : {"relu", "gelu", "silu"}
+    activation : {"relu", "gelu", "silu"} or None
         As ``ffn`` will be called.
     branch : int, default 1
         As ``ffn`` will be called.
@@ -110,20 +113,24 @@ def calibrate(
     """
     if (target is None) == (error is None):
         raise ValueError("calibrate takes either target= or error=")
-    if target is not None and not 0 < target <= 1:
-        raise ValueError(f"target must be above 0 and at most 1, got {target!r}")
-    if error is not None and not (math.isfinite(error) and error >= 0):
-        raise ValueError(f"error must be finite and not negative, got {error!r}")
-    _check_norm(norm)
+    target = None if target is None else check_share(target, "target")
+    error = None if error is None else check_bound(error, "error")
+    check_norm(norm)
     if isinstance(ffn, FFN):
-        return _one(ffn, _samples(samples, "samples"), target, error, activation, branch, norm)
-    if not isinstance(ffn, Sequence) or not all(isinstance(layer, FFN) for layer in ffn):
+        return _one(ffn, _samples(samples, "samples", ffn), target, error, activation, branch, norm)
+    if not isinstance(ffn, Sequence):
         raise TypeError(f"ffn must be an FFN or a list of them, got {type(ffn).__name__}")
-    if not isinstance(samples, (list, tuple)) or len(samples) != len(ffn):
-        what = f"{len(samples)} arrays" if isinstance(samples, (list, tuple)) else type(samples).__name__
-        raise ValueError(f"{len(ffn)} layers need a list with as many arrays of samples, got {what}")
+    for i, layer in enumerate(ffn):
+        if not isinstance(layer, FFN):
+            raise TypeError(f"ffn[{i}] must be an FFN, got {type(layer).__name__}")
+    if not isinstance(samples, (list, tuple)):
+        raise TypeError(
+            f"samples must be a list of {len(ffn)} arrays, one for each layer, got {type(samples).__name__}"
+        )
+    if len(samples) != len(ffn):
+        raise ValueError(f"samples must hold {len(ffn)} arrays, one for each layer, got {len(samples)}")
     return [
-        _one(layer, _samples(x, f"samples of layer {i}"), target, error, activation, branch, norm)
+        _one(layer, _samples(x, f"samples[{i}]", layer), target, error, activation, branch, norm)
         for i, (layer, x) in enumerate(zip(ffn, samples, strict=True))
     ]
 
@@ -142,16 +149,20 @@ class _Probe(Policy):
         return np.ones(statistics.norms.shape, bool)
 
 
-def _samples(value: Any, name: str) -> Array:
-    array: Array = np.asarray(value)
-    if array.dtype.kind != "f" and array.dtype != BFLOAT16:
-        raise TypeError(f"{name} must hold floats, got dtype {array.dtype}")
-    if array.ndim != 2 or not array.size:
-        raise ValueError(f"{name} must have shape (rows, features) and hold something, got {array.shape}")
-    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+def _samples(value: Any, name: str, layer: FFN) -> Array:
+    """Return samples as finite rows of what the layer takes, at least one."""
+    given = as_floats(value, name)
+    if not given.ndim or given.shape[-1] != layer.features or not given.size:
+        raise ValueError(
+            f"{name} must have shape (*lead, {layer.features}), as the layer has {layer.features} features, "
+            f"and hold something; got shape {given.shape}"
+        )
+    rows = as_rows(given, layer.features, name).x
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if bad.size:
-        raise ValueError(f"{name} must be finite, but row {int(bad[0])} is not")
-    return array
+        at = tuple(int(i) for i in np.unravel_index(bad[0], given.shape[:-1]))
+        raise ValueError(f"{name} must be finite, but row {at[0] if len(at) == 1 else at} is not")
+    return rows
 
 
 def _one(
@@ -159,7 +170,7 @@ def _one(
     x: Array,
     target: float | None,
     error: float | None,
-    activation: str,
+    activation: str | None,
     branch: int,
     norm: str,
 ) -> Threshold:

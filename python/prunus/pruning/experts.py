@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from prunus._arrays import as_array, as_floats
 from prunus._dtypes import BFLOAT16, F32, F64, FLOATS, Array, DType, result_dtype
 from prunus._layout import blocks_along
 from prunus._storage import BlockStorage
@@ -43,9 +44,9 @@ class Expert:
     ----------
     name : str
         What it is called in error messages.
-    up, gate : ndarray or BSR
+    up, gate : array_like or BSR
         Shape (f, d); or an FFN for ``up``.
-    down : ndarray or BSR, optional
+    down : array_like or BSR, optional
         Shape (d_out, f).
 
     Raises
@@ -63,15 +64,9 @@ class Expert:
             return
         if down is None:
             raise TypeError(f"{name} must be an FFN where w_down is not given, got {type(up).__name__}")
-        for what, w in (("w_up", up), ("w_down", down), ("w_gate", gate)):
-            if w is None and what == "w_gate":
-                continue
-            if not isinstance(w, (np.ndarray, BlockStorage)):
-                raise TypeError(f"{what} of {name} must be an ndarray or a BSR, got {type(w).__name__}")
-            if w.ndim != 2:
-                raise ValueError(f"{what} of {name} must have two dimensions, got shape {w.shape}")
-            if w.dtype not in FLOATS:
-                raise TypeError(f"{what} of {name} must hold floats, got dtype {w.dtype}")
+        up, down = _matrix(up, f"w_up of {name}"), _matrix(down, f"w_down of {name}")
+        gate = None if gate is None else _matrix(gate, f"w_gate of {name}")
+        self.up, self.down, self.gate = up, down, gate
         self.units, self.features = up.shape
         self.out_features = down.shape[0]
         if down.shape[1] != self.units:
@@ -114,6 +109,7 @@ class Expert:
             layer: Any = self.up
             result: Array = layer(x, activation=style.activation, prune=style.policy, branch=style.branch)
             return result
+        style = style._replace(branch=min(style.branch, max(self.units, 1)))
         sums = sums_of(self.dtype(x.dtype))
         with span("expert") as at:
             h, live, known = self._hidden(engine, x, style, sums)
@@ -189,9 +185,9 @@ class Experts:
 
     Parameters
     ----------
-    w_up, w_gate : ndarray (E, f, d), BSR with that shape, or sequence
+    w_up, w_gate : array_like (E, f, d), BSR with that shape, or sequence
         One matrix (f, d) for each expert, or FFNs.
-    w_down : ndarray (E, d_out, f), BSR, sequence or None
+    w_down : array_like (E, d_out, f), BSR, sequence or None
         None where ``w_up`` holds FFNs.
 
     Raises
@@ -233,13 +229,22 @@ class _Members(Sequence[Any]):
         return self._w._member((at,))
 
 
+def _matrix(w: Any, name: str) -> Any:
+    """Return one matrix of an expert, checked: a BSR as it is, or an ndarray."""
+    if not isinstance(w, BlockStorage):
+        w = as_floats(w, name)
+    elif w.dtype not in FLOATS:
+        raise TypeError(f"{name} must hold floats, got dtype {w.dtype}")
+    if w.ndim != 2:
+        raise ValueError(f"{name} must have two dimensions, got shape {w.shape}")
+    return w
+
+
 def _stack(w: Any, name: str) -> Sequence[Any] | Array | None:
     if w is None or isinstance(w, (list, tuple)):
         return w
-    if not isinstance(w, (np.ndarray, BlockStorage)):
-        raise TypeError(
-            f"{name} must be an ndarray, a BSR or a list with one for each expert, got {type(w).__name__}"
-        )
+    if not isinstance(w, BlockStorage):
+        w = as_array(w, name, "an array of numbers, a BSR or a list with one for each expert")
     if w.ndim != 3:
         raise ValueError(f"{name} must have the experts on axis 0 of three, got shape {w.shape}")
     return _Members(w) if isinstance(w, BlockStorage) else w

@@ -91,18 +91,19 @@ class FFN:
 
         Parameters
         ----------
-        w_up : ndarray
+        w_up : array_like
             Shape (H, d).
-        w_down : ndarray
+        w_down : array_like
             Shape (d_out, H).
-        w_gate : ndarray, optional
+        w_gate : array_like, optional
             Shape (H, d): the layer is gated.
         decide : {"up", "gate", "predictor"}
             Which product is computed first and decides: the rest is left out where a unit is dead.
-            "predictor": none; calls need a policy that foresees (:class:`Predictor`, :class:`Fixed`).
+            "predictor": none; calls that prune need a policy that foresees (:class:`Predictor`,
+            :class:`Fixed`), calls without a policy compute everything.
         dtype : dtype-like, optional
             Dtype to keep the weights in; by default what they have in common.
-        b_up, b_down : ndarray, optional
+        b_up, b_down : array_like, optional
             Biases (H,) and (d_out,).
 
         Returns
@@ -190,19 +191,25 @@ class FFN:
         return sum(len(table) * table.strides[0] for table in self._kept)
 
     def __call__(
-        self, x: Any, activation: str = "relu", prune: Any = None, branch: int = 1, out: Array | None = None
+        self,
+        x: Any,
+        activation: str | None = "relu",
+        prune: Any = None,
+        branch: int = 1,
+        out: Array | None = None,
     ) -> Array:
         """Return the layer's output for every row of ``x``.
 
         Parameters
         ----------
-        x : ndarray
+        x : array_like
             Shape (*lead, features).
-        activation : {"relu", "gelu", "silu"}
-            Of the gate, or of the up-projection where there is no gate.
+        activation : {"relu", "gelu", "silu"} or None
+            Of the gate, or of the up-projection where there is no gate; None is the identity.
         prune : policy, optional
             Decides which branches are live for each row. Where the up-projection of a gated layer decides,
-            the policy sees it before any activation. None: all are.
+            the policy sees it before any activation. None: nothing is pruned, whatever the layer was packed
+            for.
         branch : int, default 1
             Neighbouring hidden units that live and die together.
         out : ndarray, optional
@@ -216,7 +223,8 @@ class FFN:
         Raises
         ------
         ValueError
-            If shapes do not fit, or nothing decides.
+            If shapes do not fit, or the layer was packed with ``decide="predictor"`` and the policy does not
+            foresee.
         TypeError
             If ``x`` is no array of floats.
         """
@@ -241,7 +249,9 @@ class FFN:
             self._run(at, rows.x, y, activation, policy, branch)
         return rows.restore(y) if out is None else out
 
-    def _run(self, at: Span, x: Array, y: Array, activation: str, policy: Policy | None, branch: int) -> None:
+    def _run(
+        self, at: Span, x: Array, y: Array, activation: str | None, policy: Policy | None, branch: int
+    ) -> None:
         engine = engines.active()
         up, gate, down = self._up, self._gate, self._down
         h = np.empty((len(x), len(up)), _rows.sums_dtype(x.dtype, self.dtype))
@@ -294,7 +304,7 @@ def ffn(
     w_gate: Any = None,
     b_up: Any = None,
     b_down: Any = None,
-    activation: str = "relu",
+    activation: str | None = "relu",
     prune: Any = None,
     branch: int = 1,
 ) -> Array:
@@ -307,18 +317,19 @@ def ffn(
 
     Parameters
     ----------
-    x : ndarray
+    x : array_like
         Shape (*lead, d).
-    w_up, w_gate : ndarray
+    w_up, w_gate : array_like
         Shape (H, d).
-    w_down : ndarray
+    w_down : array_like
         Shape (d_out, H).
-    b_up, b_down : ndarray, optional
+    b_up, b_down : array_like, optional
         Biases.
-    activation : {"relu", "gelu", "silu"}
-        Of the gate, or of the up-projection.
+    activation : {"relu", "gelu", "silu"} or None
+        Of the gate, or of the up-projection; None is the identity.
     prune : policy, optional
-        What decides; ``Threshold(0.0)``, which is exact with ReLU, by default.
+        What decides; ``Threshold(0.0)``, which is exact with ReLU and leaves out no more than zeros with
+        anything else, by default.
     branch : int, default 1
         Neighbouring hidden units that live and die together.
 

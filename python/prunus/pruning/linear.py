@@ -35,14 +35,14 @@ def linear(
 
     Parameters
     ----------
-    x : ndarray
+    x : array_like
         Shape (*lead, in), floats, any strides.
-    w : ndarray or BSR
+    w : array_like or BSR
         Weights, (out, in).
-    b : ndarray, optional
+    b : array_like, optional
         Bias, (out,).
     activation : {"relu", "gelu", "silu"}, optional
-        Applied to the sums.
+        Applied to the sums; None is the identity.
     prune : policy, optional
         Decides for every row which branches of the output are live: :class:`Threshold`, :class:`TopK`,
         :class:`Fixed`, :class:`Predictor`, or your own. A branch that is known to be dead beforehand

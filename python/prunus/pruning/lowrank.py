@@ -14,10 +14,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prunus import engines
-from prunus._dtypes import BFLOAT16, Array
+from prunus._arrays import as_floats
+from prunus._dtypes import Array
 from prunus.engines.reference import _activate
+from prunus.pruning._pieces import factorised, product, strips
 
-__all__ = ["LowRank", "activate", "as_bias", "as_matrix", "fit_low_rank", "floored", "spread_after"]
+__all__ = [
+    "LowRank",
+    "activate",
+    "as_bias",
+    "as_matrix",
+    "as_samples",
+    "fit_low_rank",
+    "floored",
+    "spread_after",
+]
 
 # A residual below this share of a unit's own size is rounding, not knowledge.
 _FLOOR = 1e-3
@@ -123,18 +134,18 @@ def fit_low_rank(x: Array, w: Array, bias: Array, rank: int) -> LowRank:
     samples = len(x)
     mean = x.mean(axis=0)
     centred = x - mean
-    root = centred if samples <= x.shape[1] else _root(centred.T @ centred)
-    z = root @ w.T
-    size, vectors = np.linalg.eigh(z @ z.T)
-    size, vectors = size[::-1][:rank], vectors[:, ::-1][:, :rank]
+    root = centred if samples <= x.shape[1] else _root(product(centred.T, centred))
+    z = product(root, w.T)
+    size, vectors = factorised(np.linalg.eigh, product(z, z.T))
+    size, vectors = size[::-1][:rank], np.ascontiguousarray(vectors[:, ::-1][:, :rank])
     # Directions in which the samples do not reach are left out: their columns are 0.
     reached = size > max(float(size[0]), 0.0) * 1e-10
-    across = vectors.T @ z
+    across = product(vectors.T, z)
     basis = np.zeros((w.shape[0], rank))
     basis[:, reached] = (across[reached] / np.sqrt(size[reached])[:, None]).T
     left = (z**2).sum(axis=0) - (across[reached] ** 2).sum(axis=0)
     at_mean = w @ mean
-    narrow = basis.T @ w
+    narrow = product(basis.T, w)
     return LowRank(
         np.ascontiguousarray(narrow, np.float32),
         np.asfortranarray(basis, np.float32),
@@ -147,12 +158,18 @@ def _root(square: Array) -> Array:
     """Return R with ``R.T @ R`` the positive semi-definite ``square``, but for a part in 10^12."""
     # What is added keeps rounding from making it indefinite, and is far below what float32 can tell.
     least = 1e-12 * float(np.trace(square))
-    return np.linalg.cholesky(square + np.eye(len(square)) * least).T if least else square
+    if not least:
+        return square
+    lower: Array = factorised(np.linalg.cholesky, square + np.eye(len(square)) * least)
+    return lower.T
 
 
 def floored(low: LowRank, x: Array, w: Array, bias: Array) -> Array:
     """Return the spread, raised to a small share of the unit's own size, and to 1 where that is 0."""
-    least = _FLOOR * np.sqrt(np.mean((x @ w.T + bias) ** 2, axis=0))
+    squares = np.zeros(len(w))
+    for rows in strips(len(x), len(w)):
+        squares += ((product(x[rows], w.T) + bias) ** 2).sum(axis=0)
+    least = _FLOOR * np.sqrt(squares / len(x))
     spread = np.maximum(low.spread, least)
     return np.where(spread > 0, spread, 1.0)
 
@@ -161,8 +178,11 @@ def spread_after(low: LowRank, x: Array, w: Array, bias: Array, activation: str 
     """Return ``low`` with the spread of the error that remains after ``activation``."""
     if activation is None:
         return low
-    error = low.predict(x.astype(np.float32), activation) - activate(x @ w.T + bias, activation)
-    return low._replace(spread=np.asarray(np.sqrt(np.mean(error**2, axis=0)), np.float32))
+    squares = np.zeros(len(w))
+    for rows in strips(len(x), len(w)):
+        exact = activate(product(x[rows], w.T) + bias, activation)
+        squares += ((low.predict(x[rows].astype(np.float32), activation) - exact) ** 2).sum(axis=0)
+    return low._replace(spread=np.asarray(np.sqrt(squares / len(x)), np.float32))
 
 
 def activate(value: Array, activation: str | None) -> Array:
@@ -178,9 +198,24 @@ def as_matrix(value: ArrayLike, name: str) -> Array:
     TypeError, ValueError
         If it holds no floats; has not two dimensions, is empty or not finite.
     """
-    array: Array = np.asarray(value)
-    if array.dtype.kind != "f" and array.dtype != BFLOAT16:
-        raise TypeError(f"{name} must hold floats, got dtype {array.dtype}")
+    return _finite(as_floats(value, name), name)
+
+
+def as_samples(value: ArrayLike, name: str) -> Array:
+    """Return samples (*lead, features) as :func:`as_matrix` does, a row for each.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`as_matrix`.
+    """
+    array = as_floats(value, name)
+    if array.ndim > 2 and array.size:
+        array = array.reshape(-1, array.shape[-1])
+    return _finite(array, name)
+
+
+def _finite(array: Array, name: str) -> Array:
     if array.ndim != 2 or not array.size:
         raise ValueError(f"{name} must be a matrix that is not empty, got shape {array.shape}")
     array = array.astype(np.float64)
@@ -200,7 +235,7 @@ def as_bias(value: Any, units: int) -> Array:
     """
     if value is None:
         return np.zeros(units)
-    array = np.asarray(value).astype(np.float64)
+    array = as_floats(value, "b_up").astype(np.float64)
     if array.shape != (units,) or not np.isfinite(array).all():
         raise ValueError(f"b_up must have {units} finite values, got shape {array.shape}")
     return array

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prunus import engines
-from prunus._dtypes import FLOATS, Array, result_dtype
+from prunus._arrays import as_floats
+from prunus._dtypes import Array, result_dtype
 from prunus._trace import Span, span
 from prunus.engines.base import Engine
+from prunus.pruning._checks import check_count
 from prunus.pruning._rows import check_activation, check_branch
 from prunus.pruning.experts import Expert, Experts, Style, sums_of
 from prunus.pruning.ffn import FFN
@@ -47,19 +49,19 @@ def moe(
         Shape (*B, d) or (d,); floats.
     router : array_like or None
         Shape (E, d): the logits are ``x @ router.T``. None with ``logits=``.
-    w_up, w_gate : ndarray, BSR or sequence
+    w_up, w_gate : array_like, BSR or sequence
         Shape (E, f, d), or one (f, d) array or BSR for each expert. An expert without ``w_gate`` computes
         ``activation(x @ w_up.T) @ w_down.T``, with it ``(activation(x @ w_gate.T) * (x @ w_up.T)) @
         w_down.T``. A sequence of FFNs for ``w_up`` is all there is to say; ``w_down`` and ``w_gate`` are None
         then.
-    w_down : ndarray, BSR or sequence, optional
+    w_down : array_like, BSR or sequence, optional
         Shape (E, d_out, f), or one (d_out, f) for each expert.
     top_k : int, default 2
         Experts for each row, of equal logits the first. One whose logit is -inf is never chosen.
     logits : array_like, optional
         Shape (*B, E): in place of ``router``.
     activation : {"relu", "gelu", "silu"} or None
-        "silu" unless told, as in Mixtral.
+        "silu" unless told, as in Mixtral; None is the identity.
     renormalize : bool, default True
         Whether the weights of a row's experts sum to 1, or are what a softmax over all experts gave them.
     shared : optional
@@ -111,6 +113,8 @@ def moe(
     check_activation(activation)
     rows, lead = _rows(x)
     experts = Experts(w_up, w_down, w_gate)
+    if check_count(top_k, "top_k") > len(experts):
+        raise ValueError(f"top_k must be from 1 to the number of experts, {len(experts)}; got {top_k}")
     always = _shared(shared)
     branch = check_branch(branch)
     styles, common = _styles(prune, len(experts), len(rows), activation, branch)
@@ -181,9 +185,7 @@ def route(logits: Array, router: Router) -> tuple[Array, Array]:
 
 def _rows(x: ArrayLike) -> tuple[Array, tuple[int, ...]]:
     """Return ``x`` as rows, and its leading dimensions."""
-    array: Array = np.asarray(x)
-    if array.dtype not in FLOATS:
-        raise TypeError(f"x must hold floats, got dtype {array.dtype}")
+    array = as_floats(x, "x")
     if not array.ndim:
         raise ValueError("x must have at least one dimension")
     lead = array.shape[:-1]
@@ -203,17 +205,13 @@ def _logits(
     if (router is None) == (logits is None):
         raise TypeError("moe takes either a router or logits=")
     if logits is not None:
-        given: Array = np.asarray(logits)
-        if given.dtype not in FLOATS:
-            raise TypeError(f"logits must hold floats, got dtype {given.dtype}")
+        given = as_floats(logits, "logits")
         if given.shape != (*lead, experts):
             raise ValueError(
                 f"logits must have shape {(*lead, experts)}: one for each row and expert, got {given.shape}"
             )
         return given.reshape(len(x), experts).astype(sums_of(given.dtype), copy=False)
-    weights: Array = np.asarray(router)
-    if weights.dtype not in FLOATS:
-        raise TypeError(f"router must hold floats, got dtype {weights.dtype}")
+    weights = as_floats(router, "router")
     if weights.shape != (experts, x.shape[1]):
         raise ValueError(
             f"router must have shape {(experts, x.shape[1])}: experts, features of x; got {weights.shape}"

@@ -6,20 +6,20 @@ of keys.
 
 from __future__ import annotations
 
-import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from prunus import _core
+from prunus._arrays import as_array, is_torch
 from prunus._dtypes import F32, F64, Array
 from prunus._mask import BlockMask
 from prunus._threads import THREADS
+from prunus.pruning._checks import check_bound, check_count, check_norm, check_scope, check_share
 
 __all__ = [
     "Decides",
@@ -33,8 +33,6 @@ __all__ = [
     "decide",
     "foreseen",
 ]
-
-NORMS: Final = ("max", "l2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +105,6 @@ class Policy(ABC):
         return None
 
 
-def _check_norm(norm: str) -> str:
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
-    return norm
-
-
-def _check_count(value: Any, name: str) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got a bool")
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}")
-    return count
-
-
 class Threshold(Policy):
     """A branch is live unless its norm is at most ``tau``: NaN is live.
 
@@ -152,11 +132,9 @@ class Threshold(Policy):
     scope = "tile"
 
     def __init__(self, tau: float = 0.0, norm: str = "max", rows: int = 1) -> None:
-        self.tau = float(tau)
-        if not math.isfinite(self.tau) or self.tau < 0:
-            raise ValueError(f"a threshold must be finite and not negative, got {tau!r}")
-        self.norm = _check_norm(norm)
-        self.rows = _check_count(rows, "rows")
+        self.tau = check_bound(tau, "tau")
+        self.norm = check_norm(norm)
+        self.rows = check_count(rows, "rows")
 
     def select(self, statistics: Statistics) -> Array:
         """See :meth:`Policy.select`."""
@@ -202,12 +180,10 @@ class TopK(Policy):
     ) -> None:
         if (count is None) == (fraction is None):
             raise ValueError("TopK takes either count= or fraction=")
-        self.count = None if count is None else _check_count(count, "count")
-        self.fraction = None if fraction is None else float(fraction)
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r}")
-        self.norm = _check_norm(norm)
-        self.rows = _check_count(rows, "rows")
+        self.count = None if count is None else check_count(count, "count")
+        self.fraction = None if fraction is None else check_share(fraction, "fraction")
+        self.norm = check_norm(norm)
+        self.rows = check_count(rows, "rows")
 
     def select(self, statistics: Statistics) -> Array:
         """See :meth:`Policy.select`."""
@@ -249,7 +225,7 @@ class Router(Policy):
     norm = "max"
 
     def __init__(self, k: int = 2, renormalize: bool = True) -> None:
-        self.k = _check_count(k, "k")
+        self.k = check_count(k, "k")
         self.renormalize = bool(renormalize)
 
     def select(self, statistics: Statistics) -> Array:
@@ -285,17 +261,17 @@ class Fixed(Policy):
         self.blocks: BlockMask | None = None
         if isinstance(mask, BlockMask):
             if mask.ndim != 2:
-                raise ValueError(f"Fixed takes a mask of two dimensions, got shape {mask.shape}")
+                raise ValueError(f"mask must have two dimensions where it is a BlockMask, got {mask.shape}")
             self.blocks = mask.copy()
             height = mask.blocksize[0]
             self.mask: Array = np.repeat(mask.to_blocks(), height, axis=0)[: mask.shape[0]]
         else:
             # A copy: the policy stays what it was when it was made.
-            self.mask = np.array(mask)
+            self.mask = as_array(mask, "mask", "an array of booleans or a BlockMask").copy()
         if self.mask.dtype != bool:
-            raise TypeError(f"a mask must hold booleans, got dtype {self.mask.dtype}")
+            raise TypeError(f"mask must hold booleans, got dtype {self.mask.dtype}")
         if self.mask.ndim not in (1, 2):
-            raise ValueError(f"a mask is (branches,) or (rows, branches), got shape {self.mask.shape}")
+            raise ValueError(f"mask must have shape (branches,) or (rows, branches), got {self.mask.shape}")
 
     def _fit(self, rows: int, branches: int) -> Array:
         expected = (branches,) if self.mask.ndim == 1 else (rows, branches)
@@ -340,8 +316,9 @@ class _Adapted(Policy):
 
     def __init__(self, decider: Decides) -> None:
         self.decider = decider
-        self.norm = _check_norm(getattr(decider, "norm", "max"))
-        self.rows = _check_count(getattr(decider, "rows", 1), "rows")
+        name = type(decider).__name__
+        self.norm = check_norm(getattr(decider, "norm", "max"), f"{name}.norm")
+        self.rows = check_count(getattr(decider, "rows", 1), f"{name}.rows")
 
     def select(self, statistics: Statistics) -> Array:
         return self.decider.select(statistics)
@@ -356,16 +333,31 @@ def as_policy(prune: Any) -> Policy | None:
     Raises
     ------
     TypeError
-        If it is neither a policy, an object with ``select``, nor a function.
+        If it is neither a policy, an object with ``select``, a mask, nor a function.
+    ValueError
+        If its ``scope`` or ``norm`` is unknown, or ``rows`` below 1.
     """
-    if prune is None or isinstance(prune, Policy):
+    if prune is None:
+        return None
+    if isinstance(prune, Policy):
+        # Attributes of a class of one's own have been seen by nobody yet.
+        name = type(prune).__name__
+        check_scope(prune.scope, f"{name}.scope")
+        check_norm(prune.norm, f"{name}.norm")
+        check_count(prune.rows, f"{name}.rows")
         return prune
     if isinstance(prune, type):
         raise TypeError(f"prune must be a policy, got the class {prune.__name__}: call it")
+    # Before what has a ``select``: a tensor of torch has one of its own.
+    if isinstance(prune, np.ndarray) or is_torch(prune):
+        mask = as_array(prune, "prune", "a policy or an array of booleans")
+        if mask.dtype != bool:
+            raise TypeError(f"prune must be a policy or an array of booleans, got dtype {mask.dtype}")
+        return Fixed(mask)
+    if isinstance(prune, BlockMask):
+        return Fixed(prune)
     if isinstance(prune, Decides):
         return _Adapted(prune)
-    if isinstance(prune, BlockMask) or (isinstance(prune, np.ndarray) and prune.dtype == bool):
-        return Fixed(prune)
     if callable(prune):
         return _Function(prune)
     raise TypeError(
@@ -399,7 +391,7 @@ def decide(policy: Policy, norms: Array, visible: Array | None = None, norm: str
         If the policy returns anything but booleans of the right shape.
     """
     rows = len(norms)
-    group = policy.rows
+    group = min(policy.rows, max(rows, 1))
     if group > 1 and rows:
         starts = np.arange(0, rows, group)
         norms = np.maximum.reduceat(norms, starts, axis=0)
@@ -408,8 +400,7 @@ def decide(policy: Policy, norms: Array, visible: Array | None = None, norm: str
         seen = visible
     live = policy.select(Statistics(norms, seen, norm or policy.norm))
     if not isinstance(live, np.ndarray) or live.dtype != bool:
-        got = f"dtype {live.dtype}" if isinstance(live, np.ndarray) else type(live).__name__
-        raise TypeError(f"{policy!r} must return an array of booleans, got {got}")
+        raise TypeError(f"{policy!r} must return an array of booleans, got {_kind(live)}")
     if live.shape != norms.shape:
         raise ValueError(f"{policy!r} must return shape {norms.shape} (rows, branches), got {live.shape}")
     if group > 1 and rows:
@@ -433,13 +424,20 @@ def foreseen(policy: Policy, x: Array, branches: int) -> Array | None:
     -------
     ndarray of bool or None
         Shape (rows, branches).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is anything but booleans of that shape.
     """
     live = policy.foresee(x, branches)
     if live is None:
         return None
-    if not isinstance(live, np.ndarray) or live.dtype != bool or live.shape != (len(x), branches):
-        shape = getattr(live, "shape", None)
-        raise ValueError(f"{policy!r} must foresee booleans of shape {(len(x), branches)}, got {shape}")
+    shape = len(x), branches
+    if not isinstance(live, np.ndarray) or live.dtype != bool:
+        raise TypeError(f"{policy!r} must foresee booleans {shape} (rows, branches), got {_kind(live)}")
+    if live.shape != shape:
+        raise ValueError(f"{policy!r} must foresee shape {shape} (rows, branches), got {live.shape}")
     return live
 
 
@@ -461,6 +459,10 @@ def largest(values: Array, wanted: Array, visible: Array | None) -> Array:
     seen = None if visible is None else np.asarray(visible, bool).view(np.uint8)
     _core.largest(values, np.asarray(wanted, np.int64), seen, live.view(np.int8), THREADS.get())
     return live
+
+
+def _kind(value: Any) -> str:
+    return f"dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def _options(policy: Policy) -> str:

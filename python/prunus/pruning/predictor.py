@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from os import PathLike
 from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from prunus._arrays import as_floats
 from prunus._construct import count_of
-from prunus._dtypes import FLOATS, Array
+from prunus._dtypes import Array
 from prunus.pruning._archive import read_archive, write_archive
+from prunus.pruning._checks import check_bound, check_count, check_norm, check_share
+from prunus.pruning._pieces import product, strips
 from prunus.pruning._rows import check_activation, check_branch
 from prunus.pruning.lowrank import (
     LowRank,
     activate,
     as_bias,
     as_matrix,
+    as_samples,
     fit_low_rank,
     floored,
     spread_after,
 )
-from prunus.pruning.policies import Policy, Statistics, _check_count, _check_norm, largest
+from prunus.pruning.policies import Policy, Statistics, largest
 
 __all__ = ["Predictor"]
 
@@ -71,9 +77,9 @@ class Predictor(Policy):
         activation: str | None = "relu",
         norm: str = "max",
     ) -> None:
-        self.keep = _share(keep)
+        self.keep = check_share(keep, "keep")
         self.branch = check_branch(branch)
-        self.norm = _check_norm(norm)
+        self.norm = check_norm(norm)
         check_activation(activation)
         self.activation = activation
         if gate is not None and (gate.narrow.shape != up.narrow.shape or gate.wide.shape != up.wide.shape):
@@ -123,12 +129,12 @@ class Predictor(Policy):
         Parameters
         ----------
         x : array_like
-            Shape (samples, d), finite: inputs as the layer will see them; some 2 d of them or more.
+            Shape (*lead, d), finite: inputs as the layer will see them; some 2 d of them or more.
         w_up : array_like
             Shape (H, d).
         rank : int
-            From 1 to the smallest of samples, d and H. A prediction costs ``2 rank (d + H)`` operations for
-            a row, with a gate twice that.
+            From 1 to the smallest of the number of samples, d and H. A prediction costs ``2 rank (d + H)``
+            operations for a row, with a gate twice that.
         keep : float
             Share of branches that each row keeps, above 0 and at most 1.
         w_gate : array_like, optional
@@ -166,7 +172,7 @@ class Predictor(Policy):
         >>> bool(p.evaluate(x, w)["recall"] > 0.95)
         True
         """
-        samples, up = as_matrix(x, "x"), as_matrix(w_up, "w_up")
+        samples, up = as_samples(x, "x"), as_matrix(w_up, "w_up")
         gate = None if w_gate is None else as_matrix(w_gate, "w_gate")
         for name, w in (("w_up", up), ("w_gate", gate)):
             if w is not None and w.shape[1] != samples.shape[1]:
@@ -175,7 +181,7 @@ class Predictor(Policy):
             raise ValueError(f"w_gate has shape {gate.shape}, w_up {up.shape}")
         bias = as_bias(b_up, len(up))
         most = min(*samples.shape, len(up))
-        if not 1 <= _check_count(rank, "rank") <= most:
+        if not 1 <= check_count(rank, "rank") <= most:
             raise ValueError(
                 f"rank must be from 1 to {most} with {len(samples)} samples and weights of {up.shape}, "
                 f"got {rank}"
@@ -209,10 +215,9 @@ class Predictor(Policy):
         x : ndarray
             Shape (rows, features), floats.
         """
+        x = as_floats(x, "x")
         if x.ndim != 2 or x.shape[1] != self.features:
             raise ValueError(f"the predictor was fitted to {self.features} features, x has shape {x.shape}")
-        if x.dtype not in FLOATS:
-            raise TypeError(f"x must hold floats, got dtype {x.dtype}")
         with np.errstate(over="ignore", invalid="ignore"):
             rows = x.astype(np.float32, copy=False)
             if self._gate is None:
@@ -274,7 +279,7 @@ class Predictor(Policy):
         Parameters
         ----------
         x : array_like
-            Shape (rows, d).
+            Shape (*lead, d).
         w_up, w_gate : array_like
             Shape (H, d).
         w_down : array_like, optional
@@ -292,33 +297,40 @@ class Predictor(Policy):
             of squares of the hidden units that was kept; and "error" if ``w_down`` is given: Frobenius norm
             of the output's error relative to the exact output's.
         """
-        rows, up = as_matrix(x, "x"), as_matrix(w_up, "w_up")
+        samples, up = as_samples(x, "x"), as_matrix(w_up, "w_up")
         gate = None if w_gate is None else as_matrix(w_gate, "w_gate")
-        hidden = rows @ up.T + as_bias(b_up, len(up))
-        if gate is None:
-            hidden = activate(hidden, self.activation)
-        else:
-            hidden *= activate(rows @ gate.T, self.activation)
-        starts = np.arange(0, hidden.shape[1], self.branch)
-        if self.norm == "max":
-            norms = np.maximum.reduceat(np.abs(hidden), starts, axis=1)
-        else:
-            norms = np.sqrt(np.add.reduceat(hidden**2, starts, axis=1))
-        live = ~(norms <= tau)
-        kept = self.foresee(rows, live.shape[1])
-        both = int((live & kept).sum())
-        pruned = np.where(np.repeat(kept, self.branch, axis=1)[:, : hidden.shape[1]], hidden, 0)
+        down = None if w_down is None else as_matrix(w_down, "w_down")
+        bias, tau = as_bias(b_up, len(up)), check_bound(tau, "tau")
+        starts = np.arange(0, len(up), self.branch)
+        sums: Counter[str] = Counter()
+        for part in strips(len(samples), len(up)):
+            rows = samples[part]
+            hidden = product(rows, up.T) + bias
+            if gate is None:
+                hidden = activate(hidden, self.activation)
+            else:
+                hidden *= activate(product(rows, gate.T), self.activation)
+            if self.norm == "max":
+                norms = np.maximum.reduceat(np.abs(hidden), starts, axis=1)
+            else:
+                norms = np.sqrt(np.add.reduceat(hidden**2, starts, axis=1))
+            live = ~(norms <= tau)
+            kept = self.foresee(rows, live.shape[1])
+            pruned = np.where(np.repeat(kept, self.branch, axis=1)[:, : hidden.shape[1]], hidden, 0)
+            sums.update(all=live.size, live=live.sum(), kept=kept.sum(), both=(live & kept).sum())
+            sums.update(energy=np.sum(hidden**2), left=np.sum(pruned**2))
+            if down is not None:
+                exact, got = product(hidden, down.T), product(pruned, down.T)
+                sums.update(exact=np.sum(exact**2), error=np.sum((got - exact) ** 2))
         found = {
-            "live": float(live.mean()),
-            "kept": float(kept.mean()),
-            "recall": both / live.sum() if live.any() else 1.0,
-            "precision": both / kept.sum(),
-            "energy": _ratio(np.sum(pruned**2), np.sum(hidden**2), 1.0),
+            "live": sums["live"] / sums["all"],
+            "kept": sums["kept"] / sums["all"],
+            "recall": _ratio(sums["both"], sums["live"], 1.0),
+            "precision": sums["both"] / sums["kept"],
+            "energy": _ratio(sums["left"], sums["energy"], 1.0),
         }
-        if w_down is not None:
-            down = as_matrix(w_down, "w_down")
-            exact, got = hidden @ down.T, pruned @ down.T
-            found["error"] = _ratio(np.linalg.norm(got - exact), np.linalg.norm(exact), 0.0)
+        if down is not None:
+            found["error"] = math.sqrt(_ratio(sums["error"], sums["exact"], 0.0))
         return {name: float(value) for name, value in found.items()}
 
     # Files -------------------------------------------------------------------------------------------
@@ -387,13 +399,6 @@ class Predictor(Policy):
             f"Predictor({self.units} {kind} of {self.features} features, rank {self.rank}, "
             f"keep={self.keep:g}{branch}{norm})"
         )
-
-
-def _share(keep: Any) -> float:
-    share = float(keep)
-    if not 0 < share <= 1:
-        raise ValueError(f"keep must be above 0 and at most 1, got {keep!r}")
-    return share
 
 
 def _ratio(part: Any, whole: Any, empty: float) -> float:

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from prunus import _core, engines
-from prunus._dtypes import F32, F64, FLOATS, Array, DType, result_dtype
+from prunus._arrays import as_floats
+from prunus._dtypes import F32, F64, Array, DType, result_dtype
 from prunus._trace import Span, span
+from prunus.pruning._rows import check_branch
 from prunus.pruning.policies import Policy, as_policy, decide, foreseen
 
 __all__ = ["selective_scan", "selective_step"]
 
+_OPTIONAL: Final = frozenset({"D", "z", "delta_bias", "state"})
+
 
 def selective_scan(
-    u: Array,
-    delta: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array | None = None,
-    z: Array | None = None,
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
     *,
-    delta_bias: Array | None = None,
+    delta_bias: ArrayLike | None = None,
     delta_softplus: bool = False,
-    state: Array | None = None,
+    state: ArrayLike | None = None,
     return_state: bool = False,
     prune: Any = None,
     branch: int = 1,
@@ -44,26 +49,27 @@ def selective_scan(
 
     Parameters
     ----------
-    u : ndarray
+    u : array_like
         Inputs, shape (*batch, length, channels). Operands are float32, float64, float16 or bfloat16, with any
         strides; leading dimensions of u, delta, B, C and z broadcast.
-    delta : ndarray
+    delta : array_like
         Step sizes, shape (*batch, length, channels).
-    A : ndarray
+    A : array_like
         Rates, shape (channels, states): negative where a state is to decay.
-    B, C : ndarray
+    B, C : array_like
         What writes to the state and what reads from it, shape (*batch, length, states).
-    D : ndarray, optional
+    D : array_like, optional
         Shape (channels,): how much of the input goes straight to the output.
-    z : ndarray, optional
+    z : array_like, optional
         Gates before their activation, shape (*batch, length, channels).
-    delta_bias : ndarray, optional
+    delta_bias : array_like, optional
         Shape (channels,), added to ``delta``.
     delta_softplus : bool, default False
         Take ``log(1 + exp(delta + delta_bias))`` for the step sizes.
-    state : ndarray, optional
-        State before the first step, shape (*batch, channels, states), in the dtype that the scan computes in;
-        it is not changed. Without it, zeros.
+    state : array_like, optional
+        State before the first step, shape (*batch, channels, states), float32 or float64; it is not changed.
+        Without it, zeros. A float64 state makes the scan compute in float64, whatever the other operands are;
+        with an operand in float64 it must be float64 itself.
     return_state : bool, default False
         Return the state after the last step as well.
     prune : policy, optional
@@ -81,7 +87,8 @@ def selective_scan(
         halves too.
     state : ndarray
         Only with ``return_state``: shape (*batch, channels, states). It has the dtype that the scan computes
-        in: float64 if any operand is float64, else float32.
+        in: float64 if any operand or the given state is float64, else float32, also for operands in half
+        precision.
 
     Raises
     ------
@@ -117,8 +124,9 @@ def selective_scan(
     >>> pr.selective_scan(u, ones, rate, 0.5 * ones, ones)[:, 0]
     array([0.   , 0.5  , 0.75 , 0.875], dtype=float32)
     """
-    given = _arrays(u, delta, B, C, z)
-    scan = _checked(given, A, D, delta_bias, state, branch)
+    given = _arrays(u=u, delta=delta, B=B, C=C, z=z)
+    scan = _checked(given, A, D, delta_bias, state)
+    branch = check_branch(branch, scan.u.shape[-1])
     before = None
     if scan.state is not None:
         before = scan.state.copy()
@@ -129,16 +137,16 @@ def selective_scan(
 
 
 def selective_step(
-    u: Array,
-    delta: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array | None = None,
-    z: Array | None = None,
+    u: ArrayLike,
+    delta: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    C: ArrayLike,
+    D: ArrayLike | None = None,
+    z: ArrayLike | None = None,
     *,
     state: Array,
-    delta_bias: Array | None = None,
+    delta_bias: ArrayLike | None = None,
     delta_softplus: bool = False,
     prune: Any = None,
     branch: int = 1,
@@ -149,15 +157,16 @@ def selective_step(
 
     Parameters
     ----------
-    u, delta, z : ndarray
+    u, delta, z : array_like
         Shape (*batch, channels).
-    B, C : ndarray
+    B, C : array_like
         Shape (*batch, states).
     A, D, delta_bias, delta_softplus, prune, branch
         See :func:`selective_scan`.
     state : ndarray
         Shape (*batch, channels, states), writeable, any strides; read, and overwritten with the state after
-        this step. float64 if any operand is, else float32: ``np.zeros`` of that to begin with.
+        this step. float32 or float64, and float64 if any operand is: ``np.zeros`` of that to begin with. A
+        float64 state makes steps compute in float64, whatever the operands are.
 
     Returns
     -------
@@ -181,12 +190,13 @@ def selective_step(
     """
     if not isinstance(state, np.ndarray):
         raise TypeError(f"state must be an ndarray to be updated in place, got {type(state).__name__}")
-    given = _arrays(u, delta, B, C, z)
+    given = _arrays(u=u, delta=delta, B=B, C=C, z=z)
     for name, operand in zip(["u", "delta", "B", "C", "z"], given, strict=True):
         if operand is not None and operand.ndim < 1:
             raise ValueError(f"{name} must have at least one dimension, got a scalar")
     steps = [None if operand is None else operand[..., None, :] for operand in given]
-    scan = _checked(steps, A, D, delta_bias, state, branch)
+    scan = _checked(steps, A, D, delta_bias, state)
+    branch = check_branch(branch, scan.u.shape[-1])
     if not state.flags.writeable:
         raise ValueError("state is read-only")
     if state.shape != (*scan.batch, *scan.a.shape):
@@ -220,27 +230,26 @@ class _Scan(NamedTuple):
     compute: DType
 
 
-def _arrays(*operands: Any) -> list[Any]:
-    """Return each operand as an ndarray, and None as it is."""
-    return [None if operand is None else np.asarray(operand) for operand in operands]
+def _arrays(**operands: Any) -> list[Any]:
+    """Return each operand as an ndarray of floats; None for what was left out."""
+    return [
+        None if operand is None and name in _OPTIONAL else as_floats(operand, name)
+        for name, operand in operands.items()
+    ]
 
 
 def _checked(
-    given: list[Any], A: Array, D: Array | None, bias: Array | None, state: Array | None, branch: int
+    given: list[Any],
+    A: ArrayLike,
+    D: ArrayLike | None,
+    bias: Any,
+    state: Any,
 ) -> _Scan:
     """Check shapes and dtypes, and broadcast the batch."""
-    if isinstance(branch, bool) or not isinstance(branch, (int, np.integer)):
-        raise TypeError(f"branch must be an integer, got {type(branch).__name__}")
-    if branch < 1:
-        raise ValueError(f"branch must be at least 1, got {branch}")
     u, delta, b, c, z = given
-    a = np.asarray(A)
-    d, bias, state = _arrays(D, bias, state)
+    a, d, bias, state = _arrays(A=A, D=D, delta_bias=bias, state=state)
     named = {"u": u, "delta": delta, "A": a, "B": b, "C": c, "D": d, "z": z}
     named |= {"delta_bias": bias, "state": state}
-    for name, operand in named.items():
-        if operand is not None and operand.dtype not in FLOATS:
-            raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {operand.dtype}")
     if u.ndim < 2:
         raise ValueError(f"u must have shape (*batch, length, channels), got {u.shape}")
     if a.ndim != 2:
@@ -278,7 +287,8 @@ def _checked(
         kind = kind if operand is None else result_dtype(kind, operand.dtype)
     compute = F64 if any(x is not None and x.dtype == F64 for x in named.values()) else F32
     if state is not None and state.dtype != compute:
-        raise TypeError(f"state must have the dtype that the scan computes in, {compute}, got {state.dtype}")
+        why = "as an operand is float64" if compute == F64 else "or float64"
+        raise TypeError(f"state must be {compute}, {why}; got {state.dtype}")
     u, delta, b, c, z = (
         x if x is None or x.shape[:-2] == batch else np.broadcast_to(x, (*batch, *x.shape[-2:]))
         for x in (u, delta, b, c, z)

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prunus import _layout as lay
+from prunus._arrays import as_array
 from prunus._bsr import BSR
 from prunus._construct import as_fraction, block_norms, count_of
 from prunus._dtypes import BFLOAT16, Array
 from prunus._layout import Int64
 from prunus._mask import BlockMask
 from prunus._storage import BlockStorage
-from prunus.pruning.policies import _check_count
+from prunus.pruning._checks import check_count
 
 __all__ = ["grow", "prune"]
 
@@ -150,13 +151,15 @@ def grow(
     array = W._physical()._canonical()
     allowed = None if mask is None else _grid_of(mask, array)
     values = None if scores is None else _real(scores)
+    size = array._data.shape[-2:]
     for name, grid in (("mask", allowed), ("scores", values)):
         if grid is None:
             continue
         if not _is_grid(grid, array):
+            shapes = dict.fromkeys((array._grid, (*array._batch, *array._grid)))
             raise ValueError(
-                f"{name} must have a value for each block, {array._grid} or {(*array._batch, *array._grid)}, "
-                f"got shape {grid.shape}"
+                f"{name} must have a value for each block of {size[0]} x {size[1]}, shape "
+                f"{' or '.join(str(shape) for shape in shapes)}; got shape {grid.shape}"
             )
         if grid.ndim > 2:
             array = array._with_own()
@@ -166,7 +169,7 @@ def grow(
     stored.reshape(-1)[array._keys()] = True
     free = ~stored if allowed is None else ~stored & allowed.reshape(-1, positions)
     if values is not None:
-        wanted = np.zeros(members, np.int64) + _check_count(count, "count") if density is None else None
+        wanted = np.zeros(members, np.int64) + check_count(count, "count") if density is None else None
         if wanted is None:
             wanted = np.maximum(count_of(as_fraction(density, "density"), positions) - stored.sum(axis=1), 0)
         free = _highest(np.broadcast_to(values.reshape(-1, positions), free.shape), free, wanted)
@@ -235,7 +238,7 @@ def _real(scores: Any) -> Array:
     TypeError, ValueError
         If they are no real numbers, or hold NaN.
     """
-    array: Array = np.asarray(scores)
+    array = as_array(scores, "scores", "an array of real numbers")
     if array.dtype.kind not in "biuf" and array.dtype != BFLOAT16:
         raise TypeError(f"scores must hold real numbers, got dtype {array.dtype}")
     wide: Array = array.astype(np.float64)
@@ -257,13 +260,13 @@ def _grid_of(mask: Any, array: BlockStorage) -> Array:
         size = array._data.shape[-2:]
         if mask.blocksize != size or mask.shape[-2:] != array._stored:
             raise ValueError(
-                f"the mask has shape {mask.shape} in blocks of {mask.blocksize}, the array {array.shape} in "
-                f"{size}"
+                f"mask must have the array's shape {array.shape} in blocks of {size}, got {mask.shape} in "
+                f"blocks of {mask.blocksize}"
             )
         return np.asarray(mask.to_blocks())
-    grid: Array = np.asarray(mask)
+    grid = as_array(mask, "mask", "a BlockMask or an array of booleans")
     if grid.dtype != bool:
-        raise TypeError(f"a mask must hold booleans, got dtype {grid.dtype}")
+        raise TypeError(f"mask must be a BlockMask or an array of booleans, got dtype {grid.dtype}")
     return grid
 
 
