@@ -1,0 +1,98 @@
+//! I/O engines, side by side behind one trait: who moves bytes between files and memory, and how many
+//! requests are under way at a time.
+
+use std::any::Any;
+use std::io;
+use std::sync::Arc;
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// From the file to memory.
+    Read,
+    /// From memory to the file.
+    Write,
+    /// Make what was written durable (`fdatasync`).
+    Sync,
+}
+
+/// Some memory of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// First byte; a whole number of sectors from address 0 where the file is open for direct I/O.
+    pub ptr: *mut u8,
+    /// Bytes.
+    pub len: usize,
+}
+
+// SAFETY: the request that holds it also holds the memory's owner.
+unsafe impl Send for Piece {}
+
+/// Called once, on a thread of the engine's: bytes moved, or what kept them. Fewer bytes than were asked for:
+/// the file ends there.
+pub type Done = Box<dyn FnOnce(io::Result<usize>) + Send>;
+
+/// A run of a file's bytes to move. Its memory may be scattered.
+pub struct Request {
+    /// The open file.
+    pub fd: Descriptor,
+    /// What to do.
+    pub op: Op,
+    /// First byte in the file; a whole number of sectors where the file is open for direct I/O.
+    pub offset: u64,
+    /// Where the bytes go to or come from, in the file's order.
+    pub pieces: Vec<Piece>,
+    /// Keeps the memory and the descriptor until the request is done.
+    pub owner: Arc<dyn Any + Send + Sync>,
+    /// Who wants to know.
+    pub done: Done,
+}
+
+/// The system's handle of an open file.
+#[cfg(unix)]
+pub type Descriptor = std::os::fd::RawFd;
+/// The system's handle of an open file.
+#[cfg(windows)]
+pub type Descriptor = usize;
+
+/// What an engine has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests finished.
+    pub requests: u64,
+    /// Bytes read, and written.
+    pub read: u64,
+    /// Bytes written.
+    pub written: u64,
+    /// System calls made to submit, wait for and retry requests.
+    pub calls: u64,
+    /// Sum over finished requests of how many were under way when each began: divided by their number it is
+    /// the mean depth of the queue.
+    pub depth: u64,
+}
+
+/// Which engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Linux io_uring, direct I/O.
+    Uring,
+    /// Direct I/O from threads.
+    Direct,
+    /// Through the system's page cache, from threads.
+    Buffered,
+    /// Memory in a file's place, with faults on request: for tests.
+    Null,
+}
+
+/// Moves bytes. Requests are independent and may finish in any order; engines go on after a failed one.
+pub trait Engine: Send + Sync {
+    /// Which one this is.
+    fn kind(&self) -> Kind;
+    /// Takes requests as one batch. Short reads and interrupted calls are continued inside; each request's
+    /// `done` is called exactly once, also where the engine itself fails.
+    fn submit(&self, batch: Vec<Request>);
+    /// What was done so far.
+    fn counters(&self) -> Counters;
+    /// Requests that it keeps under way at most.
+    fn depth(&self) -> usize;
+}

@@ -1,0 +1,11 @@
+//! Tensors on disk: files that other tools read, I/O engines side by side, and a pool of pages with a budget.
+//!
+//! Nothing here knows what a product is. Bytes of files arrive in aligned memory by direct I/O, in the order
+//! that was asked for; what is kept afterwards is decided by the pool.
+
+mod aligned;
+mod error;
+pub mod io;
+
+pub use aligned::{Aligned, SECTOR};
+pub use error::{Error, Result};
