@@ -26,6 +26,8 @@ from prunus.engines import active
 __all__ = ["Race", "measure_ffn", "measure_trace", "report_ffn", "report_trace"]
 
 _FEATURES, _UNITS = 4096, 11008
+# Rank of the predictor that is timed.
+_RANK = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,9 @@ def measure_ffn(dtypes: list[str], threads: list[int], rounds: int) -> list[Race
         "down": rng.standard_normal((d, units), np.float32) / 105,
         "gate": rng.standard_normal((units, d), np.float32) / 64,
     }
+    predictor = pr.Predictor.fit(
+        rng.standard_normal((3 * _RANK, d), np.float32), weights["up"], rank=_RANK, keep=0.1
+    )
     races = []
     flush = CacheFlush(cpu().last_level)
     with Progress(len(dtypes) * len(threads) * 2, "ffn") as bar:
@@ -145,6 +150,8 @@ def measure_ffn(dtypes: list[str], threads: list[int], rounds: int) -> list[Race
             for rows in (1, 16):
                 x = rng.standard_normal((rows, d), np.float32)
                 cases = _cases(rng, rows, x.astype(as_dtype(dtype)), plain, ahead, gated, dtype)
+                if rows == 1:
+                    cases |= _predicted(x.astype(as_dtype(dtype)), ahead, predictor, dtype)
                 h = np.abs(rng.standard_normal((rows, units), np.float32))
                 peers = _torch_calls(dtype, weights, x, h)
                 for count in threads:
@@ -202,13 +209,27 @@ def _cases(
     mask = drawn(0.1) if one else drawn(0.25, clustered=True)
     union = mask.any(axis=0).mean()
     name = "foreseen, 10% live" if one else "foreseen, union 25%"
-    cases[name] = partial(ahead, x, prune=pr.Fixed(mask)), "ffn", union, 0.22 if one else 0.45
+    cases[name] = partial(ahead, x, prune=pr.Fixed(mask)), "ffn", union, None if one else 0.45
     mask = drawn(0.4)
     union = mask.any(axis=0).mean()
     call = partial(gated, x, "silu", prune=_Chosen(mask))
     cases["gated, after gate, 40% live"] = call, "gated", (1 + 2 * union) / 3, 0.65 if one else None
     cases["nothing pruned"] = partial(plain, x), "ffn", 1.0, None
     return cases
+
+
+def _predicted(x: Array, ahead: pr.FFN, predictor: pr.Predictor, dtype: str) -> dict[str, _Case]:
+    """Return the layer whose live units a predictor names, its own time included."""
+    found = predictor.foresee(x, ahead.hidden)
+    live = np.flatnonzero(found[0])
+    up, down = (table[live].astype(np.float64) for table in (ahead._up, ahead._down))
+    want = np.maximum(x.astype(np.float64) @ up.T, 0) @ down
+    layer = partial(ahead, x, prune=predictor)
+    _check("predicted", layer(), want, np.abs(want).max(), dtype)
+    # Bytes: live rows of both tables, and the factors of low rank, which are float32.
+    factors = _RANK * (ahead.features + ahead.hidden) * 4 / (2 * up.size / len(live) * ahead.hidden)
+    ideal = len(live) / ahead.hidden + factors / ahead.dtype.itemsize
+    return {f"predicted, rank {_RANK}, 10% live": (layer, "ffn", ideal, 0.22)}
 
 
 def report_ffn(races: list[Race]) -> str:
