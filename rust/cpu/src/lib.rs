@@ -5,6 +5,7 @@ pub mod dsd;
 pub mod level;
 pub mod machine;
 pub mod memory;
+pub mod moments;
 pub mod rows;
 pub mod scan;
 pub mod sdd;

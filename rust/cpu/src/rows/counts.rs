@@ -71,7 +71,10 @@ mod tests {
                 for unit in 0..units {
                     // A branch counts where its first unit is.
                     let begins = usize::from(unit % branch == 0);
-                    let live: Vec<bool> = tile.clone().map(|row| live.at(row, unit)).collect();
+                    let live: Vec<bool> = tile
+                        .clone()
+                        .map(|row| live.bytes[row * live.branches + unit / live.branch] != 0)
+                        .collect();
                     let (some, any) =
                         (live.iter().filter(|&&live| live).count(), usize::from(live.contains(&true)));
                     expected.units += some;
