@@ -10,6 +10,7 @@ mod attention;
 mod door;
 mod dsd;
 mod info;
+mod moments;
 mod operand;
 mod packed;
 mod rows;
@@ -35,6 +36,8 @@ mod _core {
         set_level,
     };
 
+    #[pymodule_export]
+    use super::moments::moments;
     #[pymodule_export]
     use super::packed::{Packed, dsd_packed, pack};
     #[pymodule_export]
