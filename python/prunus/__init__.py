@@ -14,6 +14,7 @@ True
 """
 
 from prunus import _start as _start  # first: it tells of bad settings
+from prunus import paged as paged
 from prunus._bsr import BSR
 from prunus._config import show_config
 from prunus._core import __version__
@@ -58,6 +59,7 @@ __all__ = [
     "matmul",
     "moe",
     "num_threads",
+    "paged",
     "prune",
     "sddmm",
     "selective_scan",

@@ -85,7 +85,7 @@ def matmul(
         known = ", ".join(repr(name) for name in sorted(ACTIVATIONS))
         raise ValueError(f"activation must be one of {known} or None, got {activation!r}")
     if is_on_disk(a) or is_on_disk(b) or is_on_disk(out):
-        from prunus.paged.products import matmul as with_disk  # it builds on this module
+        from prunus.paged.sparse_products import matmul as with_disk  # it builds on this module
 
         return with_disk(a, b, out, dtype=dtype, bias=bias, activation=activation, densify=densify)
     sparse_a, sparse_b = isinstance(a, BlockStorage), isinstance(b, BlockStorage)

@@ -1,357 +1,308 @@
-"""Products with an operand on disk: checked here, read in the file's order, multiplied by the active engine.
+"""Products with arrays on disk, by panels that the pager reads ahead.
 
-A block-sparse array on disk is read once whatever the number of columns: the loop over blocks is outermost.
-Block rows are summed as in memory, those of more than ``blocks.GROUP`` bytes in parts of that size, which are
-added in ascending order; and so is a product with the transpose of what is stored, to all of whose rows every
-part adds. Where sums are cut follows from the pattern alone, not from budgets, threads or timing; only a
-product of at most four columns whose rows are short is cut by panels, which changes no sum.
+The operand on disk is read once, in the order of storage: by rows where it is stored so, each panel giving rows of the
+result, and otherwise by parts of the sum. Of two operands on disk the one held is read once, in parts of up to a
+quarter of the budget (in memory of their own), and the other one once for each part.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import DTypeLike
 
-from prunus import _core, engines, ops
-from prunus._dtypes import F32, F64, HALVES, I32, Array, DType, check_operand, result_dtype
-from prunus._operands import as_operand
+from prunus._arrays import as_array
+from prunus._dtypes import F32, HALVES, I8, I32, OPERANDS, Array, DType, as_dtype, result_dtype
 from prunus._storage import BlockStorage
-from prunus._trace import span
-from prunus.engines.base import ACTIVATIONS, Blocks
+from prunus.paged import statistics
 from prunus.paged.array import PagedArray
-from prunus.paged.blocks import BlockFile, Piece
-from prunus.paged.expr import PagedExpr
-from prunus.paged.multiplying import Multiplying, PagedTranspose
-from prunus.paged.reading import reading
-from prunus.paged.sparse import PagedBSR
+from prunus.paged.evaluate import Stream
+from prunus.paged.operators import Operators
 
-__all__ = ["is_paged", "matmul"]
+__all__ = ["dot", "einsum", "matmul", "set_sparse_product", "tensordot", "vdot"]
 
-# Columns up to which the engine reads blocks faster than they could be put together.
-_FEW: Final = 4
-# Bytes of sums that one part adds at a time.
-_PART: Final = 8 << 20
-# Bytes of columns of a dense operand and a result on disk that are in memory at a time.
-_COLUMNS: Final = 32 << 20
+_PANEL: Final = 4 << 20
+_state: dict[str, Callable[..., Any] | None] = {"sparse": None}
 
 
-def is_paged(value: Any) -> bool:
-    """Say whether a value is an array on disk, dense or block-sparse, or an expression over some."""
-    return isinstance(value, (PagedArray, PagedExpr, Multiplying))
+def set_sparse_product(product: Callable[..., Any] | None) -> None:
+    """Set what multiplies a BSR with an array on disk: ``product(a, b, out, dtype)``."""
+    _state["sparse"] = product
 
 
-def matmul(
-    a: Any,
-    b: Any,
-    out: Any = None,
-    *,
-    dtype: DTypeLike | None = None,
-    bias: Array | None = None,
-    activation: str | None = None,
-    densify: bool = False,
-) -> Any:
-    """Return ``a @ b`` where an operand is on disk; what :func:`prunus.matmul` calls for it.
+def matmul(a: Any, b: Any, out: Any = None, dtype: Any = None) -> Any:
+    """Return ``a @ b`` where at least one operand is on disk, or write it to ``out``, on disk or in memory.
 
     Raises
     ------
-    ValueError
-        If shapes do not match or ``out`` does not fit.
     TypeError
-        For kinds of operands or dtypes that do not go together.
-    PrunusError
-        If the pager's budget is too small.
-    OSError
-        If a file cannot be read, or was changed or closed.
+        If the operands cannot be multiplied panel by panel.
+    ValueError
+        If their shapes do not fit.
     """
-    if densify:
-        raise TypeError("densify=True would load an array on disk; call .load() and multiply that")
-    sparse_a, sparse_b = _is_sparse(a), _is_sparse(b)
-    if sparse_a and sparse_b:
-        raise TypeError(
-            "the product of two block-sparse arrays needs both in memory; call .load() on the one on disk"
-        )
-    if not sparse_a and not sparse_b:
-        if bias is not None or activation is not None:
-            raise TypeError("bias and activation need a BSR operand")
-        extra = {} if dtype is None else {"dtype": dtype}
-        return np.matmul(a, b, out=out, **extra) if out is not None else np.matmul(a, b, **extra)
-    w, x = (a, b) if sparse_a else (b, a)
-    if not is_paged(x):
-        x = as_operand(x, "b" if sparse_a else "a")
-    flip = not sparse_a
-    kind = result_dtype(x.dtype, w.dtype, dtype) if flip else result_dtype(w.dtype, x.dtype, dtype)
-    if not x.shape:
-        raise ValueError("matmul takes arrays of at least one dimension; use * for scalars")
-    if isinstance(w, BlockStorage):
-        from prunus.paged.rows import sparse_with_rows
-
-        return sparse_with_rows(w, x, out, kind, bias, activation, flip=flip)
-    operand = Operand.of(w)
-    call = _Call(operand, kind, bias, activation, flip)
-    if is_paged(x) or is_paged(out):
-        return call.by_columns(x, out)
-    return call.run(x, out)
-
-
-def _is_sparse(value: Any) -> bool:
-    return isinstance(value, (BlockStorage, Multiplying))
+    if isinstance(a, BlockStorage) or isinstance(b, BlockStorage):
+        product = _state["sparse"]
+        if product is None:
+            raise TypeError("products of a BSR and an array on disk are not supported; call .load() first")
+        return product(a, b, out, dtype)
+    a, b = _operand(a, "a"), _operand(b, "b")
+    if not a.ndim or not b.ndim:
+        raise ValueError("matmul: an operand has no dimensions; use * for scalars")
+    inner, other = a.shape[-1], b.shape[-2] if b.ndim > 1 else b.shape[0]
+    if inner != other:
+        raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit: {inner} is not {other}")
+    to, work = _types(a.dtype, b.dtype, dtype)
+    if a.ndim == b.ndim == 1:
+        return _finish(np.asarray(_inner(a, b, work).astype(to)), out)
+    if max(a.ndim, b.ndim) > 2:
+        return _finish(_batched(a, b, to), out)
+    two_a = a if a.ndim == 2 else a.reshape(1, -1)
+    two_b = b if b.ndim == 2 else b.reshape(-1, 1)
+    shape = (*a.shape[:-1], *b.shape[1:]) if b.ndim == 2 else a.shape[:-1]
+    if out is None or isinstance(out, np.ndarray):
+        found = np.empty((two_a.shape[0], two_b.shape[1]), to)
+        _product(two_a, two_b, found, work)
+        return _finish(found.reshape(shape), out)
+    if out.shape != shape or not np.can_cast(to, out.dtype, "same_kind"):
+        raise ValueError(f"out is {out.shape} {out.dtype}, expected {shape} {to}")
+    if any(isinstance(x, PagedArray) and x._store.version is out._store.version for x in (a, b)):
+        raise ValueError("out shares its file's bytes with an operand")
+    _product(two_a, two_b, out.reshape(two_a.shape[0], two_b.shape[1]), work)
+    return out
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
-    """A block-sparse array on disk, transposed or not, as products see it: what they ask of a BSR."""
+def _operand(value: Any, name: str) -> Any:
+    if isinstance(value, PagedArray):
+        return value
+    if isinstance(value, Operators):
+        from prunus.paged.working import from_array
 
-    w: PagedBSR
-    _t: bool
-    _batch: tuple[int, ...]
-    _rows: int
-    _cols: int
-
-    @classmethod
-    def of(cls, w: Any) -> Operand:
-        """Return the operand for an array, or a transpose."""
-        check_operand(w.dtype, "the array on disk")
-        turned = isinstance(w, PagedTranspose)
-        return cls(w.T if turned else w, turned, w.shape[:-2], *w.shape[-2:])
-
-    def member(self, at: tuple[int, ...]) -> BlockFile:
-        """Return one two-dimensional member."""
-        w = self.w
-        values = w.values
-        size = w.blocksize
-        each = math.prod(size) * values.itemsize
-        at = tuple(0 if n == 1 else i for i, n in zip(at, self._batch, strict=True))
-        first, indices, indptr = 0, w.indices, w.indptr
-        if indptr.ndim > 1:
-            indptr = indptr[at]
-            first = int(indptr[0])
-            indices, indptr = indices[first : int(indptr[-1])], indptr - indptr[0]
-        elif at:
-            first = int(np.ravel_multi_index(at, self._batch)) * len(indices)
-        return BlockFile(
-            values._store,
-            values._start + first * each,
-            values.dtype,
-            size,
-            indices,
-            indptr,
-            (w.shape[-2], w.shape[-1]),
-            self._t,
-        )
+        small = value.nbytes <= _PANEL
+        return value.load() if small else from_array(value, pager=_pager_of(value))
+    return as_array(value, name)
 
 
-class _Call(NamedTuple):
-    """A product ``w @ x``, or with ``flip`` ``x @ w``, that is about to run."""
+def _pager_of(value: Any) -> Any:
+    from prunus.paged.working import _first_pager
 
-    w: Operand
-    kind: DType
-    bias: Array | None
-    activation: str | None
-    flip: bool
-
-    def run(self, x: Array, out: Array | None) -> Array:
-        """Return the product with a dense operand in memory."""
-        w, kind, flip, activation = self._turned(), self.kind, self.flip, self.activation
-        if activation is not None and activation not in ACTIVATIONS:
-            known = ", ".join(repr(name) for name in sorted(ACTIVATIONS))
-            raise ValueError(f"activation must be one of {known} or None, got {activation!r}")
-        vector = x.ndim == 1
-        if vector:
-            x = x[:, None]
-        elif flip:
-            x = x.swapaxes(-1, -2)
-        m, k, n = w._rows, w._cols, x.shape[-1]
-        if x.shape[-2] != k:
-            left, right = (x.shape[-2], k) if flip else (k, x.shape[-2])
-            raise ValueError(f"matmul: the inner sizes differ, a has {left} columns and b has {right} rows")
-        batch = ops._broadcast(w._batch, x.shape[:-2])
-        shape = (*batch, m) if vector else (*batch, n, m) if flip else (*batch, m, n)
-        bias = None if self.bias is None else ops._bias(self.bias, m, kind)
-        if kind == I32 and activation not in (None, "relu"):
-            raise TypeError(f"{activation} of an int8 product needs a float result: pass dtype=np.float32")
-        result = np.empty(shape, kind)
-        if out is not None:
-            ops._check_out(out, shape, kind)
-            if type(out) is np.ndarray and _core.writes_apart(out, x, x, w.w.indices, w.w.indptr, bias):
-                result = out
-        view = result[..., None] if vector else result.swapaxes(-1, -2) if flip else result
-        if batch:
-            x, view = ops._together(w, x, view, (*batch, k, n))  # type: ignore[arg-type]
-        with span("matmul") as at:
-            store = w.w.values._store
-            with reading(at, [store], w.w.values.nbytes):
-                multiply(w, x, view, bias, activation)
-                if at:
-                    at.ran(engines.active().name)
-            if at:
-                _count(at, w, math.prod(batch) * n)
-        if out is not None and result is not out:
-            out[...] = result
-            return out
-        return result
-
-    def _turned(self) -> Operand:
-        """Return the operand that stands on the left: with ``flip`` the transpose, as (x @ w) = (w.T @ x.T).T."""
-        w = self.w
-        return replace(w, _t=not w._t, _rows=w._cols, _cols=w._rows) if self.flip else w
-
-    def by_columns(self, x: Any, out: Any) -> Any:
-        """Return the product with a dense operand or a result on disk, some columns at a time.
-
-        Each takes one pass over the blocks. With ``flip``, columns are rows of ``x`` and of the result.
-        """
-        if out is not None and not is_paged(out):
-            ops._check_out(out, self._shape(x), self.kind)
-        if isinstance(out, PagedExpr):
-            raise TypeError("out must be an ndarray or an array on disk, got an expression")
-        shape = self._shape(x)
-        if out is None:
-            out = np.empty(shape, self.kind)
-        elif out.shape != shape:
-            raise ValueError(f"out has shape {out.shape}, the result has {shape}")
-        elif out.dtype != self.kind:
-            raise TypeError(f"out has dtype {out.dtype}, the result has {self.kind}; dtype= chooses another")
-        if len(x.shape) == 1 or self.w._batch or len(x.shape) > 2:
-            out[...] = self.run(x.load() if is_paged(x) else x, None)
-            return out
-        columns = x.shape[0] if self.flip else x.shape[1]
-        each = x.dtype.itemsize * sum(x.shape) // max(columns, 1)
-        each = self.w._rows * self.kind.itemsize + self.w._cols * x.dtype.itemsize + each
-        step = max(_COLUMNS // max(each, 1), 1)
-        for first in range(0, columns, step):
-            stop = min(first + step, columns)
-            part = slice(first, stop) if self.flip else (slice(None), slice(first, stop))
-            out[part] = self.run(x[part], None)
-        return out
-
-    def _shape(self, x: Any) -> tuple[int, ...]:
-        """Return the result's shape; raises if the inner sizes differ."""
-        m, k = (self.w._cols, self.w._rows) if self.flip else (self.w._rows, self.w._cols)
-        inner = x.shape[-1] if self.flip or len(x.shape) == 1 else x.shape[-2]
-        if inner != k:
-            left, right = (inner, k) if self.flip else (k, inner)
-            raise ValueError(f"matmul: the inner sizes differ, a has {left} columns and b has {right} rows")
-        if len(x.shape) == 1:
-            return (*self.w._batch, m)
-        batch = ops._broadcast(self.w._batch, tuple(x.shape[:-2]))
-        return (*batch, x.shape[-2], m) if self.flip else (*batch, m, x.shape[-1])
+    return _first_pager(value)
 
 
-def multiply(w: Operand, x: Array, out: Array, bias: Array | None, activation: str | None) -> None:
-    """Write ``activation(w @ x + bias[:, None])`` to ``out``; operands are checked.
-
-    Parameters
-    ----------
-    w : Operand
-        Shape (*W, m, k).
-    x : ndarray
-        Shape (*batch, k, n), where ``batch`` is W broadcast with other dimensions.
-    out : ndarray
-        Shape (*batch, m, n), overlapping no operand.
-    bias : ndarray, optional
-        Shape (m,).
-    activation : str, optional
-        One of the engines' activations.
-    """
-    for at in np.ndindex(*w._batch):
-        # Of the broadcast dimensions, those that W has pick a member; the rest go with it.
-        own = tuple(slice(None) if n == 1 else i for i, n in zip(at, w._batch, strict=True))
-        index = (..., *own, slice(None), slice(None)) if own else ...
-        run = _Member(w.member(at), x[index], out[index], bias, activation)
-        if w._t:
-            run.transposed()
-        else:
-            run.rows()
+def _types(a: DType, b: DType, dtype: Any) -> tuple[DType, DType]:
+    """Return the dtype of the result and that of the arithmetic."""
+    if a in OPERANDS and b in OPERANDS:
+        to = result_dtype(a, b, dtype)
+    else:
+        to = as_dtype(dtype) if dtype is not None else np.matmul(np.empty((1, 1), a), np.empty((1, 1), b)).dtype
+    if to in HALVES:
+        return to, F32
+    return to, I32 if a == b == I8 and to == I32 else to
 
 
-class _Member(NamedTuple):
-    """The product of one matrix on disk with its dense operand."""
-
-    w: BlockFile
-    x: Array
-    out: Array
-    bias: Array | None
-    activation: str | None
-
-    @property
-    def _sums(self) -> DType:
-        kind = self.out.dtype
-        return kind if kind in (F64, I32) else F32
-
-    def _pieces(self) -> Any:
-        return self.w.pieces(few=math.prod(self.x.shape[:-2]) * self.x.shape[-1] <= _FEW)
-
-    def rows(self) -> None:
-        """Compute each block row where all of its blocks are there, in parts where they are too many."""
-        engine = engines.active()
-        sums: Array | None = None
-        for piece in self._pieces():
-            rows = self.w.rows(piece)
-            bias = None if self.bias is None else self.bias[rows]
-            out = self.out[..., rows, :]
-            if piece.whole:
-                engine.dsd(self.w.part(piece), self.x, out, bias, self.activation)
-                continue
-            part = np.empty(out.shape, self._sums)
-            engine.dsd(self.w.part(piece), self.x, part, None, None)
-            sums = part if sums is None else np.add(sums, part, out=sums)
-            if piece.first + len(piece.data) == self.w.indptr[piece.rows.stop]:
-                finish(sums, out, bias, self.activation)
-                sums = None
-
-    def transposed(self) -> None:
-        """Add what each piece contributes to all rows of the result."""
-        direct = self.bias is None and self.activation is None and self.out.dtype == self._sums
-        sums = self.out if direct else np.empty(self.out.shape, self._sums)
-        for number, piece in enumerate(self._pieces()):
-            x = self.x[..., self.w.rows(piece), :]
-            if number:
-                self._add(piece, x, sums)
-            else:
-                engines.active().dsd(self.w.part(piece), x, sums, None, None)
-        if not direct:
-            finish(sums, self.out, self.bias, self.activation)
-
-    def _add(self, piece: Piece, x: Array, sums: Array) -> None:
-        """Add a piece's product, some columns at a time: the part stays small whatever the result is."""
-        blocks = self.w.part(piece)
-        column = math.prod(sums.shape[:-1]) * sums.itemsize
-        step = max(_PART // max(column, 1), 1)
-        for first in range(0, sums.shape[-1], step):
-            cols = slice(first, first + step)
-            target = sums[..., cols]
-            part = np.empty_like(target)
-            engines.active().dsd(blocks, x[..., cols], part, None, None)
-            with np.errstate(all="ignore"):
-                np.add(target, part, out=target)
+def _finish(value: Array, out: Any) -> Any:
+    if out is None:
+        return value[()]
+    if out.shape != value.shape or not np.can_cast(value.dtype, out.dtype, "same_kind"):
+        raise ValueError(f"out is {out.shape} {out.dtype}, expected {value.shape} {value.dtype}")
+    out[...] = value
+    return out
 
 
-def finish(sums: Array, out: Array, bias: Array | None, activation: str | None) -> None:
-    """Write ``activation(sums + bias[:, None])`` to ``out``, in the engine's own arithmetic.
+def _inner(a: Any, b: Any, work: DType) -> Any:
+    from prunus.paged.expr import apply
 
-    ``sums`` is (*batch, m, n) of the dtype that sums have, ``out`` of the same shape.
-    """
-    if bias is None and activation is None and out.dtype not in HALVES:
-        out[...] = sums
+    wide = np.result_type(work, np.float64) if work.kind == "f" else work
+    x = a.astype(wide)
+    return np.asarray(statistics.reduce(apply(np.multiply, [x, b]), "sum"))
+
+
+def _panels(a: PagedArray) -> Iterator[tuple[int, Array]]:
+    """Yield runs of the stored rows of a matrix: the first row's index, and the rows."""
+    rows, width = a._stored
+    step = max(_PANEL // max(width * a.itemsize, 1), 1)
+    a._store.file.check()
+    stream = Stream(a, a._store.panel())
+    try:
+        for start in range(0, rows, step):
+            count = min(step, rows - start)
+            yield start, stream.take(count * width * a.itemsize).view(a.dtype).reshape(count, width)
+    finally:
+        stream.close()
+
+
+def _product(a: Any, b: Any, out: Any, work: DType) -> None:
+    """Compute a product of matrices into ``out``, in memory or on disk."""
+    if 0 in out.shape:
         return
-    if out.dtype == I32:
-        value = sums if bias is None else sums + bias.astype(I32)[:, None]
-        out[...] = value if activation is None else np.maximum(value, 0)
+    if isinstance(a, PagedArray) and isinstance(b, PagedArray):
+        if b.nbytes < a.nbytes:
+            a, b, out = b.T, a.T, out.T
+        budget = int(b.pager.budget) // 4
+        rows = max(budget // max(a.shape[1] * work.itemsize + out.shape[1] * work.itemsize, 1), 1)
+        for start in range(0, a.shape[0], rows):
+            held = a[start : start + rows].astype(work, copy=False)
+            part = np.empty((len(held), out.shape[1]), work)
+            _stream(b.T, held.T, part.T, work)
+            out[start : start + rows] = part
         return
-    # The identity in blocks of one value: activations and roundings are the engine's.
-    m = sums.shape[-2]
-    at = np.arange(m + 1, dtype=np.int64)
-    one = Blocks(np.ones((m, 1, 1), sums.dtype), at[:-1], at, (m, m), False)
-    engines.active().dsd(one, sums, out, bias, activation)
+    if isinstance(b, PagedArray):
+        a, b, out = b.T, a.T, out.T
+    _stream(a, b, out, work)
 
 
-def _count(at: Any, w: Operand, columns: int) -> None:
-    stored, full = int(w.w.values.size), w._rows * w._cols * max(math.prod(w._batch), 1)
-    size = w.w.dtype.itemsize
-    each = columns // max(math.prod(w._batch), 1)
-    left = max(full - stored, 0)
-    at.add(2 * stored * each, 2 * left * each, 0, left * size)
+def _stream(a: PagedArray, x: Array, out: Any, work: DType) -> None:
+    """Compute ``a @ x`` with ``a`` on disk and ``x`` in memory."""
+    x = x.astype(work, copy=False)
+    if a._perm == (0, 1):  # panels are rows of the result
+        for start, panel in _panels(a):
+            out[start : start + len(panel)] = np.matmul(panel.astype(work, copy=False), x)
+        return
+    total = np.zeros((a.shape[0], x.shape[1]), work)
+    for start, panel in _panels(a):
+        total += np.matmul(panel.astype(work, copy=False).T, x[start : start + len(panel)])
+    out[...] = total
+
+
+def _batched(a: Any, b: Any, to: DType) -> Array:
+    """Return products of stacks of matrices; one that is on disk is taken matrix by matrix."""
+    if isinstance(a, PagedArray) and b.ndim <= 2 and a._perm == tuple(range(a.ndim)):
+        found = matmul(a.reshape(-1, a.shape[-1]), b, dtype=to)
+        return np.asarray(found).reshape(*a.shape[:-1], *b.shape[1:])
+    vector_a, vector_b = a.ndim == 1, b.ndim == 1
+    a_batch, b_batch = a.shape[:-2], b.shape[:-2]
+    batch = np.broadcast_shapes(a_batch, b_batch)
+    rows = () if vector_a else (a.shape[-2],)
+    columns = () if vector_b else (b.shape[-1],)
+    out = np.empty((*batch, *rows, *columns), to)
+    for at in np.ndindex(*batch):
+        out[at] = matmul(_matrix(a, a_batch, at), _matrix(b, b_batch, at), dtype=to)
+    return out
+
+
+def _matrix(a: Any, batch: tuple[int, ...], at: tuple[int, ...]) -> Any:
+    key = tuple(0 if n == 1 else i for n, i in zip(batch, at[len(at) - len(batch) :], strict=True))
+    if isinstance(a, PagedArray) and key:
+        from prunus.paged.indexing import parse
+
+        view = a._contiguous(parse(key, a.shape))
+        return a[key] if view is None else view
+    return a[key] if key else a
+
+
+def dot(a: Any, b: Any, out: Any = None) -> Any:
+    """Run ``numpy.dot``: a product of matrices, vectors or with a scalar."""
+    if not np.ndim(a) or not np.ndim(b):
+        return np.multiply(a, b) if out is None else np.multiply(a, b, out=out)
+    if np.ndim(b) > 2:
+        raise TypeError("np.dot with a second operand of more than two dimensions is not supported; use np.matmul")
+    return matmul(a, b, out=out)
+
+
+def vdot(a: Any, b: Any) -> Any:
+    """Run ``numpy.vdot``: the inner product of flattened arrays, the first conjugated."""
+    from prunus.paged.expr import apply
+
+    a, b = (x if isinstance(x, Operators) else np.asarray(x) for x in (a, b))
+    if a.shape != b.shape:
+        raise TypeError(f"np.vdot of arrays on disk takes operands of one shape, got {a.shape} and {b.shape}")
+    to, work = _types(a.dtype, b.dtype, None)
+    x = apply(np.conjugate, [a]) if isinstance(a, Operators) else np.conjugate(a)
+    return statistics.reduce(apply(np.multiply, [x.astype(work), b]), "sum").astype(to)
+
+
+def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
+    """Run ``numpy.tensordot`` where the product is one of matrices without moving values on disk.
+
+    Raises
+    ------
+    TypeError
+        If the contracted axes of an operand on disk are neither its first nor its last in the order of storage.
+    """
+    a, b = _operand(a, "a"), _operand(b, "b")
+    if isinstance(axes, int):
+        axes = (list(range(a.ndim - axes, a.ndim)), list(range(axes)))
+    of_a, of_b = ([int(k)] if np.ndim(k) == 0 else [int(i) for i in k] for k in axes)
+    of_a, of_b = [k % a.ndim for k in of_a], [k % b.ndim for k in of_b]
+    if len(of_a) != len(of_b) or any(a.shape[i] != b.shape[j] for i, j in zip(of_a, of_b, strict=True)):
+        raise ValueError("shape-mismatch for sum")
+    rest_a = [k for k in range(a.ndim) if k not in of_a]
+    rest_b = [k for k in range(b.ndim) if k not in of_b]
+    shape = [a.shape[k] for k in rest_a] + [b.shape[k] for k in rest_b]
+    left = _as_matrix(a, rest_a, of_a)
+    right = _as_matrix(b, of_b, rest_b)
+    return np.asarray(matmul(left, right)).reshape(shape)[()]
+
+
+def _as_matrix(a: Any, rows: list[int], columns: list[int]) -> Any:
+    """Return ``a`` as a matrix whose rows and columns are some of its axes, without moving values on disk."""
+    m, n = (math.prod(a.shape[k] for k in ks) for ks in (rows, columns))
+    if not isinstance(a, PagedArray):
+        return a.transpose(rows + columns).reshape(m, n)
+    for first, second, turned in ((rows, columns, False), (columns, rows, True)):
+        view = a.transpose(*first, *second) if a.ndim else a
+        try:
+            return view.reshape(n, m).T if turned else view.reshape(m, n)
+        except ValueError:
+            continue
+    raise TypeError(
+        "this contraction would have to move values on disk: the contracted axes must come first or last, in the "
+        "order of storage; load() one of the operands"
+    )
+
+
+def einsum(subscripts: Any, *operands: Any, out: Any = None, optimize: Any = False, **kwargs: Any) -> Any:
+    """Run ``numpy.einsum`` for one or two operands, where it comes down to a sum or a product of matrices.
+
+    Raises
+    ------
+    TypeError
+        For other forms.
+    """
+    from prunus.paged.expr import apply
+
+    if not isinstance(subscripts, str) or kwargs or "." in subscripts or len(operands) not in (1, 2):
+        raise TypeError("np.einsum with arrays on disk takes a string without '...', and one or two operands")
+    text = subscripts.replace(" ", "")
+    inputs, arrow, result = text.partition("->")
+    terms = inputs.split(",")
+    if not arrow:
+        result = "".join(sorted(c for c in set(inputs) - {","} if inputs.count(c) == 1))
+    values = [v if isinstance(v, Operators) else np.asarray(v) for v in operands]
+    if len(terms) != len(values) or any(len(t) != v.ndim for t, v in zip(terms, values, strict=True)):
+        raise ValueError(f"einsum {text!r} does not fit operands of {[v.ndim for v in values]} dimensions")
+    if any(len(set(t)) != len(t) for t in (*terms, result)) or not set(result) <= set(inputs):
+        raise TypeError(f"einsum {text!r} takes a diagonal, which is not supported for arrays on disk")
+    if len(values) == 1:
+        return _deliver(_summed(values[0], terms[0], result), out)
+    (ta, tb), (a, b) = terms, values
+    common = [c for c in ta if c in tb]
+    if not set(result) & set(common) and set(ta) | set(tb) == set(result) | set(common):
+        found = tensordot(a, b, ([ta.index(c) for c in common], [tb.index(c) for c in common]))
+        have = [c for c in ta + tb if c in result]
+        return _deliver(np.asarray(found).transpose([have.index(c) for c in result])[()], out)
+    if set(tb) > set(ta):
+        ta, tb, a, b = tb, ta, b, a
+    if not set(tb) <= set(ta):
+        raise TypeError(f"einsum {text!r} is neither a sum nor a product of matrices; load() the operands")
+    order = [tb.index(c) for c in ta if c in tb]
+    turned = b.transpose(*order) if isinstance(b, Operators) else b.transpose(order)
+    spread = [n if c in tb else 1 for c, n in zip(ta, a.shape, strict=True)]
+    return _deliver(_summed(apply(np.multiply, [a, turned.reshape(spread)]), ta, result), out)
+
+
+def _summed(value: Any, term: str, result: str) -> Any:
+    gone = tuple(k for k, c in enumerate(term) if c not in result)
+    left = [c for c in term if c in result]
+    order = [left.index(c) for c in result]
+    if gone:
+        return np.asarray(statistics.reduce(value, "sum", gone, dtype=value.dtype)).transpose(order)[()]
+    return value.transpose(*order) if order else value
+
+
+def _deliver(value: Any, out: Any) -> Any:
+    if out is None:
+        return value
+    out[...] = value
+    return out

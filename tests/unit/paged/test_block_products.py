@@ -8,7 +8,7 @@ from helpers import BF16, F16, F32, F64, I8, bound, close, dense, natural, spars
 from support.paging import backend as backend  # noqa: PLC0414 - a fixture
 
 import prunus as pr
-from prunus.paged import blocks, products, save
+from prunus.paged import blocks, save, sparse_products
 from prunus.paged.files import open_file
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -181,7 +181,7 @@ def test_absent_blocks_and_padding_are_never_seen(rng, stored):
 
 @pytest.mark.parametrize("columns", [1, 400, 32 * MIB])
 def test_dense_operands_and_results_on_disk(rng, stored, monkeypatch, tmp_path, columns):
-    monkeypatch.setattr(products, "_COLUMNS", columns)
+    monkeypatch.setattr(sparse_products, "_COLUMNS", columns)
     W = sparse(rng, (24, 40), (4, 8), F32, poison=False)
     x, z = values(rng, (40, 9), F32), values(rng, (9, 24), F32)
     v = values(rng, 40, F32)

@@ -1,0 +1,7 @@
+"""Arrays on disk: read and written through NumPy's calls, with a fixed budget of memory."""
+
+from prunus.paged.array import PagedArray, from_file
+from prunus.paged.expr import PagedExpr
+from prunus.paged.working import empty, from_array, full, open, zeros  # noqa: A004 - reads as pr.paged.open
+
+__all__ = ["PagedArray", "PagedExpr", "empty", "from_array", "from_file", "full", "open", "zeros"]
