@@ -24,6 +24,8 @@ from prunus._threads import get_num_threads, num_threads
 from prunus._trace import Trace, trace
 from prunus.engines import device
 from prunus.ops import matmul, sddmm
+from prunus.paged.files import open_file as open
+from prunus.paged.save import save
 from prunus.pruning.attention import attention
 from prunus.pruning.calibrate import calibrate
 from prunus.pruning.ffn import FFN, ffn
@@ -59,8 +61,10 @@ __all__ = [
     "matmul",
     "moe",
     "num_threads",
+    "open",
     "paged",
     "prune",
+    "save",
     "sddmm",
     "selective_scan",
     "selective_step",

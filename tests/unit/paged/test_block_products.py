@@ -129,9 +129,17 @@ def test_vectors_bias_activation_and_out(rng, stored, monkeypatch):
             bias, back = values(rng, 24, dtype), values(rng, 40, dtype)
             x = values(rng, (40, 7), dtype)
             for activation in (None, "relu", "gelu", "silu"):
-                near(pr.matmul(P, x, bias=bias, activation=activation), pr.matmul(W, x, bias=bias, activation=activation), tol)
+                near(
+                    pr.matmul(P, x, bias=bias, activation=activation),
+                    pr.matmul(W, x, bias=bias, activation=activation),
+                    tol,
+                )
                 z = values(rng, (3, 24), dtype)
-                near(pr.matmul(z, P, bias=back, activation=activation), pr.matmul(z, W, bias=back, activation=activation), tol)
+                near(
+                    pr.matmul(z, P, bias=back, activation=activation),
+                    pr.matmul(z, W, bias=back, activation=activation),
+                    tol,
+                )
             out = np.full((24, 7), 7, dtype)
             assert pr.matmul(P, x, out) is out
             near(out, W @ x, tol)
