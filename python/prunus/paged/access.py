@@ -138,9 +138,7 @@ class Selection:
     def _dimensions(self) -> tuple[list[tuple[int, Offsets]], list[tuple[int, Any]]]:
         """Return the enumerated dimensions, each with its offsets, and the selections inside a piece."""
         outer: list[tuple[int, Offsets]] = []
-        base = np.full(
-            1, self.start + self.low * (self.strides[self.cut] if self.cut < len(self.stored) else 0)
-        )
+        base = np.full(1, self.start + self.low * (self.strides[self.cut] if self.cut < len(self.stored) else 0))
         group: Offsets | None = None
         place = 0
         for k, axis in enumerate(self.axes[: self.cut]):

@@ -191,6 +191,4 @@ def parse(key: Any, shape: tuple[int, ...]) -> Index:
 
 
 def _is_scalar(entry: Any) -> bool:
-    return isinstance(entry, int) or (
-        isinstance(entry, np.ndarray) and entry.ndim == 0 and entry.dtype != bool
-    )
+    return isinstance(entry, int) or (isinstance(entry, np.ndarray) and entry.ndim == 0 and entry.dtype != bool)

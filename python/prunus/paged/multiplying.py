@@ -56,6 +56,12 @@ class Multiplying:
             )
         return ops.matmul(*inputs, out=out[0] if isinstance(out, tuple) else out, dtype=dtype)
 
+    def _refuse(self, other: Any = None) -> Any:
+        raise TypeError("a block-sparse array on disk has products only; call .load() for the rest")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __neg__ = __abs__ = __getitem__ = __iter__ = __len__ = __bool__ = _refuse
+
     @property
     def T(self) -> Any:  # noqa: N802 - NumPy's name
         """The transpose of the last two axes; nothing is read."""

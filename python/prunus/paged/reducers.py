@@ -113,9 +113,7 @@ class Sum(Reducer):
         if self.exact:
             return self.total
         with np.errstate(all="ignore"):
-            return np.where(
-                np.isfinite(self.total) & np.isfinite(self.lost), self.total + self.lost, self.total
-            )
+            return np.where(np.isfinite(self.total) & np.isfinite(self.lost), self.total + self.lost, self.total)
 
 
 class Product(Reducer):
@@ -235,9 +233,7 @@ class Extreme(Reducer):
 class Arg(Reducer):
     """The index of the first smallest or largest value; the first NaN wins."""
 
-    def __init__(
-        self, shape: tuple[int, ...], axes: tuple[int, ...], dtype: DType, name: str, axis: Any
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...], dtype: DType, name: str, axis: Any) -> None:
         super().__init__(shape, axes)
         self.func: Any = np.argmin if name == "argmin" else np.argmax
         self.better: Any = np.less if name == "argmin" else np.greater

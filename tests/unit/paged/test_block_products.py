@@ -8,8 +8,7 @@ from helpers import BF16, F16, F32, F64, I8, bound, close, dense, natural, spars
 from support.paging import backend as backend  # noqa: PLC0414 - a fixture
 
 import prunus as pr
-from prunus.paged import blocks, save, sparse_products
-from prunus.paged.files import open_file
+from prunus.paged import blocks, sparse_products
 
 pytestmark = pytest.mark.usefixtures("backend")
 MIB = 1 << 20
@@ -27,8 +26,8 @@ def stored(tmp_path):
 
     def make(W, budget=MIB, **others):
         path = tmp_path / f"{len(opened)}.safetensors"
-        save(path, {"w": W, **others})
-        file = open_file(path, budget=budget)
+        pr.save(path, {"w": W, **others})
+        file = pr.open(path, budget=budget)
         opened.append(file)
         return file
 
@@ -199,8 +198,8 @@ def test_dense_operands_and_results_on_disk(rng, stored, monkeypatch, tmp_path, 
     np.testing.assert_allclose(file["z"] @ P, z @ W, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(P @ file["v"], W @ v, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(P.T @ file["z"].T, W.T @ z.T, rtol=1e-5, atol=1e-5)
-    save(tmp_path / "y.npy", np.zeros((24, 9), F32))
-    out = open_file(tmp_path / "y.npy", budget=MIB, mode="r+")
+    pr.save(tmp_path / "y.npy", np.zeros((24, 9), F32))
+    out = pr.open(tmp_path / "y.npy", budget=MIB, mode="r+")
     assert pr.matmul(P, file["x"], out) is out
     np.testing.assert_allclose(out.load(), W @ x, rtol=1e-5, atol=1e-5)
     assert pr.matmul(P, x, out) is out
@@ -239,11 +238,11 @@ def test_closed_and_replaced_files(rng, tmp_path):
     W = sparse(rng, (24, 40), (4, 8), F32, poison=False)
     x = values(rng, (40, 3), F32)
     path = tmp_path / "w.safetensors"
-    save(path, {"w": W})
-    file = open_file(path, budget=MIB)
+    pr.save(path, {"w": W})
+    file = pr.open(path, budget=MIB)
     P = file["w"]
     P @ x
-    save(path, {"w": W})
+    pr.save(path, {"w": W})
     with pytest.raises(OSError, match="replaced|changed"):
         P @ x
     file.close()
