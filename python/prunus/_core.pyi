@@ -28,12 +28,9 @@ __all__ = [
     "level",
     "measure_bandwidth",
     "measure_flops",
-<<<<<<< ours
     "moments",
-=======
     "npy_header",
     "npy_header_size",
->>>>>>> theirs
     "pack",
     "parse_npy",
     "parse_safetensors",
