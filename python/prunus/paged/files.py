@@ -61,9 +61,9 @@ class File(Mapping[str, "PagedArray | PagedBSR"]):
     # A mapping -----------------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> PagedArray | PagedBSR:
+        part = self._part(name)
         found = self._arrays.get(name)
         if found is None:
-            part = self._part(name)
             if id(part.file) in self._checks:
                 for one in self._tensors(name):
                     self._verify_once(part, one.name)
