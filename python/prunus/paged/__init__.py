@@ -10,7 +10,7 @@ from prunus.paged.expr import PagedExpr
 from prunus.paged.files import File
 from prunus.paged.pagers import Pager, default_pager, parse_bytes
 from prunus.paged.sparse import PagedBSR
-from prunus.paged.working import empty, from_array, full, open, zeros  # noqa: A004 - reads as pr.paged.open
+from prunus.paged.working import empty, from_array, full, open, zeros
 
 __all__ = [
     "ChecksumError",
