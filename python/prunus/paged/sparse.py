@@ -15,6 +15,7 @@ from prunus._layout import Index
 from prunus._mask import BlockMask
 from prunus.paged.array import PagedArray, from_file
 from prunus.paged.headers import Blocks, load, numpy_dtype
+from prunus.paged.pagers import panel_of
 
 __all__ = ["PagedBSR"]
 
@@ -45,9 +46,7 @@ class PagedBSR:
         self.name = name
 
     @classmethod
-    def from_file(
-        cls, file: Any, blocks: Blocks, name: str, writable: bool = False, pager: Any = None
-    ) -> PagedBSR:
+    def from_file(cls, file: Any, blocks: Blocks, name: str, writable: bool, pager: Any) -> PagedBSR:
         """Read the pattern of a block-sparse array and check it.
 
         Raises
@@ -55,7 +54,8 @@ class PagedBSR:
         FormatError
             If indices are out of range or offsets do not fit.
         """
-        indices, indptr = load(file, blocks.indices), load(file, blocks.indptr)
+        panel = panel_of(pager)
+        indices, indptr = load(file, blocks.indices, panel), load(file, blocks.indptr, panel)
         try:
             _construct.check_pattern(indices, indptr, lay.blocks_along(blocks.shape[-1], blocks.blocksize[1]))
         except ValueError as error:
