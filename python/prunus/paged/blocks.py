@@ -15,7 +15,7 @@ from prunus._layout import Index
 from prunus.engines.base import Blocks
 from prunus.paged.store import Store
 
-__all__ = ["GROUP", "BlockFile", "Piece", "least_budget", "panel_of"]
+__all__ = ["GROUP", "BlockFile", "Piece", "least_budget", "stream_panel"]
 
 # Bytes of blocks that are multiplied at a time where they are put together: enough that what a product does
 # once a call, such as packing its dense operand, is a small part of it. A constant, so that where sums are
@@ -27,7 +27,7 @@ _LARGEST: Final = 2 << 20
 _SECTOR: Final = 4096
 
 
-def panel_of(budget: int, unit: int = 1) -> int:
+def stream_panel(budget: int, unit: int = 1) -> int:
     """Return how many bytes a stream's panels should have, a multiple of ``unit`` where that fits one."""
     most = max(min(budget // _SHARE, _LARGEST), 1)
     if unit <= most:
@@ -150,7 +150,7 @@ class BlockFile(NamedTuple):
             shape = (count, *self.blocksize)
             yield Piece(np.zeros(shape, self.dtype), 0, slice(0, len(self.indptr) - 1), True)
             return
-        panel = panel_of(budget, self.block_bytes)
+        panel = stream_panel(budget, self.block_bytes)
         longest = int(np.diff(self.indptr).max(initial=0)) * self.block_bytes
         reader = self.store.segment.reader(self.start, self.start + self.nbytes, panel)
         with closing(reader):

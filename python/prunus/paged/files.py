@@ -25,7 +25,7 @@ from prunus.paged.headers import (
     read_npy,
 )
 from prunus.paged.layers import PagedFFN
-from prunus.paged.pagers import pick_pager
+from prunus.paged.pagers import panel_of, pick_pager
 from prunus.paged.shards import find_shards, is_index
 from prunus.paged.sparse import PagedBSR
 
@@ -62,7 +62,7 @@ class File(Mapping[str, "PagedArray | PagedBSR | PagedFFN"]):
         self._parts = parts
         self._where = where
         self._writable = writable
-        self._checks = {id(part.file): Checksums(*part) for part in parts} if verify else {}
+        self._checks = {id(part.file): Checksums(*part, panel_of(pager)) for part in parts} if verify else {}
         self._sound: set[str] = set()  # what was verified already
         self._arrays: dict[str, PagedArray | PagedBSR | PagedFFN] = {}
         self._closed = False
@@ -72,9 +72,9 @@ class File(Mapping[str, "PagedArray | PagedBSR | PagedFFN"]):
     # A mapping -----------------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> PagedArray | PagedBSR | PagedFFN:
+        part = self._part(name)
         found = self._arrays.get(name)
         if found is None:
-            part = self._part(name)
             if id(part.file) in self._checks:
                 for one in self._tensors(name):
                     self._verify_once(part, one.name)
@@ -100,19 +100,15 @@ class File(Mapping[str, "PagedArray | PagedBSR | PagedFFN"]):
 
     def _open(self, part: Part, name: str) -> PagedArray | PagedBSR | PagedFFN:
         blocks = part.header.blocks.get(name)
+        writable, pager = self._writable, self._pager
         if name in part.header.layers:
-            return PagedFFN.from_file(part.file, part.header.layers[name], name, self._pager)
+            return PagedFFN.from_file(part.file, part.header.layers[name], name, pager)
         if blocks is not None:
-            return PagedBSR.from_file(part.file, blocks, name, self._writable, self._pager)
+            return PagedBSR.from_file(part.file, blocks, name, writable, pager)
         one = part.header.tensors[name]
+        dtype = numpy_dtype(one)
         return from_file(
-            part.file,
-            one.begin,
-            one.shape,
-            numpy_dtype(one),
-            writable=self._writable,
-            name=one.name,
-            pager=self._pager,
+            part.file, one.begin, one.shape, dtype, writable=writable, name=one.name, pager=pager
         )
 
     def _verify_once(self, part: Part, name: str) -> None:
@@ -243,12 +239,12 @@ class File(Mapping[str, "PagedArray | PagedBSR | PagedFFN"]):
         FormatError
             If a file has none.
         """
-        return [Checksums(*part) for part in self._parts]
+        return [Checksums(*part, panel_of(self._pager)) for part in self._parts]
 
     def flush(self) -> None:
         """Write back what was changed, and wait until it is on the disk."""
         for array in self._arrays.values():
-            if not isinstance(array, PagedFFN):
+            if not isinstance(array, PagedFFN):  # never written
                 (array.values if isinstance(array, PagedBSR) else array).flush()
 
     def close(self) -> None:
@@ -342,10 +338,17 @@ def open_file(
         if verify:
             raise FormatError(f"{text}: an .npy file has no checksums")
         tensor, fortran = read_npy(file)
-        writable = mode == "r+"
-        dtype = numpy_dtype(tensor)
+        # Only a file that is this array and nothing else can grow.
+        alone = not fortran and tensor.end == file.size
         return from_file(
-            file, tensor.begin, tensor.shape, dtype, fortran=fortran, writable=writable, pager=using
+            file,
+            tensor.begin,
+            tensor.shape,
+            numpy_dtype(tensor),
+            fortran=fortran,
+            writable=mode == "r+",
+            pager=using,
+            header=tensor.begin if alone else 0,
         )
     except BaseException:
         file.close()

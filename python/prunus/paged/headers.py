@@ -26,7 +26,6 @@ PARTS: Final = ("values", "indices", "indptr")
 LAYER_PARTS: Final = ("panel", "bundle", "b_up", "b_down")
 DECIDERS: Final = ("up", "gate", "predictor")
 VERSION: Final = "1"
-_PANEL: Final = 4 << 20
 
 
 class Tensor(NamedTuple):
@@ -86,6 +85,16 @@ class Layer(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         """Sizes of the output, of the hidden layer and of the input."""
         return (self.out_features, self.units, self.features)
+
+    @property
+    def dtype(self) -> str:
+        """NumPy's name of the weights' dtype."""
+        return self.bundle.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return sum(one.nbytes for one in self.tensors)
 
     @property
     def matrices(self) -> int:
@@ -189,8 +198,8 @@ def _layer(name: str, described: dict[str, Any], tensors: dict[str, Tensor]) -> 
     if bundle is None or (panel is None) != (decide == "predictor"):
         missing = "bundle" if bundle is None else "panel"
         raise ValueError(f"layer {name!r} decided by {decide!r} and its tensor {name}.{missing} do not fit")
-    layer = Layer(decide, gated, *sizes, bundle, panel, b_up, b_down)
     units, features, out = sizes
+    layer = Layer(decide, gated, units, features, out, bundle, panel, b_up, b_down)
     for one, width in ((bundle, layer.width), (panel, features)):
         if one is None:
             continue
@@ -278,15 +287,15 @@ def numpy_dtype(tensor: Tensor) -> DType:
     return dtype
 
 
-def load(file: Any, tensor: Tensor) -> Array:
-    """Read a whole tensor into memory."""
+def load(file: Any, tensor: Tensor, panel: int) -> Array:
+    """Read a whole tensor into memory, ``panel`` bytes at a time."""
     out = np.empty(tensor.shape, numpy_dtype(tensor))
     if tensor.nbytes:
         flat = out.reshape(-1).view(np.uint8)
-        reader = file.segment(tensor.begin, tensor.nbytes, _PANEL).reader(0, tensor.nbytes, _PANEL)
+        reader = file.segment(tensor.begin, tensor.nbytes, panel).reader(0, tensor.nbytes, panel)
         try:
-            for at, panel in reader:
-                flat[at : at + len(panel)] = panel
+            for at, part in reader:
+                flat[at : at + len(part)] = part
         finally:
             reader.close()
     return out
