@@ -5,7 +5,9 @@
 
 mod aligned;
 mod error;
+mod file;
 pub mod io;
 
 pub use aligned::{Aligned, SECTOR};
 pub use error::{Error, Result};
+pub use file::{DiskFile, Mode, sync_parent};
