@@ -6,6 +6,7 @@
 mod aligned;
 mod error;
 pub mod io;
+pub mod pool;
 
 pub use aligned::{Aligned, SECTOR};
 pub use error::{Error, Result};
