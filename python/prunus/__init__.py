@@ -17,7 +17,7 @@ from prunus import _start as _start  # first: it tells of bad settings
 from prunus._bsr import BSR
 from prunus._config import show_config
 from prunus._core import __version__
-from prunus._errors import PrunusError
+from prunus._errors import FormatError, PrunusError
 from prunus._mask import BlockMask
 from prunus._threads import get_num_threads, num_threads
 from prunus._trace import Trace, trace
@@ -38,6 +38,7 @@ __all__ = [
     "FFN",
     "BlockMask",
     "Fixed",
+    "FormatError",
     "Policy",
     "Predictor",
     "PrunusError",

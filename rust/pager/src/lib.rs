@@ -6,6 +6,7 @@
 mod aligned;
 mod error;
 mod file;
+pub mod format;
 pub mod io;
 pub mod pool;
 
