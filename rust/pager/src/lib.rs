@@ -7,6 +7,7 @@ mod aligned;
 mod error;
 mod file;
 pub mod io;
+pub mod probe;
 
 pub use aligned::{Aligned, SECTOR};
 pub use error::{Error, Result};
