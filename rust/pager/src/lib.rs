@@ -9,6 +9,7 @@ mod file;
 pub mod format;
 pub mod io;
 pub mod pool;
+pub mod probe;
 
 pub use aligned::{Aligned, SECTOR};
 pub use error::{Error, Result};
