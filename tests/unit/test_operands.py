@@ -58,6 +58,7 @@ BAD = {
     "text": (grid, TypeError, "must be an array of numbers.*, got dtype <U"),
     "word": (lambda value: "weights", TypeError, "must be an array of numbers.*, got str"),
     "dict": (lambda value: {}, TypeError, "must be an array of numbers.*, got dict"),
+    "class": (lambda value: np.ndarray, TypeError, "must be an array of numbers.*, got type"),
     "ragged": (lambda value: [[1.0], [1.0, 2.0]], ValueError, "cannot be read as an array"),
     "device": (lambda value: ByDLPack(value, device=2), pr.PrunusError, "expected host memory"),
     "no capsule": (lambda value: ByDLPack(None), (TypeError, AttributeError), "DLPack|dlpack"),
@@ -71,7 +72,7 @@ def test_the_rest_is_refused_by_name(name, fault):
     make, error, match = BAD[fault]
     if name == "from_dense" and fault == "complex":
         pytest.skip("blocks may hold complex numbers, products do not take them")
-    if name.startswith("@") and fault in ("word", "dict"):
+    if name.startswith("@") and fault in ("word", "dict", "class"):
         match = "unsupported operand"
     call = operations()[name]
     for operand, value in call.operands.items():
