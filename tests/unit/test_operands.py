@@ -104,6 +104,23 @@ def test_memory_is_shared():
     assert as_array(x, "x") is x
 
 
+def test_arrays_that_name_no_device():
+    class Sharded(ByArray):
+        def __dlpack_device__(self):
+            raise BufferError("several devices")
+
+    class Unreadable:
+        __dlpack_device__ = Sharded.__dlpack_device__
+
+        def __dlpack__(self, **options):
+            raise BufferError("several devices")
+
+    x = np.ones((2, 3))
+    assert as_array(Sharded(x), "x") is x
+    with pytest.raises(TypeError, match="x cannot be read through DLPack: several devices"):
+        as_array(Unreadable(), "x")
+
+
 def test_operators_defer_to_who_knows_better():
     class Lazy:
         __array_ufunc__ = None
