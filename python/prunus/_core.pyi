@@ -28,6 +28,7 @@ __all__ = [
     "level",
     "measure_bandwidth",
     "measure_flops",
+    "measure_io",
     "moments",
     "npy_header",
     "npy_header_size",
@@ -144,6 +145,14 @@ def set_level(name: str) -> None: ...
 def default_threads() -> int: ...
 def last_path() -> str: ...
 def cpu_info() -> dict[str, Any]: ...
+def measure_io(
+    path: str,
+    io: str | None,
+    accesses: list[str],
+    blocks: list[int],
+    depths: list[int],
+    seconds: float,
+) -> list[tuple[str, str, int, int, float, float, float, float]]: ...
 def moments(
     values: NDArray[Any], by_column: bool, skip_nan: bool, squares: bool, threads: int
 ) -> NDArray[np.float64]: ...

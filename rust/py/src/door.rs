@@ -172,3 +172,10 @@ pub(crate) fn attend<T: Send>(
         }
     })
 }
+
+/// The I/O engine of a name.
+pub(crate) fn engine_kind(name: &str) -> PyResult<Kind> {
+    [Kind::Uring, Kind::Direct, Kind::Buffered].into_iter().find(|kind| kind.name() == name).ok_or_else(
+        || PyValueError::new_err(format!("io must be io_uring, direct or buffered, got {name:?}")),
+    )
+}

@@ -14,6 +14,7 @@ mod info;
 mod moments;
 mod operand;
 mod packed;
+mod probe;
 mod rows;
 mod scan;
 mod sdd;
@@ -46,6 +47,8 @@ mod _core {
     use super::moments::moments;
     #[pymodule_export]
     use super::packed::{Packed, dsd_packed, pack};
+    #[pymodule_export]
+    use super::probe::measure_io;
     #[pymodule_export]
     use super::rows::{combine, count_rows, dots};
     #[pymodule_export]
