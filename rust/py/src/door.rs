@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use prunus_core::{Error, Interrupt};
 use prunus_cpu::Context;
+use prunus_pager as pager;
+use prunus_pager::io::Kind;
 use pyo3::exceptions::{
     PyKeyboardInterrupt, PyMemoryError, PyOSError, PyRuntimeError, PyTypeError, PyValueError,
 };
