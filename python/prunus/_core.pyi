@@ -199,8 +199,8 @@ def combine(
     threads: int,
 ) -> None: ...
 
-# Headers of files (rust/pager/src/format). Paths are for messages alone; dtypes are NumPy's or ml_dtypes' names;
-# tensors are (name, dtype, shape, first byte, one past the last), counted from the start of the file.
+# Headers of files (rust/pager/src/format). Paths are for messages alone; dtypes are NumPy's or ml_dtypes'
+# names; tensors are (name, dtype, shape, first byte, one past the last), counted from the start of the file.
 def safetensors_header_size(head: bytes, file_size: int, path: str) -> int: ...
 def parse_safetensors(
     header: bytes, file_size: int, path: str

@@ -29,8 +29,8 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--io",
         metavar="PATH",
-        help="instead measure the drive under a file that is there, by direct reads; writes go to a scratch file "
-        "beside it, which is removed again",
+        help="instead measure the drive under a file that is there: direct reads of it, and writes of a scratch "
+        "file beside it",
     )
     command.add_argument(
         "--price",
