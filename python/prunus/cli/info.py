@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--io",
         metavar="PATH",
-        help="instead measure the drive under a file that is there: direct reads of it, and writes of a scratch "
+        help="measure the drive under a file that is there instead: direct reads of it, writes of a scratch "
         "file beside it",
     )
     command.add_argument(
