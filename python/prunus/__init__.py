@@ -62,6 +62,7 @@ __all__ = [
     "moe",
     "num_threads",
     "open",
+    "paged",
     "prune",
     "save",
     "sddmm",
