@@ -1,7 +1,7 @@
-"""Arrays in files, through a pager with a budget of memory.
+"""Arrays in files: read and written through NumPy's calls, with a fixed budget of memory.
 
-``pr.open`` and ``pr.save`` are the way in and out for files that other programs share; :func:`empty`,
-:func:`zeros`, :func:`full`, :func:`from_array` and :func:`open` give working memory on disk.
+``pr.open`` and ``pr.save`` are the way in and out for files that other programs share; ``empty``, ``zeros``,
+``full``, ``from_array`` and ``open`` here make and open ``.npy`` files as working memory.
 """
 
 from prunus.paged.array import PagedArray, from_file
@@ -9,7 +9,6 @@ from prunus.paged.checksums import ChecksumError, Mismatch
 from prunus.paged.expr import PagedExpr
 from prunus.paged.files import File
 from prunus.paged.pagers import Pager, default_pager, parse_bytes
-from prunus.paged.save import save
 from prunus.paged.sparse import PagedBSR
 from prunus.paged.working import empty, from_array, full, open, zeros  # noqa: A004 - reads as pr.paged.open
 
@@ -28,6 +27,5 @@ __all__ = [
     "full",
     "open",
     "parse_bytes",
-    "save",
     "zeros",
 ]

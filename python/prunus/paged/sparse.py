@@ -45,7 +45,9 @@ class PagedBSR:
         self.name = name
 
     @classmethod
-    def from_file(cls, file: Any, blocks: Blocks, name: str, writable: bool = False) -> PagedBSR:
+    def from_file(
+        cls, file: Any, blocks: Blocks, name: str, writable: bool = False, pager: Any = None
+    ) -> PagedBSR:
         """Read the pattern of a block-sparse array and check it.
 
         Raises
@@ -62,7 +64,9 @@ class PagedBSR:
         # The pattern in memory would not see a change of that in the file.
         for part in (indices, indptr):
             part.flags.writeable = False
-        values = from_file(file, one.begin, one.shape, numpy_dtype(one), writable=writable, name=one.name)
+        values = from_file(
+            file, one.begin, one.shape, numpy_dtype(one), writable=writable, name=one.name, pager=pager
+        )
         return cls(values, indices, indptr, blocks, name)
 
     @property
