@@ -102,7 +102,9 @@ class PagedArray(InPlace, Reducible):
         """
         if len(axes) == 1 and not isinstance(axes[0], int):
             axes = () if axes[0] is None else tuple(axes[0])
-        order = [a % self.ndim if -self.ndim <= a < self.ndim else a for a in axes] or list(range(self.ndim))[::-1]
+        order = [a % self.ndim if -self.ndim <= a < self.ndim else a for a in axes] or list(range(self.ndim))[
+            ::-1
+        ]
         if sorted(order) != list(range(self.ndim)):
             raise ValueError(f"axes {axes} don't match an array of {self.ndim} dimensions")
         return self._view(self._start, self._stored, tuple(self._perm[a] for a in order))
@@ -149,7 +151,9 @@ class PagedArray(InPlace, Reducible):
             raise ValueError("an array of no dimensions has no rows")
         view = self._contiguous(parse(slice(start, stop), self.shape))
         if view is None:
-            raise ValueError("rows of this array are not stored one after the other; use .T.rows(...).T, or a[i:j]")
+            raise ValueError(
+                "rows of this array are not stored one after the other; use .T.rows(...).T, or a[i:j]"
+            )
         return view
 
     def _contiguous(self, index: Index) -> PagedArray | None:

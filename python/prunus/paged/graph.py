@@ -59,7 +59,11 @@ class Call(Node):
     __slots__ = ("args", "dtypes", "func", "kwargs")
 
     def __init__(
-        self, func: Callable[..., Any], args: Sequence[Node], kwargs: dict[str, Any], dtypes: tuple[DType, ...]
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Node],
+        kwargs: dict[str, Any],
+        dtypes: tuple[DType, ...],
     ) -> None:
         self.func, self.args, self.kwargs, self.dtypes = func, tuple(args), kwargs, dtypes
         self.shape = np.broadcast_shapes(*(a.shape for a in args))
