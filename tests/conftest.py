@@ -3,10 +3,10 @@
 import os
 
 from hypothesis import HealthCheck, settings
-from support import plain_pager
 
 from prunus import _core
 from prunus.paged import pagers
+from support import plain_pager
 
 # The same examples in every run, so that a red run is a change's own fault.
 # HYPOTHESIS_PROFILE=explore looks for new ones.

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from helpers import BF16
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import prunus as pr
+from helpers import BF16
 from prunus.paged import access, pagers
 
 DTYPES = [np.dtype(d) for d in ("f4", "f8", "i2", "u1", "?", "c8", ">f4", "f2")] + [BF16]

@@ -2,6 +2,6 @@
 
 from prunus.paged.array import PagedArray, from_file
 from prunus.paged.expr import PagedExpr
-from prunus.paged.working import empty, from_array, full, open, zeros  # noqa: A004 - reads as pr.paged.open
+from prunus.paged.working import empty, from_array, full, open, zeros
 
 __all__ = ["PagedArray", "PagedExpr", "empty", "from_array", "from_file", "full", "open", "zeros"]

@@ -269,10 +269,6 @@ class PagedArray(InPlace, Reducible):
     def __contains__(self, value: Any) -> bool:
         return bool((self == value).any())
 
-    def copy(self) -> Array:
-        """Return all values in memory, as :meth:`load`."""
-        return self.load()
-
     def astype(self, dtype: DTypeLike | str, casting: str = "unsafe") -> Any:
         """Return the values in another dtype, as a ``PagedExpr``: nothing is read yet."""
         return super().astype(dtype, casting)
@@ -347,6 +343,13 @@ class PagedArray(InPlace, Reducible):
         place = (os.path.abspath(self.path), store.start, store.nbytes, store.name, store.header)
         view = (self._start, self._stored, self._perm, self.dtype.name, self.dtype.str, self.writable)
         return _unpickle, (place, view, identity)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        """Return what names this array's present values, without reading them."""
+        store = self._store
+        file = store.file
+        place = (file.path, store.start, self._start, self._stored, self._perm, str(self.dtype))
+        return (type(self).__name__, id(store.version), store.version.value, *place)
 
 
 def _mask(key: Any) -> Any:

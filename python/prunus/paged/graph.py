@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from prunus._arrays import as_array
-from prunus._dtypes import BFLOAT16, F16, F32, Array, DType, weak
+from prunus._dtypes import BFLOAT16, F16, F32, DType, weak
 from prunus._errors import PrunusError
 from prunus.paged.array import PagedArray
 from prunus.paged.operators import Operators

@@ -62,7 +62,7 @@ def histogram(
     bins: Any = 10,
     range: Any = None,
     density: Any = None,
-    weights: Any = None,  # noqa: A002
+    weights: Any = None,
 ) -> tuple[Array, Array]:
     """Return counts and edges as ``numpy.histogram``; without ``range`` the values are read twice.
 
@@ -80,9 +80,9 @@ def histogram(
     if uniform and range is None:
         if math.prod(node.shape):
             found = several(a, ("min", "max"))
-            range = (found["min"], found["max"])  # noqa: A001
+            range = (found["min"], found["max"])
         else:
-            range = (0.0, 1.0)  # noqa: A001
+            range = (0.0, 1.0)
     probe = np.empty(0, node.dtype)
     edges = np.histogram_bin_edges(probe, bins, range)
     reducer = _Bins(node.shape, edges, uniform, tuple(range) if range is not None else (0, 1))

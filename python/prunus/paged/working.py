@@ -193,7 +193,7 @@ def from_array(value: Any, path: Path | None = None, **how: Any) -> PagedArray:
     return a
 
 
-def open(  # noqa: A001 - reads as pr.paged.open
+def open(
     path: Path,
     mode: str = "r",
     *,
