@@ -95,7 +95,11 @@ def _types(a: DType, b: DType, dtype: Any) -> tuple[DType, DType]:
     if a in OPERANDS and b in OPERANDS:
         to = result_dtype(a, b, dtype)
     else:
-        to = as_dtype(dtype) if dtype is not None else np.matmul(np.empty((1, 1), a), np.empty((1, 1), b)).dtype
+        to = (
+            as_dtype(dtype)
+            if dtype is not None
+            else np.matmul(np.empty((1, 1), a), np.empty((1, 1), b)).dtype
+        )
     if to in HALVES:
         return to, F32
     return to, I32 if a == b == I8 and to == I32 else to
@@ -196,7 +200,9 @@ def dot(a: Any, b: Any, out: Any = None) -> Any:
     if not np.ndim(a) or not np.ndim(b):
         return np.multiply(a, b) if out is None else np.multiply(a, b, out=out)
     if np.ndim(b) > 2:
-        raise TypeError("np.dot with a second operand of more than two dimensions is not supported; use np.matmul")
+        raise TypeError(
+            "np.dot with a second operand of more than two dimensions is not supported; use np.matmul"
+        )
     return matmul(a, b, out=out)
 
 
