@@ -222,11 +222,6 @@ impl Frames {
         }
     }
 
-    /// Notes that a class is in use.
-    pub(crate) fn used(&mut self, class: usize) {
-        self.classes[class].used = self.clock;
-    }
-
     /// Whether a class may take slabs from others rather than evict its own pages: it has less than an equal
     /// share, or another one has lain idle while the whole pool was filled once.
     pub(crate) fn may_grow(&self, class: usize) -> bool {

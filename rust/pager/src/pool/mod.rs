@@ -18,4 +18,4 @@ pub(crate) use frames::{Frames, LARGEST};
 pub(crate) use layouts::{Layout, Room};
 pub(crate) use state::{Grab, Passage, Patience, Shared, State};
 pub(crate) use table::Phase;
-pub(crate) use transfer::{Batch, WriteBack, launch};
+pub(crate) use transfer::{Batch, launch};

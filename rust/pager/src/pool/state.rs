@@ -120,10 +120,6 @@ impl Shared {
         Ok(Self { arena, budget, state: Mutex::new(state), changed: Condvar::new(), process })
     }
 
-    pub(crate) fn arena(&self) -> &Arc<Aligned> {
-        &self.arena
-    }
-
     /// Whether this process made the pool. In a forked child nobody will ever let go of what the parent's
     /// threads held.
     pub(crate) fn is_ours(&self) -> bool {
@@ -483,6 +479,7 @@ impl State {
         let page = self.table.page_mut(id);
         debug_assert_eq!(page.phase, Phase::Loading);
         page.phase = Phase::Clean;
+        page.stale = false;
         self.loading -= 1;
         self.wake(id);
     }

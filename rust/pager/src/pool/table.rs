@@ -136,9 +136,4 @@ impl Table {
     pub(crate) fn numbers(&self) -> std::ops::Range<u32> {
         0..self.pages.len() as u32
     }
-
-    /// Pages there are.
-    pub(crate) fn len(&self) -> usize {
-        self.ids.len()
-    }
 }

@@ -4,6 +4,7 @@ mod gather;
 mod scatter;
 mod walk;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use prunus_core::Interrupt;
@@ -132,8 +133,31 @@ impl Segment {
         &self.pager
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.pager.shared
+    }
+
+    pub(crate) fn layout(&self) -> u32 {
+        self.layout
+    }
+
+    /// A range with the sectors around it, as far as they are the segment's.
+    pub(crate) fn widened(&self, range: &Range<u64>) -> Range<u64> {
+        let sector = SECTOR as u64;
+        let begin = (self.start + range.start) / sector * sector;
+        let end = (self.start + range.end).next_multiple_of(sector);
+        begin.saturating_sub(self.start)..(end - self.start)
+    }
+
+    pub(crate) fn must_be_writable(&self) -> Result<()> {
+        if self.file.writable() {
+            return Ok(());
+        }
+        Err(Error::Argument {
+            what: "segment",
+            expected: "a file that is open for writing".to_owned(),
+            got: format!("{}, open for reading", self.file.path().display()),
+        })
     }
 
     fn check(&self, offsets: &[u64], size: usize, have: Option<usize>) -> Result<()> {
@@ -237,7 +261,7 @@ impl Segment {
     }
 
     /// Nothing can be had, and the call holds nothing: has dirty pages written, and waits for a change.
-    fn wait_for_room(
+    pub(crate) fn wait_for_room(
         &self,
         mut state: std::sync::MutexGuard<'_, State>,
         patience: &mut Patience,
@@ -323,6 +347,6 @@ impl Drop for Pinned {
     }
 }
 
-fn gcd(a: u64, b: u64) -> u64 {
+pub(crate) fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }

@@ -32,13 +32,7 @@ impl Segment {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         self.check(offsets, size, Some(values.len()))?;
-        if !self.file.writable() {
-            return Err(Error::Argument {
-                what: "segment",
-                expected: "a file that is open for writing".to_owned(),
-                got: format!("{}, open for reading", self.file.path().display()),
-            });
-        }
+        self.must_be_writable()?;
         if size == 0 || offsets.is_empty() {
             return Ok(());
         }
