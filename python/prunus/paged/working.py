@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import os
 import struct
@@ -14,6 +13,7 @@ from numpy.typing import DTypeLike
 
 from prunus._dtypes import BFLOAT16, DType, as_dtype
 from prunus._errors import PrunusError
+from prunus.paged import pagers
 from prunus.paged.array import PagedArray, from_file
 from prunus.paged.expr import assign
 from prunus.paged.operators import Operators
@@ -34,16 +34,16 @@ def _pager(budget: int | str | None, pager: Any) -> Any:
     if budget is None:
         return default_pager()
     if isinstance(budget, str):
-        from prunus.paged.pagers import parse_bytes
-
-        budget = parse_bytes(budget)
+        budget = pagers.parse_bytes(budget)  # type: ignore[attr-defined]
     return new_pager(int(budget))
 
 
 # The header --------------------------------------------------------------------------------------------
 
 
-def _header(shape: tuple[int, ...], dtype: DType, fortran: bool, size: int = _ALIGNED, version: int = 1) -> bytes:
+def _header(
+    shape: tuple[int, ...], dtype: DType, fortran: bool, size: int = _ALIGNED, version: int = 1
+) -> bytes:
     """Return a .npy header of exactly ``size`` bytes.
 
     Raises
@@ -56,7 +56,9 @@ def _header(shape: tuple[int, ...], dtype: DType, fortran: bool, size: int = _AL
     lead = len(_MAGIC) + 2 + (2 if version == 1 else 4)
     room = size - lead
     if len(text) + 1 > room:
-        raise PrunusError(f"the .npy header has room for {room} bytes, and shape {shape} needs {len(text) + 1}")
+        raise PrunusError(
+            f"the .npy header has room for {room} bytes, and shape {shape} needs {len(text) + 1}"
+        )
     length = struct.pack("<H" if version == 1 else "<I", room)
     return _MAGIC + bytes([version, 0]) + length + text.ljust(room - 1) + b"\n"
 
@@ -114,8 +116,8 @@ def empty(
     dtype : dtype-like
         Its dtype; ``"bfloat16"`` is one.
     path : path, optional
-        Where; a file that is there is replaced. By default a temporary file without a name, which goes when the
-        array does.
+        Where; a file that is there is replaced. By default a temporary file without a name, which goes when
+        the array does.
     order : {"C", "F"}
         Whether the last or the first axis runs fastest.
     budget : int or str, optional
@@ -160,13 +162,19 @@ def empty(
     )  # fmt: skip
 
 
-def zeros(shape: int | tuple[int, ...], dtype: DTypeLike | str = np.float64, path: Path | None = None, **how: Any) -> PagedArray:
+def zeros(
+    shape: int | tuple[int, ...], dtype: DTypeLike | str = np.float64, path: Path | None = None, **how: Any
+) -> PagedArray:
     """Return a new array of zeros in a .npy file; see :func:`empty`. The zeros are not written."""
     return empty(shape, dtype, path, **how)
 
 
 def full(
-    shape: int | tuple[int, ...], value: Any, dtype: DTypeLike | str | None = None, path: Path | None = None, **how: Any
+    shape: int | tuple[int, ...],
+    value: Any,
+    dtype: DTypeLike | str | None = None,
+    path: Path | None = None,
+    **how: Any,
 ) -> PagedArray:
     """Return a new array in a .npy file, filled with ``value`` (which may broadcast); see :func:`empty`."""
     a = empty(shape, np.asarray(value).dtype if dtype is None else dtype, path, **how)
@@ -175,7 +183,7 @@ def full(
 
 
 def from_array(value: Any, path: Path | None = None, **how: Any) -> PagedArray:
-    """Return a copy of an array, on disk or in memory, or of an expression, in a .npy file; see :func:`empty`."""
+    """Return a copy of an array (on disk or in memory) or expression in a .npy file; see :func:`empty`."""
     source = value if isinstance(value, Operators) else np.asarray(value)
     a = empty(source.shape, source.dtype, path, **how)
     if a.size:
@@ -183,8 +191,13 @@ def from_array(value: Any, path: Path | None = None, **how: Any) -> PagedArray:
     return a
 
 
-def open(  # noqa: A001 - reads as pr.paged.open
-    path: Path, mode: str = "r", *, budget: int | str | None = None, pager: Any = None, page: int | None = None
+def open(
+    path: Path,
+    mode: str = "r",
+    *,
+    budget: int | str | None = None,
+    pager: Any = None,
+    page: int | None = None,
 ) -> PagedArray:
     """Open a .npy file; nothing but its header is read.
 
@@ -221,7 +234,7 @@ def save_array(source: Any, path: Path) -> None:
     """Write an array or expression to a .npy file, or to what ``pr.save`` makes of the name; atomic."""
     target = os.fspath(path)
     if not target.endswith(".npy"):
-        from prunus.paged.save import save
+        from prunus.paged.save import save  # type: ignore[import-not-found]
 
         save(target, {getattr(source, "name", "") or "array": source})
         return
@@ -261,13 +274,21 @@ def _first_pager(source: Any) -> Any:
 def append(a: PagedArray, rows: Any) -> None:
     """Add rows at the end of ``a``; see :meth:`PagedArray.append`."""
     store = a._store
-    if not store.header or a._start or a.nbytes != store.nbytes or a._perm != tuple(range(a.ndim)) or not a.shape:
+    if (
+        not store.header
+        or a._start
+        or a.nbytes != store.nbytes
+        or a._perm != tuple(range(a.ndim))
+        or not a.shape
+    ):
         raise PrunusError(
             f"{a!r} cannot grow: that takes a .npy file in C order, opened as a whole, and no view of it"
         )
     more = rows if isinstance(rows, Operators) else np.asarray(rows)
     if more.ndim != a.ndim or more.shape[1:] != a.shape[1:]:
-        raise ValueError(f"rows of shape {more.shape} do not fit; expected (n, {', '.join(map(str, a.shape[1:]))})")
+        raise ValueError(
+            f"rows of shape {more.shape} do not fit; expected (n, {', '.join(map(str, a.shape[1:]))})"
+        )
     count, old = more.shape[0], store.nbytes
     shape = (a.shape[0] + count, *a.shape[1:])
     with store.lock:
@@ -288,7 +309,3 @@ def append(a: PagedArray, rows: Any) -> None:
             raise
         store.wrote()
         a._grown(count)
-
-
-def _literal(text: str) -> Any:
-    return ast.literal_eval(text)
