@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,6 @@ import pytest
 
 import prunus as pr
 from prunus.paged import output
-from support import backend
-
-backend.use()
 
 TESTS = Path(__file__).parents[1]
 # How many processes are killed while they save; PRUNUS_KILLS=200 for the long run.
@@ -505,6 +503,37 @@ for k in range(1, 10**9):
 """
 
 
+@contextmanager
+def writing(code):
+    """A process that saves one file after the other; it is killed in the end."""
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert child.stdout.readline() == b"ready\n", child.stderr.read()
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+def test_interrupted_while_saving(path, tmp_path):
+    """Ctrl-C at a random moment: as a kill, and nothing is left behind."""
+    chance = random.Random(0)
+    pr.save(
+        path, {"a": np.zeros((3, 1 << 17), np.float32), "b": np.zeros(1), "k": np.int64(0)}, checksums=True
+    )
+    for k in range(max(KILLS // 4, 1)):
+        code = WRITER.format(tests=str(TESTS), path=str(path), first=1000 * k)
+        with writing(code) as child:
+            time.sleep(chance.uniform(0, 0.1))
+            child.send_signal(signal.SIGINT)
+            assert b"KeyboardInterrupt" in child.communicate(timeout=30)[1]
+        with pr.open(path, verify=True) as f:
+            value = int(f["k"].load())
+            assert (f["a"].load() == value).all()
+        assert os.listdir(tmp_path) == [path.name]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process")
 def test_killed_while_saving(path, tmp_path):
     """kill -9 at a random moment: the file is the old one or the new one, and sound."""
@@ -515,14 +544,9 @@ def test_killed_while_saving(path, tmp_path):
     seen = set()
     for k in range(KILLS):
         code = WRITER.format(tests=str(TESTS), path=str(path), first=1000 * k)
-        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-        try:
-            assert child.stdout.readline() == b"ready\n"
+        with writing(code) as child:
             time.sleep(chance.uniform(0, 0.1))
-        finally:
             child.kill()
-            child.wait()
-            child.stdout.close()
         with pr.open(path, verify=True) as f:
             assert f.verify() == []
             value = int(f["k"].load())

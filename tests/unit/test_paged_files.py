@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -12,9 +13,6 @@ from hypothesis import strategies as st
 import prunus as pr
 from helpers import BF16, layouts, poisoned, sparse
 from prunus.paged import File, PagedBSR, Pager
-from support import backend
-
-backend.use()
 
 
 @pytest.fixture
@@ -75,6 +73,32 @@ def test_what_is_larger_than_a_piece(path, rng):
     with pr.open(path, verify=True) as f:
         for name, array in {"rows": rows, "tall": tall, "turned": tall.T}.items():
             same(f[name].load(), array)
+
+
+@pytest.mark.parametrize("end", ["m.safetensors", "m.npy"])
+def test_arrays_on_disk_stream_through(tmp_path, end):
+    pr.save(tmp_path / "a.npy", np.arange(8 << 20, dtype=np.float64).reshape(1 << 13, 1 << 10))
+    pager = Pager("4 MiB")
+    a = pr.open(tmp_path / "a.npy", pager=pager)
+    tracemalloc.start()
+    try:
+        pr.save(tmp_path / end, a if end == "m.npy" else {"a": a}, pager=pager)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 24 << 20
+    f = pr.open(tmp_path / end)
+    same((f if end == "m.npy" else f["a"]).load(), a.load())
+
+
+def test_values_smaller_than_a_byte_are_listed(path):
+    head = json.dumps({"q": {"dtype": "F4", "shape": [2, 4], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
+    f = pr.open(path)
+    assert f.shapes == {"q": (2, 4)}
+    assert f.describe("q").dtype == "float4_e2m1fn"
+    with pytest.raises(pr.PrunusError, match="several to a byte"):
+        f["q"]
 
 
 def test_other_byte_orders_are_turned(tmp_path, path):

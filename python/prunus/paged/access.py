@@ -1,9 +1,9 @@
 """Reading and writing what an index selects, as runs of bytes of a store.
 
-An index selects, along the stored axes, pieces: the axes before ``cut`` are enumerated, each combination of their
-indices being the offset of one piece, and from ``cut`` on a piece covers a contiguous run of bytes of which all,
-or only some, are wanted. Where to cut is a matter of cost: few long runs that hold what is not wanted, against
-many short ones.
+An index selects, along the stored axes, pieces: the axes before ``cut`` are enumerated, each combination of
+their indices being the offset of one piece, and from ``cut`` on a piece covers a contiguous run of bytes of
+which all, or only some, are wanted. Where to cut is a matter of cost: few long runs that hold what is not
+wanted, against many short ones.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ class Selection:
             everything = tuple(slice(0, n) for n in self._outer_shape)
             at = np.ndindex(*self._outer_shape)
             for offset, place in zip(self._offsets(everything).tolist(), at, strict=True):
-                self._write_stream(offset, values[(*place, ...)])
+                self._write_stream(offset, values[(*place, Ellipsis)])
             return
         inner = math.prod(self._inner_shape)
         for box in boxes(self._outer_shape, max(_BATCH // self.size, 1)):
@@ -325,7 +325,8 @@ class Selection:
     def _write_stream(self, offset: int, values: Array) -> None:
         with Sink(self.store, offset, offset + self.size) as sink:
             for box in boxes(values.shape, (1 << 20) // self.dtype.itemsize):
-                sink.write(_cast(values[(*box, ...)], self.dtype))
+                key: Any = (*box, ...)  # with the Ellipsis one value stays an array
+                sink.write(_cast(values[key], self.dtype))
 
 
 def _arrange(found: Array, dims: list[int], index: Index) -> Array:
@@ -335,7 +336,8 @@ def _arrange(found: Array, dims: list[int], index: Index) -> Array:
     found = found.transpose([*gone, *order])
     if not found.size:
         return found.reshape(index.shape)
-    found = found[(*(0,) * len(gone), ...)]
+    key: Any = (*(0,) * len(gone), ...)  # with the Ellipsis one value stays an array
+    found = found[key]
     at = 0
     for dim in index.order:
         if dim == NEW:

@@ -29,8 +29,8 @@ _ITERATED: Final = 4 << 20  # bytes that iterating over rows reads at a time
 class PagedArray(InPlace, Reducible):
     """An array in a file, read and written through a pager; made by ``pr.open`` and ``pr.paged``.
 
-    Indexing returns ndarrays and reads the pages it touches; NumPy's functions return a ``PagedExpr`` or, where
-    they reduce, values. Views (``T``, ``reshape``, ``rows``) share the file's bytes.
+    Indexing returns ndarrays and reads the pages it touches; NumPy's functions return a ``PagedExpr`` or,
+    where they reduce, values. Views (``T``, ``reshape``, ``rows``) share the file's bytes.
     """
 
     __slots__ = ("__weakref__", "_perm", "_start", "_store", "_stored", "dtype", "shape")
@@ -115,7 +115,8 @@ class PagedArray(InPlace, Reducible):
         Raises
         ------
         ValueError
-            If the sizes differ, or if it would take a copy: the values must be stored in the order that is asked.
+            If the sizes differ, or if it would take a copy: the values must be stored in the order that is
+            asked.
         """
         if len(shape) == 1 and not isinstance(shape[0], int):
             shape = tuple(shape[0])
@@ -131,8 +132,8 @@ class PagedArray(InPlace, Reducible):
             raise ValueError(f"order must be 'C' or 'F', got {order!r}")
         if axes != sorted(axes, reverse=backwards):
             raise ValueError(
-                f"a view of shape {tuple(sizes)} in order {order} would need a copy: the values are stored in "
-                "another order; reshape before transposing, or load()"
+                f"a view of shape {tuple(sizes)} in order {order} would need a copy: the values are "
+                "stored in another order; reshape before transposing, or load()"
             )
         perm = tuple(range(len(sizes)))
         if backwards:

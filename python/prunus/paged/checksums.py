@@ -21,7 +21,6 @@ from prunus.paged.headers import CHECKSUMS, TABLE, Header, load
 __all__ = ["PAGE", "ChecksumError", "Checksums", "Mismatch", "Running"]
 
 PAGE: Final = 64 << 10  # bytes of a page unless told otherwise
-_READ: Final = 4 << 20
 
 
 class ChecksumError(FormatError):
@@ -96,6 +95,8 @@ class Checksums:
         The open file.
     header : Header
         What it holds.
+    panel : int
+        Bytes that are read at a time.
 
     Raises
     ------
@@ -103,7 +104,7 @@ class Checksums:
         If it has no checksums, or their table does not fit its tensors.
     """
 
-    def __init__(self, file: Any, header: Header) -> None:
+    def __init__(self, file: Any, header: Header, panel: int) -> None:
         path = os.fsdecode(file.path)
         text, table = header.metadata.get(CHECKSUMS), header.tensors.get(TABLE)
         if text is None or table is None:
@@ -115,13 +116,14 @@ class Checksums:
         self.page = int(text)
         self.tensors = {name: one for name, one in header.tensors.items() if name != TABLE}
         self._file, self._header, self._path = file, header, path
+        self._panel = panel
         counts = [pages_of(one.nbytes, self.page) for one in self.tensors.values()]
         if table.dtype != "uint32" or table.shape != (sum(counts) + 2,):
             raise FormatError(
                 f"{path}: expected {sum(counts) + 2} checksums (uint32) for its pages of {self.page} bytes, "
                 f"got {table.shape} of {table.dtype}"
             )
-        self.table: NDArray[np.uint32] = load(file, table)
+        self.table: NDArray[np.uint32] = load(file, table, panel)
         ends = np.cumsum([1, *counts]).tolist()
         self._first = dict(zip(self.tensors, ends, strict=False))
 
@@ -139,18 +141,18 @@ class Checksums:
         tensor = self.tensors[name]
         if not tensor.nbytes:
             return
-        step = max(_READ // self.page, 1) * self.page
-        reader = self._file.segment(tensor.begin, tensor.nbytes, _READ).reader(0, tensor.nbytes, step)
+        step = max(self._panel // self.page, 1) * self.page
+        reader = self._file.segment(tensor.begin, tensor.nbytes, step).reader(0, tensor.nbytes, step)
         try:
-            for at, panel in reader:
+            for at, part in reader:
                 first = at // self.page
-                got = _core.crc32c_pages(panel, self.page)
+                got = _core.crc32c_pages(part, self.page)
                 start = self._first[name] + first
                 want = self.table[start : start + len(got)]
                 for k in np.flatnonzero(got != want).tolist():
                     yield Mismatch(name, first + k, int(want[k]), int(got[k]))
                 if progress is not None:
-                    progress(len(panel))
+                    progress(len(part))
         finally:
             reader.close()
 

@@ -26,8 +26,8 @@ __all__ = ["PagedExpr", "apply", "assign", "astype", "compress", "into"]
 class PagedExpr(Operators, Reducible):
     """An elementwise expression over arrays on disk: immutable, and not computed yet.
 
-    A reduction, an index, ``load()``, ``save(path)`` or ``out=`` computes it in one pass over its sources; what
-    occurs in it twice is computed once. If a source is written in the meantime, it raises
+    A reduction, an index, ``load()``, ``save(path)`` or ``out=`` computes it in one pass over its sources;
+    what occurs in it twice is computed once. If a source is written in the meantime, it raises
     :class:`prunus.PrunusError`. Arrays in memory above 16 MiB are not copied into it: leave them as they are.
     """
 
@@ -65,7 +65,8 @@ class PagedExpr(Operators, Reducible):
 
     def load(self) -> Array:
         """Return the values as an ndarray."""
-        return into(self, None)
+        found: Array = into(self, None)
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Compute the values into a new .npy file, or whatever ``pr.save`` makes of the name; atomic."""
@@ -112,7 +113,7 @@ class PagedExpr(Operators, Reducible):
             return _take(value, index)
 
         roots = _rebuild(self._node, pick)
-        tiles = Pass([roots]).run(lambda part: list(part))
+        tiles = Pass([roots]).run(list)
         out = np.empty(index.shape, self.dtype)
         with closing(tiles):
             for tile in (t for job in tiles for t in job):

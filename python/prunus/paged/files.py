@@ -14,7 +14,7 @@ from prunus._errors import FormatError, PrunusError
 from prunus.paged.array import PagedArray, from_file
 from prunus.paged.checksums import Checksums, Mismatch
 from prunus.paged.headers import CHECKSUMS, Blocks, Header, Tensor, is_npy, numpy_dtype, read_header, read_npy
-from prunus.paged.pagers import pick_pager
+from prunus.paged.pagers import panel_of, pick_pager
 from prunus.paged.shards import find_shards, is_index
 from prunus.paged.sparse import PagedBSR
 
@@ -51,7 +51,7 @@ class File(Mapping[str, "PagedArray | PagedBSR"]):
         self._parts = parts
         self._where = where
         self._writable = writable
-        self._checks = {id(part.file): Checksums(*part) for part in parts} if verify else {}
+        self._checks = {id(part.file): Checksums(*part, panel_of(pager)) for part in parts} if verify else {}
         self._sound: set[str] = set()  # what was verified already
         self._arrays: dict[str, PagedArray | PagedBSR] = {}
         self._closed = False
@@ -194,7 +194,7 @@ class File(Mapping[str, "PagedArray | PagedBSR"]):
         FormatError
             If a file has none.
         """
-        return [Checksums(*part) for part in self._parts]
+        return [Checksums(*part, panel_of(self._pager)) for part in self._parts]
 
     def flush(self) -> None:
         """Write back what was changed, and wait until it is on the disk."""

@@ -23,7 +23,6 @@ CHECKSUMS: Final = "prunus.crc32c"  # metadata: bytes of a page that has a check
 TABLE: Final = "__crc32c"  # the tensor of checksums
 PARTS: Final = ("values", "indices", "indptr")
 VERSION: Final = "1"
-_PANEL: Final = 4 << 20
 
 
 class Tensor(NamedTuple):
@@ -198,15 +197,15 @@ def numpy_dtype(tensor: Tensor) -> DType:
     return dtype
 
 
-def load(file: Any, tensor: Tensor) -> Array:
-    """Read a whole tensor into memory."""
+def load(file: Any, tensor: Tensor, panel: int) -> Array:
+    """Read a whole tensor into memory, ``panel`` bytes at a time."""
     out = np.empty(tensor.shape, numpy_dtype(tensor))
     if tensor.nbytes:
         flat = out.reshape(-1).view(np.uint8)
-        reader = file.segment(tensor.begin, tensor.nbytes, _PANEL).reader(0, tensor.nbytes, _PANEL)
+        reader = file.segment(tensor.begin, tensor.nbytes, panel).reader(0, tensor.nbytes, panel)
         try:
-            for at, panel in reader:
-                flat[at : at + len(panel)] = panel
+            for at, part in reader:
+                flat[at : at + len(part)] = part
         finally:
             reader.close()
     return out

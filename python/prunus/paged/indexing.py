@@ -65,7 +65,8 @@ def _entries(key: Any, ndim: int) -> list[Any]:
     out: list[Any] = []
     used = 0
     ellipsis: int | None = None
-    for part in parts:
+    for given in parts:
+        part = given
         if part is None:
             out.append(None)
         elif part is Ellipsis:
@@ -83,7 +84,8 @@ def _entries(key: Any, ndim: int) -> list[Any]:
         raise IndexError(f"too many indices for array: array is {ndim}-dimensional, but {used} were indexed")
     at = len(out) if ellipsis is None else ellipsis
     # An Ellipsis separates index arrays even where it stands for no axis.
-    out[at:at] = [slice(None)] * (ndim - used) or ([] if ellipsis is None else [Ellipsis])
+    missing: list[Any] = [slice(None)] * (ndim - used)
+    out[at:at] = missing if missing or ellipsis is None else [Ellipsis]
     return out
 
 
@@ -119,7 +121,7 @@ def _checked(array: Indices, axis: int, size: int) -> Indices:
     return array
 
 
-def parse(key: Any, shape: tuple[int, ...]) -> Index:
+def parse(key: Any, shape: tuple[int, ...]) -> Index:  # noqa: PLR0915 - one rule after the other
     """Resolve ``key`` against ``shape`` by NumPy's rules for basic and advanced indexing.
 
     Raises
@@ -158,8 +160,8 @@ def parse(key: Any, shape: tuple[int, ...]) -> Index:
                 if entry.shape != shape[axis : axis + entry.ndim]:
                     raise IndexError(
                         f"boolean index did not match indexed array along axes {axis} to "
-                        f"{axis + entry.ndim - 1}; shape is {shape[axis : axis + entry.ndim]} but the boolean "
-                        f"array has {entry.shape}"
+                        f"{axis + entry.ndim - 1}; shape is {shape[axis : axis + entry.ndim]} but the "
+                        f"boolean array has {entry.shape}"
                     )
                 if entry.ndim == 0:
                     arrays.append(np.zeros(int(entry), np.int64))

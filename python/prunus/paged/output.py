@@ -6,15 +6,14 @@ import contextlib
 import os
 import secrets
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Output"]
+from prunus.paged.pagers import panel_of
 
-_SECTOR: Final = 4096
-_PANEL: Final = 4 << 20
+__all__ = ["Output"]
 
 
 class Output:
@@ -54,8 +53,7 @@ class Output:
         try:
             self._file = self._pager.open(self._temporary, "x+", self._size)
             if self._size:
-                share = int(self._pager.budget) // 16 // _SECTOR * _SECTOR
-                panel = max(min(_PANEL, share), _SECTOR)
+                panel = panel_of(self._pager)
                 self._writer = self._file.segment(0, self._size, panel).writer(0, self._size, panel)
         except BaseException:
             self._remove()
@@ -110,13 +108,15 @@ class Output:
     def _remove(self) -> None:
         # What fails here fails because of the error that brought us here, and that one is the one to see.
         self._panel = np.empty(0, np.uint8)
-        for close in (getattr(self._writer, "close", None), getattr(self._file, "close", None)):
-            if close is not None:
-                with contextlib.suppress(OSError, AssertionError):
-                    close()
-        self._writer = None
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._temporary)
+        writer, self._writer = self._writer, None
+        try:
+            for opened in (writer, self._file):
+                if opened is not None:
+                    with contextlib.suppress(OSError):
+                        opened.close()
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._temporary)
 
 
 def sync_folder(folder: str) -> None:

@@ -16,10 +16,12 @@ from typing import Any, Final, SupportsIndex
 from prunus import _core
 from prunus._errors import PrunusError
 
-__all__ = ["Pager", "default_pager", "new_pager", "parse_bytes", "pick_pager", "set_backend"]
+__all__ = ["Pager", "default_pager", "new_pager", "panel_of", "parse_bytes", "pick_pager", "set_backend"]
 
 SHARE: Final = 4  # the default budget is the free memory divided by this
 _LEAST: Final = 64 << 20
+_SECTOR: Final = 4096
+_PANEL: Final = 4 << 20
 _FALLBACK: Final = 1 << 30  # where the system does not tell what is free
 _LOCK: Final = threading.Lock()
 _UNITS: Final = {
@@ -164,6 +166,12 @@ def default_pager() -> Any:
         if _state["pager"] is None:
             _state["pager"] = new_pager(default_budget())
         return _state["pager"]
+
+
+def panel_of(pager: Any) -> int:
+    """Return the bytes of a panel for streams through a pager: 4 MiB, or a sixteenth of a small budget."""
+    share = int(pager.budget) // 16 // _SECTOR * _SECTOR
+    return max(min(_PANEL, share), _SECTOR)
 
 
 def pick_pager(budget: SupportsIndex | str | None, pager: Any) -> Any:

@@ -49,7 +49,8 @@ def array_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: d
         )
     if ufunc is np.matmul:
         (out,) = kwargs.get("out", (None,))
-        return products.matmul(*inputs, out=out, dtype=kwargs.get("dtype"))
+        a, b = inputs
+        return products.matmul(a, b, out=out, dtype=kwargs.get("dtype"))
     if ufunc.signature is not None:
         raise TypeError(f"np.{ufunc.__name__} is not supported for arrays on disk; call .load() first")
     outs = kwargs.pop("out", None)
@@ -99,8 +100,8 @@ def _check_cast(ufunc: np.ufunc, result: Any, out: Any, casting: str) -> None:
 
 def _write(result: Any, out: Any, where: Any) -> Any:
     if where is not True:
-        result = apply(np.where, [where, result if isinstance(result, Operators) else result, out])
-        result = astype(result, out.dtype) if isinstance(result, Operators) else result
+        result = apply(np.where, [where, result, out])
+        result = astype(result, out.dtype)
     if isinstance(out, PagedArray):
         if isinstance(result, Operators):
             assign(out, result)
@@ -110,7 +111,7 @@ def _write(result: Any, out: Any, where: Any) -> Any:
         if result.shape == out.shape and not _shares(result, out):
             into(result, out)
         else:
-            out[...] = result.load()  # type: ignore[attr-defined]
+            out[...] = result.load()
     else:
         out[...] = result
     return out
@@ -159,10 +160,18 @@ def _given(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in kwargs.items() if v is not np._NoValue and (v is not None or k == "axis")}
 
 
+_POSITIONAL: Final = {
+    "sum": ("dtype", "out"),
+    "prod": ("dtype", "out"),
+    "mean": ("dtype", "out"),
+    "var": ("dtype", "out", "ddof"),
+    "std": ("dtype", "out", "ddof"),
+}
+
+
 def _reduction(name: str) -> Callable[..., Any]:
     def run(a: Any, axis: Any = None, *args: Any, **kwargs: Any) -> Any:
-        names = {"sum": ("dtype", "out"), "prod": ("dtype", "out"), "mean": ("dtype", "out"),
-                 "var": ("dtype", "out", "ddof"), "std": ("dtype", "out", "ddof")}.get(name, ("out",))  # fmt: skip
+        names = _POSITIONAL.get(name, ("out",))
         kwargs.update(zip(names, args, strict=False))
         _check_first(a, name)
         return statistics.reduce(a, name, axis, **_given(kwargs))
@@ -206,7 +215,8 @@ def _elementwise(func: Any, operands: int) -> Callable[..., Any]:
 def _clip(a: Any, a_min: Any = None, a_max: Any = None, out: Any = None, **kwargs: Any) -> Any:
     low = kwargs.pop("min", None) if a_min is None or a_min is np._NoValue else a_min
     high = kwargs.pop("max", None) if a_max is None or a_max is np._NoValue else a_max
-    kwargs.pop("min", None), kwargs.pop("max", None)
+    for name in ("min", "max"):
+        kwargs.pop(name, None)
     low, high = (None if x is np._NoValue else x for x in (low, high))
     found: Any = a
     if low is not None:
@@ -254,7 +264,7 @@ def _average(
         value = statistics.reduce(a, "mean", axis, keepdims=keep)
         scale: Any = np.full(np.shape(value), a.size / max(np.size(value), 1))[()]
         return (value, scale) if returned else value
-    w = weights if isinstance(weights, Operators) else np.asarray(weights)
+    w: Any = weights if isinstance(weights, Operators) else np.asarray(weights)
     if w.shape != a.shape:
         if not isinstance(axis, int) or w.ndim != 1 or w.shape[0] != a.shape[axis]:
             raise ValueError(f"weights of shape {w.shape} fit neither {a.shape} nor its axis {axis}")
@@ -352,7 +362,7 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.reshape: _reshape,
     np.ravel: lambda a, order="C": _reshape(a, -1, order=order),
     np.result_type: _result_type,
-    np.can_cast: lambda a, to, casting="safe": np.can_cast(getattr(a, "dtype", a), to, casting),
+    np.can_cast: lambda a, to, casting="safe": np.can_cast(a.dtype, to, casting),
     np.iscomplexobj: lambda x: x.dtype.kind == "c",
     np.isrealobj: lambda x: x.dtype.kind != "c",
     np.copy: lambda a, order="K", subok=False: a.load(),
@@ -377,9 +387,9 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.savez: _no_save,
 }
 for _func, _handled in {
-    np.sum: "sum", np.prod: "prod", np.mean: "mean", np.var: "var", np.std: "std", np.min: "min", np.max: "max",
-    np.amin: "min", np.amax: "max", np.ptp: "ptp", np.argmin: "argmin", np.argmax: "argmax", np.any: "any",
-    np.all: "all", np.count_nonzero: "count_nonzero",
+    np.sum: "sum", np.prod: "prod", np.mean: "mean", np.var: "var", np.std: "std", np.min: "min", np.max:
+    "max", np.amin: "min", np.amax: "max", np.ptp: "ptp", np.argmin: "argmin", np.argmax: "argmax", np.any:
+    "any", np.all: "all", np.count_nonzero: "count_nonzero",
 }.items():  # fmt: skip
     _FUNCTIONS[_func] = _reduction(_handled)
 for _func, _handled in {

@@ -18,7 +18,9 @@ from prunus.paged.store import Sink
 __all__ = ["cumulative"]
 
 
-def cumulative(source: Any, name: str, axis: Any, dtype: Any = None, out: Any = None) -> Any:
+def cumulative(  # noqa: PLR0915 - two ways out of one loop
+    source: Any, name: str, axis: Any, dtype: Any = None, out: Any = None
+) -> Any:
     """Return running sums (``name="sum"``) or products (``"prod"``) of an array on disk or an expression.
 
     They are formed in float64, or for integers in 64 bits.

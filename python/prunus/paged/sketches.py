@@ -1,13 +1,14 @@
-"""What needs order or identity of values, in one pass and little memory: histograms, quantiles, distinct values.
+"""Histograms, quantiles and numbers of distinct values, in one pass and little memory.
 
-Quantiles come from a KLL sketch (Karnin, Lang and Liberty, *Optimal Quantile Approximation in Streams*, 2016) whose
-levels all have one capacity: where a level is full it is sorted and every second value goes to the next one, with
-twice the weight. Up to 65536 values along the reduced axes the result is exact; above that the rank of what is
-returned is off by about 1 / capacity of their number (0.02 % over all axes), and rarely by more than four times that.
-The sketch draws from a generator with a fixed seed, so results are the same in every run.
+Quantiles come from a KLL sketch (Karnin, Lang and Liberty, *Optimal Quantile Approximation in Streams*,
+2016) whose levels all have one capacity: where a level is full it is sorted and every second value goes to
+the next one, with twice the weight. Up to 65536 values along the reduced axes the result is exact; above
+that the rank of what is returned is off by about 1 / capacity of their number (0.02 % over all axes),
+and rarely by more than four times that. The sketch draws from a generator with a fixed seed, so results are
+the same in every run.
 
-Distinct values are counted exactly up to 65536, and above that with HyperLogLog (Flajolet and others, 2007; 2^14
-registers, the estimator of Ertl, 2017), whose standard error is 0.8 %.
+Distinct values are counted exactly up to 65536, and above that with HyperLogLog (Flajolet and others, 2007;
+2^14 registers, the estimator of Ertl, 2017), whose standard error is 0.8 %.
 """
 
 from __future__ import annotations
@@ -186,8 +187,8 @@ class _Quantiles(Reducer):
         if sketch is None:
             if len(rows) < self.need and self.capacity < 128:
                 raise PrunusError(
-                    f"a sketch of {self.columns} columns does not fit in {_MEMORY} bytes; take quantiles of fewer "
-                    "columns at a time"
+                    f"a sketch of {self.columns} columns does not fit in {_MEMORY} bytes; take quantiles "
+                    "of fewer columns at a time"
                 )
             sketch = self.open[key] = _Sketch(self.capacity)
             self.nan[key] = nan
@@ -260,7 +261,7 @@ def median(
     a: Any, axis: Any = None, out: Any = None, overwrite_input: bool = False, keepdims: bool = False
 ) -> Any:
     """Run ``numpy.median``."""
-    return quantile(a, 0.5, axis, keepdims if keepdims is not np._NoValue else False, out)
+    return quantile(a, 0.5, axis, keepdims is True, out)
 
 
 # Distinct values ---------------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ def _bits(x: Array) -> NDArray[np.uint64]:
         return _hash(_bits(x.real)) ^ (_hash(_hash(_bits(x.imag))))
     if x.dtype.kind == "f" or x.dtype == BFLOAT16:
         x = x.astype(np.float64)
-        x = np.where(x != x, np.nan, x + 0.0)  # one NaN, one zero
+        x = np.where(np.isnan(x), np.nan, x + 0.0)  # one NaN, one zero
         return x.view(np.uint64)
     return x.astype(np.uint64) if x.dtype.kind in "bu" else x.astype(np.int64).view(np.uint64)
 

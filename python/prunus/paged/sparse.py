@@ -16,6 +16,7 @@ from prunus._mask import BlockMask
 from prunus.paged.array import PagedArray, from_file
 from prunus.paged.headers import Blocks, load, numpy_dtype
 from prunus.paged.multiplying import Multiplying, PagedTranspose
+from prunus.paged.pagers import panel_of
 
 __all__ = ["PagedBSR"]
 
@@ -46,9 +47,7 @@ class PagedBSR(Multiplying):
         self.name = name
 
     @classmethod
-    def from_file(
-        cls, file: Any, blocks: Blocks, name: str, writable: bool = False, pager: Any = None
-    ) -> PagedBSR:
+    def from_file(cls, file: Any, blocks: Blocks, name: str, writable: bool, pager: Any) -> PagedBSR:
         """Read the pattern of a block-sparse array and check it.
 
         Raises
@@ -56,7 +55,8 @@ class PagedBSR(Multiplying):
         FormatError
             If indices are out of range or offsets do not fit.
         """
-        indices, indptr = load(file, blocks.indices), load(file, blocks.indptr)
+        panel = panel_of(pager)
+        indices, indptr = load(file, blocks.indices, panel), load(file, blocks.indptr, panel)
         try:
             _construct.check_pattern(indices, indptr, lay.blocks_along(blocks.shape[-1], blocks.blocksize[1]))
         except ValueError as error:

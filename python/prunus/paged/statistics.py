@@ -80,7 +80,7 @@ def reduce(
 
 def several(
     source: Any, names: Sequence[str], axis: Any = None, *, keepdims: bool = False, **kwargs: Any
-) -> Any:
+) -> dict[str, Any]:
     """Return some reductions, by name, from one pass."""
     return _reduce(source, tuple(names), axis, keepdims, None, kwargs)
 
@@ -187,7 +187,7 @@ class _Maker:
             fill = None if ask.where is None else np.asarray(ask.initial, dtype)
             return [((name, "fill"), Extreme(shape, axes, dtype, name, fill))]
         if name == "ptp":
-            if dtype == bool:
+            if dtype.kind == "b":
                 raise TypeError("ptp of booleans is not defined: numpy boolean subtract is not supported")
             return [((n, "fill"), Extreme(shape, axes, dtype, n)) for n in ("min", "max")]
         if name in ("argmin", "argmax"):
@@ -224,21 +224,21 @@ class _Maker:
             best = np.minimum if name == "min" else np.maximum
             return done[0] if ask.initial is None else best(done[0], np.asarray(ask.initial, dtype))
         if name == "ptp":
-            return done[1] - done[0]  # type: ignore[no-any-return]
+            return done[1] - done[0]
         return done[0]
 
     def _mean(self, total: Array, count: Array) -> Array:
         if not count.all():
             warnings.warn("Mean of empty slice.", RuntimeWarning, stacklevel=6)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return total / count  # type: ignore[no-any-return]
+            return total / count
 
     def _spread(self, moments: Any) -> Array:
         if (moments.count <= self.ask.ddof).any():
             warnings.warn("Degrees of freedom <= 0 for slice", RuntimeWarning, stacklevel=6)
         with np.errstate(invalid="ignore", divide="ignore"):
-            value = moments.result() / np.maximum(moments.count - self.ask.ddof, 0)
-        return np.sqrt(value) if self.name == "std" else value
+            value: Array = moments.result() / np.maximum(moments.count - self.ask.ddof, 0)
+        return np.asarray(np.sqrt(value)) if self.name == "std" else value
 
 
 def without_nan(source: Any, name: str, axis: Any, **kwargs: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 import os
 import threading
 import weakref
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -185,7 +186,5 @@ class Sink:
         if kind is None:
             self._writer.close()
             return
-        try:
+        with suppress(OSError):  # the error that ended the work is the one to tell
             self._writer.close()
-        except OSError:
-            pass  # the error that ended the work is the one to tell

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import os
 import struct
@@ -14,6 +13,7 @@ from numpy.typing import DTypeLike
 
 from prunus._dtypes import BFLOAT16, DType, as_dtype
 from prunus._errors import PrunusError
+from prunus.paged import pagers
 from prunus.paged.array import PagedArray, from_file
 from prunus.paged.expr import assign
 from prunus.paged.operators import Operators
@@ -34,9 +34,7 @@ def _pager(budget: int | str | None, pager: Any) -> Any:
     if budget is None:
         return default_pager()
     if isinstance(budget, str):
-        from prunus.paged.pagers import parse_bytes
-
-        budget = parse_bytes(budget)
+        budget = pagers.parse_bytes(budget)  # type: ignore[attr-defined]
     return new_pager(int(budget))
 
 
@@ -118,8 +116,8 @@ def empty(
     dtype : dtype-like
         Its dtype; ``"bfloat16"`` is one.
     path : path, optional
-        Where; a file that is there is replaced. By default a temporary file without a name, which goes when the
-        array does.
+        Where; a file that is there is replaced. By default a temporary file without a name, which goes when
+        the array does.
     order : {"C", "F"}
         Whether the last or the first axis runs fastest.
     budget : int or str, optional
@@ -185,7 +183,7 @@ def full(
 
 
 def from_array(value: Any, path: Path | None = None, **how: Any) -> PagedArray:
-    """Return a copy of an array, on disk or in memory, or of an expression, in a .npy file; see :func:`empty`."""
+    """Return a copy of an array (on disk or in memory) or expression in a .npy file; see :func:`empty`."""
     source = value if isinstance(value, Operators) else np.asarray(value)
     a = empty(source.shape, source.dtype, path, **how)
     if a.size:
@@ -236,7 +234,7 @@ def save_array(source: Any, path: Path) -> None:
     """Write an array or expression to a .npy file, or to what ``pr.save`` makes of the name; atomic."""
     target = os.fspath(path)
     if not target.endswith(".npy"):
-        from prunus.paged.save import save
+        from prunus.paged.save import save  # type: ignore[import-not-found]
 
         save(target, {getattr(source, "name", "") or "array": source})
         return
@@ -311,7 +309,3 @@ def append(a: PagedArray, rows: Any) -> None:
             raise
         store.wrote()
         a._grown(count)
-
-
-def _literal(text: str) -> Any:
-    return ast.literal_eval(text)
