@@ -83,7 +83,9 @@ def test_a_reader_may_stop(command):
         assert word not in done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["info"], ["demo"], ["bench"], ["bench", "peers"]])
+@pytest.mark.parametrize(
+    "command", [[], ["info"], ["inspect"], ["verify"], ["pack"], ["demo"], ["bench"], ["bench", "peers"]]
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])

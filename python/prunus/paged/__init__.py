@@ -1,7 +1,31 @@
-"""Arrays on disk: read and written through NumPy's calls, with a fixed budget of memory."""
+"""Arrays in files: read and written through NumPy's calls, with a fixed budget of memory.
+
+``pr.open`` and ``pr.save`` are the way in and out for files that other programs share; ``empty``, ``zeros``,
+``full``, ``from_array`` and ``open`` here make and open ``.npy`` files as working memory.
+"""
 
 from prunus.paged.array import PagedArray, from_file
+from prunus.paged.checksums import ChecksumError, Mismatch
 from prunus.paged.expr import PagedExpr
+from prunus.paged.files import File
+from prunus.paged.pagers import Pager, default_pager, parse_bytes
+from prunus.paged.sparse import PagedBSR
 from prunus.paged.working import empty, from_array, full, open, zeros
 
-__all__ = ["PagedArray", "PagedExpr", "empty", "from_array", "from_file", "full", "open", "zeros"]
+__all__ = [
+    "ChecksumError",
+    "File",
+    "Mismatch",
+    "PagedArray",
+    "PagedBSR",
+    "PagedExpr",
+    "Pager",
+    "default_pager",
+    "empty",
+    "from_array",
+    "from_file",
+    "full",
+    "open",
+    "parse_bytes",
+    "zeros",
+]

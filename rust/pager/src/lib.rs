@@ -5,6 +5,7 @@
 
 mod aligned;
 mod error;
+pub mod format;
 pub mod io;
 
 pub use aligned::{Aligned, SECTOR};

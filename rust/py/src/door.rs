@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use prunus_core::{Error, Interrupt};
 use prunus_cpu::Context;
-use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{
+    PyKeyboardInterrupt, PyMemoryError, PyOSError, PyRuntimeError, PyTypeError, PyValueError,
+};
 use pyo3::prelude::*;
 
 /// How long work may go on before a signal is seen.
@@ -26,6 +28,35 @@ pub(crate) fn to_python(error: Error) -> PyErr {
         Error::Shape { .. } | Error::Pattern(_) | Error::Choice { .. } => {
             PyValueError::new_err(error.to_string())
         }
+    }
+}
+
+/// The one map from the pager's errors to Python exceptions.
+pub(crate) fn pager_to_python(py: Python<'_>, error: prunus_pager::Error) -> PyErr {
+    use prunus_pager::Error;
+
+    let text = error.to_string();
+    match error {
+        // With errno, Python makes the subclass: FileNotFoundError, PermissionError.
+        Error::Io { path, what, source } => match source.raw_os_error() {
+            Some(number) => PyOSError::new_err((number, format!("{what}: {source}"), path)),
+            None => PyOSError::new_err(text),
+        },
+        Error::Short { .. } => PyOSError::new_err(text),
+        Error::Changed { path, fault } => {
+            let what = format!("the file has changed since it was opened: {fault}");
+            PyOSError::new_err((libc::ESTALE, what, path))
+        }
+        Error::Format { .. } => {
+            let class = py.import("prunus._errors").and_then(|errors| errors.getattr("FormatError"));
+            match class.and_then(|class| class.call1((text,))) {
+                Ok(raised) => PyErr::from_value(raised),
+                Err(failed) => failed,
+            }
+        }
+        Error::Budget { .. } | Error::Argument { .. } => PyValueError::new_err(text),
+        Error::Memory(_) => PyMemoryError::new_err(text),
+        Error::Interrupted => PyKeyboardInterrupt::new_err(()),
     }
 }
 

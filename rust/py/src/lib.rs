@@ -9,6 +9,7 @@ mod arrays;
 mod attention;
 mod door;
 mod dsd;
+mod formats;
 mod info;
 mod operand;
 mod packed;
@@ -29,6 +30,11 @@ mod _core {
     use super::attention::{attention, pooled_scores};
     #[pymodule_export]
     use super::dsd::dsd;
+    #[pymodule_export]
+    use super::formats::{
+        crc32c_pages, npy_header, npy_header_size, parse_npy, parse_safetensors, safetensors_header_size,
+        write_safetensors_header,
+    };
     #[pymodule_export]
     use super::info::{
         available_levels, cpu_info, default_threads, last_path, level, measure_bandwidth, measure_flops,
