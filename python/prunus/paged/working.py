@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from prunus._dtypes import BFLOAT16, DType, as_dtype
-from prunus._errors import PrunusError
-from prunus.paged import pagers
+from prunus._errors import FormatError, PrunusError
 from prunus.paged.array import PagedArray, from_file
 from prunus.paged.expr import assign
 from prunus.paged.operators import Operators
-from prunus.paged.pagers import default_pager, new_pager
+from prunus.paged.pagers import pick_pager
 
 __all__ = ["append", "empty", "from_array", "full", "open", "save_array", "zeros"]
 
@@ -26,16 +25,6 @@ _MAGIC: Final = b"\x93NUMPY"
 _LARGEST_HEADER: Final = 1 << 20
 
 Path = str | os.PathLike[str]
-
-
-def _pager(budget: int | str | None, pager: Any) -> Any:
-    if pager is not None:
-        return pager
-    if budget is None:
-        return default_pager()
-    if isinstance(budget, str):
-        budget = pagers.parse_bytes(budget)  # type: ignore[attr-defined]
-    return new_pager(int(budget))
 
 
 # The header --------------------------------------------------------------------------------------------
@@ -68,12 +57,12 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], DType, bool, int, int]:
     path = os.fsdecode(file.path)
     start = file.read(0, min(12, file.size))
     if len(start) < 10 or start[:6] != _MAGIC or start[6] not in (1, 2, 3):
-        raise PrunusError(f"{path} is no .npy file: it begins with {start[:8]!r}")
+        raise FormatError(f"{path} is no .npy file: it begins with {start[:8]!r}")
     version = start[6]
     lead = 10 if version == 1 else 12
     (length,) = struct.unpack("<H" if version == 1 else "<I", start[8:lead])
     if length > _LARGEST_HEADER or lead + length > file.size:
-        raise PrunusError(f"{path} has a header of {length} bytes and {file.size} in all")
+        raise FormatError(f"{path} has a header of {length} bytes and {file.size} in all")
     raw = start[:lead] + file.read(lead, length)
     try:
         stream = io.BytesIO(raw)
@@ -85,7 +74,7 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], DType, bool, int, int]:
                 stream, version=(version, 0), max_header_size=_LARGEST_HEADER
             )
     except (ValueError, SyntaxError, TypeError, UnicodeDecodeError) as error:
-        raise PrunusError(f"{path} has a malformed .npy header: {error}") from None
+        raise FormatError(f"{path} has a malformed .npy header: {error}") from None
     shape, fortran, dtype = read
     if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
         dtype = BFLOAT16  # what np.save writes for it
@@ -142,7 +131,7 @@ def empty(
         raise ValueError(f"order must be 'C' or 'F', got {order!r}")
     if kind.hasobject:
         raise TypeError(f"dtype {kind} cannot be in a file that is read page by page")
-    pager = _pager(budget, pager)
+    pager = pick_pager(budget, pager)
     header = _header(sizes, kind, order == "F")
     nbytes = len(header) + kind.itemsize * int(np.prod(sizes, dtype=object))
     if path is None:
@@ -212,14 +201,14 @@ def open(
 
     Raises
     ------
-    PrunusError
+    FormatError
         If it is no .npy file, or a malformed or truncated one.
     TypeError
         If it holds Python objects.
     """
     if mode not in ("r", "r+"):
         raise ValueError(f"mode must be 'r' or 'r+', got {mode!r}; new files are made by pr.paged.empty")
-    pager = _pager(budget, pager)
+    pager = pick_pager(budget, pager)
     file = pager.open(os.fspath(path), mode)
     shape, dtype, fortran, size, _ = _read_header(file)
     return from_file(
@@ -234,7 +223,7 @@ def save_array(source: Any, path: Path) -> None:
     """Write an array or expression to a .npy file, or to what ``pr.save`` makes of the name; atomic."""
     target = os.fspath(path)
     if not target.endswith(".npy"):
-        from prunus.paged.save import save  # type: ignore[import-not-found]
+        from prunus.paged.save import save
 
         save(target, {getattr(source, "name", "") or "array": source})
         return
