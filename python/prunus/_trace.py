@@ -33,8 +33,8 @@ class Record:
     name : str
         The operation: "matmul", "linear", "ffn", ...
     path : str
-        How the engine did it, with the SIMD level: "panel avx512", ...; where operands are in files also which
-        I/O engine read them: "panel avx512, io_uring".
+        How the engine did it, with the SIMD level: "panel avx512", ...; where operands are in files, also
+        which I/O engine read them: "panel avx512, io_uring".
     start, seconds : float
         Seconds since the trace began, and for how long.
     depth : int

@@ -1,10 +1,10 @@
 """A fixture for tests of arrays on disk: the compiled pager, or the plain one where the build has none."""
 
 import pytest
-from support import plain_pager
 
 from prunus import _core
 from prunus.paged import pagers
+from support import plain_pager
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from prunus.paged.array import PagedArray, from_file
 from prunus.paged.checksums import ChecksumError, Mismatch
 from prunus.paged.expr import PagedExpr
 from prunus.paged.files import File
+from prunus.paged.layers import PagedFFN
 from prunus.paged.pagers import Pager, default_pager, parse_bytes
 from prunus.paged.save import save
 from prunus.paged.sparse import PagedBSR
@@ -20,6 +21,7 @@ __all__ = [
     "PagedArray",
     "PagedBSR",
     "PagedExpr",
+    "PagedFFN",
     "Pager",
     "default_pager",
     "empty",

@@ -18,8 +18,8 @@ from prunus.paged.store import Store
 __all__ = ["GROUP", "BlockFile", "Piece", "least_budget", "panel_of"]
 
 # Bytes of blocks that are multiplied at a time where they are put together: enough that what a product does
-# once a call, such as packing its dense operand, is a small part of it. A constant, so that where sums are cut
-# does not depend on a budget.
+# once a call, such as packing its dense operand, is a small part of it. A constant, so that where sums are
+# cut does not depend on a budget.
 GROUP: Final = 8 << 20
 # A panel of a stream takes at most this share of the budget: some are on their way while one is used.
 _SHARE: Final = 16

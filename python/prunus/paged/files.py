@@ -13,7 +13,18 @@ from prunus._dtypes import DType
 from prunus._errors import FormatError, PrunusError
 from prunus.paged.array import PagedArray, from_file
 from prunus.paged.checksums import Checksums, Mismatch
-from prunus.paged.headers import CHECKSUMS, Blocks, Header, Tensor, is_npy, numpy_dtype, read_header, read_npy
+from prunus.paged.headers import (
+    CHECKSUMS,
+    Blocks,
+    Header,
+    Layer,
+    Tensor,
+    is_npy,
+    numpy_dtype,
+    read_header,
+    read_npy,
+)
+from prunus.paged.layers import PagedFFN
 from prunus.paged.pagers import panel_of, pick_pager
 from prunus.paged.shards import find_shards, is_index
 from prunus.paged.sparse import PagedBSR
@@ -37,7 +48,7 @@ class Part(NamedTuple):
     header: Header
 
 
-class File(Mapping[str, "PagedArray | PagedBSR"]):
+class File(Mapping[str, "PagedArray | PagedBSR | PagedFFN"]):
     """An open safetensors file, or a checkpoint of several, as a mapping of names to arrays; see ``pr.open``.
 
     Arrays keep the file open: they go on working after the mapping is gone, until it is closed.
@@ -53,14 +64,14 @@ class File(Mapping[str, "PagedArray | PagedBSR"]):
         self._writable = writable
         self._checks = {id(part.file): Checksums(*part, panel_of(pager)) for part in parts} if verify else {}
         self._sound: set[str] = set()  # what was verified already
-        self._arrays: dict[str, PagedArray | PagedBSR] = {}
+        self._arrays: dict[str, PagedArray | PagedBSR | PagedFFN] = {}
         self._closed = False
         for checks in self._checks.values():
             checks.require(None)
 
     # A mapping -----------------------------------------------------------------------------------------
 
-    def __getitem__(self, name: str) -> PagedArray | PagedBSR:
+    def __getitem__(self, name: str) -> PagedArray | PagedBSR | PagedFFN:
         part = self._part(name)
         found = self._arrays.get(name)
         if found is None:
@@ -87,9 +98,11 @@ class File(Mapping[str, "PagedArray | PagedBSR"]):
         except (KeyError, TypeError):
             raise KeyError(f"{self.path} has no {name!r}; it has {_some(list(self._where))}") from None
 
-    def _open(self, part: Part, name: str) -> PagedArray | PagedBSR:
+    def _open(self, part: Part, name: str) -> PagedArray | PagedBSR | PagedFFN:
         blocks = part.header.blocks.get(name)
         writable, pager = self._writable, self._pager
+        if name in part.header.layers:
+            return PagedFFN.from_file(part.file, part.header.layers[name], name, self._pager)
         if blocks is not None:
             return PagedBSR.from_file(part.file, blocks, name, writable, pager)
         one = part.header.tensors[name]
@@ -106,6 +119,8 @@ class File(Mapping[str, "PagedArray | PagedBSR"]):
     def _tensors(self, name: str) -> tuple[Tensor, ...]:
         """Return the tensors that an array is made of."""
         header = self._part(name).header
+        if name in header.layers:
+            return header.layers[name].tensors
         blocks = header.blocks.get(name)
         return (header.tensors[name],) if blocks is None else (blocks.values, blocks.indices, blocks.indptr)
 
@@ -147,16 +162,46 @@ class File(Mapping[str, "PagedArray | PagedBSR"]):
         """Bytes of all arrays together."""
         return sum(one.nbytes for name in self for one in self._tensors(name))
 
-    def describe(self, name: str) -> Tensor | Blocks:
+    def describe(self, name: str) -> Tensor | Blocks | Layer:
         """Return how an array is stored; nothing is read.
 
         Returns
         -------
-        Tensor or Blocks
-            For a dense array its tensor, for a block-sparse one its shape, blocks and component tensors.
+        Tensor, Blocks or Layer
+            For a dense array its tensor, for a block-sparse one and a layer its sizes and component tensors.
         """
         header = self._part(name).header
-        return header.blocks.get(name) or header.tensors[name]
+        return header.blocks.get(name) or header.layers.get(name) or header.tensors[name]
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the feed-forward layers."""
+        return [name for name in self if name in self._part(name).header.layers]
+
+    def layer(self, name: str, resident: str | None = None) -> PagedFFN:
+        """Return a feed-forward layer, and say whether the matrix that decides stays in memory.
+
+        Parameters
+        ----------
+        name : str
+            Which one.
+        resident : {"panel", "none"}, optional
+            It stays by default where it takes at most half of the budget.
+
+        Raises
+        ------
+        KeyError
+            If there is none of that name.
+        """
+        if name not in self.layers:
+            raise KeyError(f"{self.path} has no layer {name!r}; it has {_some(self.layers)}")
+        part = self._part(name)
+        if id(part.file) in self._checks:
+            for one in self._tensors(name):
+                self._verify_once(part, one.name)
+        found = PagedFFN.from_file(part.file, part.header.layers[name], name, self._pager, resident)
+        self._arrays[name] = found
+        return found
 
     # Reading ---------------------------------------------------------------------------------------------
 
@@ -199,7 +244,8 @@ class File(Mapping[str, "PagedArray | PagedBSR"]):
     def flush(self) -> None:
         """Write back what was changed, and wait until it is on the disk."""
         for array in self._arrays.values():
-            (array.values if isinstance(array, PagedBSR) else array).flush()
+            if not isinstance(array, PagedFFN):
+                (array.values if isinstance(array, PagedBSR) else array).flush()
 
     def close(self) -> None:
         """Flush and close; the arrays that came from here cannot be used afterwards."""
@@ -359,6 +405,8 @@ def _file_of(
 def _listed(header: Header, name: str, index: dict[str, str], own: str) -> bool:
     """Say whether an index puts an array into this file."""
     blocks = header.blocks.get(name)
+    if name in header.layers:
+        return index.get(header.layers[name].bundle.name) == own
     return index.get(name if blocks is None else blocks.values.name) == own
 
 

@@ -15,13 +15,16 @@ from prunus import _layout as lay
 from prunus._dtypes import Array, DType
 from prunus._errors import FormatError, PrunusError
 
-__all__ = ["Blocks", "Header", "Tensor", "is_npy", "load", "read_header", "read_npy"]
+__all__ = ["Blocks", "Header", "Layer", "Tensor", "is_npy", "load", "read_header", "read_npy"]
 
 MARK: Final = "prunus"  # metadata: the version of what prunus adds to the format
 BSR: Final = "prunus.bsr"  # metadata: which arrays are block-sparse, as JSON
+LAYERS: Final = "prunus.ffn"  # metadata: which tensors are feed-forward layers, as JSON
 CHECKSUMS: Final = "prunus.crc32c"  # metadata: bytes of a page that has a checksum
 TABLE: Final = "__crc32c"  # the tensor of checksums
 PARTS: Final = ("values", "indices", "indptr")
+LAYER_PARTS: Final = ("panel", "bundle", "b_up", "b_down")
+DECIDERS: Final = ("up", "gate", "predictor")
 VERSION: Final = "1"
 
 
@@ -62,6 +65,43 @@ class Blocks(NamedTuple):
         return self.blocks / positions if positions else 0.0
 
 
+class Layer(NamedTuple):
+    """A packed feed-forward layer in a file: its sizes, and the tensors it is made of.
+
+    Rows of the tensors are units; they may be longer than what they hold, so that they begin on pages.
+    """
+
+    decide: str
+    gated: bool
+    units: int
+    features: int
+    out_features: int
+    bundle: Tensor
+    panel: Tensor | None
+    b_up: Tensor | None
+    b_down: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the output, of the hidden layer and of the input."""
+        return (self.out_features, self.units, self.features)
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices (units, features) a bundle has a row of."""
+        return 1 + self.gated - (self.panel is not None)
+
+    @property
+    def width(self) -> int:
+        """Values of a bundle."""
+        return self.matrices * self.features + self.out_features
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that are there."""
+        return tuple(one for one in (self.bundle, self.panel, self.b_up, self.b_down) if one is not None)
+
+
 class Header(NamedTuple):
     """What a safetensors file holds."""
 
@@ -69,11 +109,13 @@ class Header(NamedTuple):
     tensors: dict[str, Tensor]  # as stored, in the file's order, without what only fills gaps
     metadata: dict[str, str]  # as stored
     blocks: dict[str, Blocks]  # block-sparse arrays by name
+    layers: dict[str, Layer]  # feed-forward layers by name
 
     @property
     def names(self) -> list[str]:
         """Names of the arrays as users see them: a block-sparse one has one name."""
         parts = {f"{name}.{part}": name for name in self.blocks for part in PARTS}
+        parts |= {one.name: name for name, layer in self.layers.items() for one in layer.tensors}
         return list(dict.fromkeys(parts.get(name, name) for name in self.tensors if not self._own(name)))
 
     def _own(self, name: str) -> bool:
@@ -110,7 +152,10 @@ def read_header(file: Any) -> Header:
     found, metadata = _core.parse_safetensors(file.read(0, size), file.size, path)
     ours = MARK in metadata
     tensors = {one[0]: Tensor(*one) for one in found if not (ours and _is_pad(one[0], one[1]))}
-    return Header(size, tensors, metadata, _blocks(metadata, tensors, path) if ours else {})
+    if not ours:
+        return Header(size, tensors, metadata, {}, {})
+    blocks, layers = (_described(metadata, tensors, path, *kind) for kind in _KINDS)
+    return Header(size, tensors, metadata, blocks, layers)
 
 
 def _is_pad(name: str, dtype: str) -> bool:
@@ -118,16 +163,46 @@ def _is_pad(name: str, dtype: str) -> bool:
     return dtype == "uint8" and rest != name and rest.isascii() and rest.isdigit()
 
 
-def _blocks(metadata: dict[str, str], tensors: dict[str, Tensor], path: str) -> dict[str, Blocks]:
-    """Find the block-sparse arrays that the metadata tells of."""
-    text = metadata.get(BSR)
+def _described(
+    metadata: dict[str, str], tensors: dict[str, Tensor], path: str, key: str, what: str, make: Any
+) -> dict[str, Any]:
+    """Find what is made of several tensors, as the metadata tell."""
+    text = metadata.get(key)
     if text is None:
         return {}
     try:
         described = json.loads(text)
-        return {str(name): _block(str(name), one, tensors) for name, one in described.items()}
+        return {str(name): make(str(name), one, tensors) for name, one in described.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{path}: the metadata {BSR!r} describe no block-sparse arrays: {error}") from error
+        raise FormatError(f"{path}: the metadata {key!r} describe no {what}: {error}") from error
+
+
+def _layer(name: str, described: dict[str, Any], tensors: dict[str, Tensor]) -> Layer:
+    decide, gated = described["decide"], described["gated"]
+    sizes = [described[key] for key in ("hidden", "features", "out_features")]
+    if decide not in DECIDERS or not isinstance(gated, bool) or (decide == "gate" and not gated):
+        raise ValueError(f"layer {name!r} cannot be gated={gated!r} and decided by {decide!r}")
+    if not all(type(n) is int and n >= 0 for n in sizes):
+        raise ValueError(f"expected the sizes of layer {name!r} to be whole numbers, got {sizes}")
+    panel, bundle, b_up, b_down = (tensors.get(f"{name}.{part}") for part in LAYER_PARTS)
+    if bundle is None or (panel is None) != (decide == "predictor"):
+        missing = "bundle" if bundle is None else "panel"
+        raise ValueError(f"layer {name!r} decided by {decide!r} and its tensor {name}.{missing} do not fit")
+    layer = Layer(decide, gated, *sizes, bundle, panel, b_up, b_down)
+    units, features, out = sizes
+    for one, width in ((bundle, layer.width), (panel, features)):
+        if one is None:
+            continue
+        if len(one.shape) != 2 or one.shape[0] != units or one.shape[1] < width:
+            raise ValueError(
+                f"expected {one.name} of {units} rows of at least {width} values, got {one.shape}"
+            )
+        if one.dtype != bundle.dtype or one.dtype not in _FLOATS:
+            raise ValueError(f"expected {one.name} of floats, the same in all tables, got {one.dtype}")
+    for one, length in ((b_up, units), (b_down, out)):
+        if one is not None and (one.shape != (length,) or one.dtype not in _FLOATS):
+            raise ValueError(f"expected {one.name} of {length} floats, got {one.dtype} {one.shape}")
+    return layer
 
 
 def _block(name: str, described: dict[str, Any], tensors: dict[str, Tensor]) -> Blocks:
@@ -155,6 +230,11 @@ def _block(name: str, described: dict[str, Any], tensors: dict[str, Tensor]) -> 
             f"and {indptr.dtype}"
         )
     return Blocks(shape, blocksize, values, indices, indptr)
+
+
+# What is made of several tensors: the metadata's key, what it is called, and what checks one.
+_KINDS: Final = ((BSR, "block-sparse arrays", _block), (LAYERS, "feed-forward layers", _layer))
+_FLOATS: Final = ("float32", "float64", "float16", "bfloat16")
 
 
 def read_npy(file: Any) -> tuple[Tensor, bool]:

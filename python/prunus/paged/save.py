@@ -17,10 +17,12 @@ from prunus._dtypes import DType
 from prunus.paged import headers
 from prunus.paged.checksums import PAGE, Running, crc_of, pages_of
 from prunus.paged.files import PathLike
+from prunus.paged.layers import layer_parts
 from prunus.paged.output import Output
 from prunus.paged.pagers import Pager, default_pager, parse_bytes
 from prunus.paged.sources import Source, blocks_of, cut, is_paged, source_of
 from prunus.paged.sparse import PagedBSR
+from prunus.pruning.ffn import FeedForward
 
 __all__ = ["save", "save_npy", "save_tensors"]
 
@@ -48,8 +50,8 @@ def save(
         Where to. The ending ``.npy`` chooses that format. A symbolic link stays, what it points to is
         replaced.
     arrays : mapping of str to array, or array
-        What to write: ndarrays of any strides, BSR arrays, paged arrays and expressions, torch tensors on the
-        host, or an open :class:`File`. For ``.npy`` one array.
+        What to write: ndarrays of any strides, BSR arrays, FFN layers, paged arrays and expressions, torch
+        tensors on the host, or an open :class:`File`. For ``.npy`` one array.
     metadata : mapping of str to str, optional
         Kept beside the arrays; only for safetensors.
     checksums : bool, int or str
@@ -92,16 +94,21 @@ def save(
         )
     parts: dict[str, Source] = {}
     sparse: dict[str, Any] = {}
+    layers: dict[str, Any] = {}
     for name, value in arrays.items():
         if not isinstance(name, str):
             raise TypeError(f"{text}: names of arrays must be str, got {name!r}")
-        _add(parts, sparse, name, value)
-    save_tensors(text, parts, sparse, metadata, page, align, using)
+        _add(parts, sparse, layers, name, value)
+    save_tensors(text, parts, sparse, metadata, page, align, using, layers=layers)
 
 
-def _add(parts: dict[str, Source], sparse: dict[str, Any], name: str, value: Any) -> None:
+def _add(
+    parts: dict[str, Source], sparse: dict[str, Any], layers: dict[str, Any], name: str, value: Any
+) -> None:
     """Add an array's tensors under their names."""
-    if isinstance(value, (BSR, PagedBSR)):
+    if isinstance(value, FeedForward):
+        layers[name], new = layer_parts(value, name)
+    elif isinstance(value, (BSR, PagedBSR)):
         values, indices, indptr, shape, blocksize = blocks_of(value)
         sparse[name] = {"shape": list(shape), "blocksize": list(blocksize)}
         found = dict(
@@ -113,7 +120,7 @@ def _add(parts: dict[str, Source], sparse: dict[str, Any], name: str, value: Any
     for key, source in new.items():
         if key in parts:
             raise ValueError(
-                f"two tensors are called {key!r}: a block-sparse array {name!r} has one of that name"
+                f"two tensors are called {key!r}: {name!r} is made of several and has one of that name"
             )
         parts[key] = source
 
@@ -143,6 +150,7 @@ def save_tensors(
     align: int,
     pager: Any,
     progress: Callable[[str, int], None] | None = None,
+    layers: Mapping[str, Any] | None = None,
 ) -> None:
     """Write tensors to a safetensors file; ``progress`` is told the name and bytes of each piece."""
     for key, value in dict(metadata or {}).items():
@@ -154,6 +162,8 @@ def save_tensors(
     own = {headers.MARK: headers.VERSION}
     if sparse:
         own[headers.BSR] = json.dumps(dict(sparse), ensure_ascii=False)
+    if layers:
+        own[headers.LAYERS] = json.dumps(dict(layers), ensure_ascii=False)
     specs = [(name, file_dtype(one.dtype, name), one.shape) for name, one in parts.items()]
     last = None
     if page is not None:

@@ -195,7 +195,7 @@ class _Call(NamedTuple):
         return result
 
     def _turned(self) -> Operand:
-        """Return the operand that stands on the left: with ``flip`` the transpose, as (x @ w) = (w.T @ x.T).T."""
+        """Return the operand that stands on the left; with ``flip`` w.T, as (x @ w) is (w.T @ x.T).T."""
         w = self.w
         return replace(w, _t=not w._t, _rows=w._cols, _cols=w._rows) if self.flip else w
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from prunus import _core, engines
 from prunus._arrays import as_floats
 from prunus._dtypes import F32, F64, Array, DType, result_dtype
 from prunus._layout import blocks_along
+from prunus._operands import is_on_disk
 from prunus._trace import Span
 from prunus.engines import Found
 from prunus.engines.base import ACTIVATIONS
@@ -24,12 +26,15 @@ __all__ = [
     "as_vector",
     "check_activation",
     "check_branch",
+    "combine",
     "contribute",
     "count_rows",
+    "dots",
     "find",
     "norms_of",
     "spread",
     "sums_dtype",
+    "watched",
 ]
 
 # Rows that share one reading of the weights: what ``union_live`` is counted over.
@@ -65,8 +70,11 @@ def as_rows(x: Any, features: int, name: str = "x") -> Rows:
     return Rows(x.reshape(math.prod(x.shape[:-1]), features), x.shape[:-1])
 
 
-def as_table(w: Any, name: str) -> Array:
+def as_table(w: Any, name: str) -> Any:
     """Return weights (units, features) with contiguous rows; a copy only where they are not.
+
+    Those on disk stay there: they become a :class:`prunus.paged.tables.Table`, which :func:`dots` and
+    :func:`combine` take like an ndarray.
 
     Raises
     ------
@@ -75,6 +83,10 @@ def as_table(w: Any, name: str) -> Array:
     ValueError
         If they are not two-dimensional.
     """
+    if is_on_disk(w):
+        from prunus.paged import tables  # it builds on this package
+
+        return tables.as_table(w, name)
     w = as_floats(w, name)
     if w.ndim != 2:
         raise ValueError(f"{name} must have two dimensions (out, in), got shape {w.shape}")
@@ -146,10 +158,38 @@ def norms_of(h: Array, branch: int, norm: str) -> Array:
     return np.where(np.isfinite(most), norms, most)
 
 
+def dots(
+    x: Array,
+    w: Any,
+    out: Array,
+    live: Array | None = None,
+    branch: int = 1,
+    bias: Array | None = None,
+    activation: str | None = None,
+    scale: Array | None = None,
+    found: Found | None = None,
+) -> None:
+    """Compute units as :meth:`prunus.engines.base.Engine.dots`, with a table in memory or on disk."""
+    if isinstance(w, np.ndarray):
+        engines.active().dots(x, w, out, live, branch, bias, activation, scale, found)
+    else:
+        w.dots(x, out, live, branch, bias, activation, scale, found)
+
+
+def combine(
+    h: Array, w: Any, out: Array, live: Array | None = None, branch: int = 1, bias: Array | None = None
+) -> None:
+    """Add what units contribute as :meth:`prunus.engines.base.Engine.combine`, with any table."""
+    if isinstance(w, np.ndarray):
+        engines.active().combine(h, w, out, live, branch, bias)
+    else:
+        w.combine(h, out, live, branch, bias)
+
+
 def find(
     policy: Policy,
     x: Array,
-    w: Array,
+    w: Any,
     out: Array,
     branch: int,
     bias: Array | None = None,
@@ -171,46 +211,59 @@ def find(
     known : bool
         Whether the policy foresaw it.
     """
-    engine = engines.active()
     branches = blocks_along(len(w), branch)
     live = foreseen(policy, x, branches) if ask else None
     if live is not None:
         live = np.ascontiguousarray(live)
-        engine.dots(x, w, out, live, branch, bias, activation)
+        dots(x, w, out, live, branch, bias, activation)
         return live, True
     norms = np.empty((len(x), branches), sums_dtype(x.dtype, w.dtype, out.dtype))
     # A class derived from Threshold may select otherwise: then it is asked like any other policy.
     if isinstance(policy, Threshold) and type(policy).select is Threshold.select and policy.rows == 1:
         live = np.empty((len(x), branches), bool)
         found = Found(branch, policy.norm, norms, live, policy.tau)
-        engine.dots(x, w, out, None, branch, bias, activation, None, found)
+        dots(x, w, out, None, branch, bias, activation, None, found)
         return live, False
-    engine.dots(x, w, out, None, branch, bias, activation, None, Found(branch, policy.norm, norms))
+    dots(x, w, out, None, branch, bias, activation, None, Found(branch, policy.norm, norms))
     live = np.ascontiguousarray(decide(policy, norms))
     if clear and not live.all():
         out[~spread(live, branch, len(w))] = 0
     return live, False
 
 
-def contribute(h: Array, w: Array, out: Array, live: Array, branch: int, bias: Array | None = None) -> None:
+def contribute(h: Array, w: Any, out: Array, live: Array, branch: int, bias: Array | None = None) -> None:
     """Write ``h @ w.T + bias`` where only live units take part, for weights (out, units) that lie by outputs.
 
     They are read whole: a dead unit's column shares cache lines with live ones.
     """
-    engine = engines.active()
-    engine.dots(h, w, out, None, 1, bias)
+    dots(h, w, out, None, 1, bias)
     # A dead unit's 0 is harmless unless it meets an infinity or NaN in w. Such rows are done again without
     # their dead units.
-    for row in np.flatnonzero(~np.isfinite(out).all(axis=1)):
+    wrong = np.flatnonzero(~np.isfinite(out).all(axis=1))
+    if len(wrong) and not isinstance(w, np.ndarray):
+        w.contribute_again(h, out, spread(live, branch, h.shape[1]), bias, wrong)
+        return
+    engine = engines.active()
+    for row in wrong:
         at = np.flatnonzero(spread(live[row : row + 1], branch, h.shape[1])[0])
         engine.dots(h[row : row + 1, at], np.ascontiguousarray(w[:, at]), out[row : row + 1], None, 1, bias)
+
+
+def watched(at: Span, *tables: Any) -> AbstractContextManager[None]:
+    """Check the files of tables on disk around an operation, and count what it reads."""
+    stores = [table.store for table in tables if table is not None and not isinstance(table, np.ndarray)]
+    if not stores:
+        return nullcontext()
+    from prunus.paged.reading import reading
+
+    return reading(at, stores)
 
 
 def count_rows(
     at: Span,
     live: Array | None,
     branch: int,
-    tables: list[tuple[Array, bool]],
+    tables: list[tuple[Any, bool]],
     rows: int,
     units: int | None = None,
 ) -> None:
@@ -224,7 +277,7 @@ def count_rows(
         Shape (rows, branches).
     branch : int
         Units in a branch.
-    tables : list of (ndarray, bool)
+    tables : list of (ndarray or Table, bool)
         Each table, and whether all of it was computed, live or not.
     rows : int
         Rows of the input.
@@ -232,4 +285,16 @@ def count_rows(
         Units of a row, where there is no table that has as many rows.
     """
     seen = None if live is None else live.view(np.uint8)
-    at.add(*_core.count_rows(seen, branch, rows, len(tables[0][0]) if units is None else units, TILE, tables))
+    paged = [(table, whole) for table, whole in tables if not isinstance(table, np.ndarray)]
+    tables = [(getattr(table, "like", table), whole) for table, whole in tables]
+    numbers = _core.count_rows(
+        seen, branch, rows, len(tables[0][0]) if units is None else units, TILE, tables
+    )
+    if paged:  # what is read is counted where it is read; here what stayed on disk
+        dead = 0
+        if live is not None and live.size:
+            needed = np.logical_or.reduce(live, axis=0, keepdims=True)
+            dead = int((~spread(needed, branch, len(paged[0][0]))).sum())
+        left = sum(dead * table.row_bytes for table, whole in paged if not whole)
+        numbers = (*numbers[:2], 0, left, *numbers[4:])
+    at.add(*numbers)

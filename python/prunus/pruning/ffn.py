@@ -19,7 +19,7 @@ from prunus._trace import Span, span
 from prunus.pruning import _rows
 from prunus.pruning.policies import Policy, Threshold, as_policy, foreseen
 
-__all__ = ["FFN", "ffn"]
+__all__ = ["FFN", "FeedForward", "ffn"]
 
 DECIDERS: Final = ("up", "gate", "predictor")
 # Bundles of at least half a page begin on a page of their own: a disk reads whole ones.
@@ -45,7 +45,109 @@ def _copied(vector: Array | None) -> Array | None:
     return None if vector is None else vector.copy()
 
 
-class FFN:
+class FeedForward:
+    """What feed-forward layers in memory and on disk have in common: how they are called."""
+
+    __slots__ = ()
+
+    decide: str
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units."""
+        raise NotImplementedError
+
+    @property
+    def features(self) -> int:
+        """Length of an input."""
+        raise NotImplementedError
+
+    @property
+    def out_features(self) -> int:
+        """Length of an output."""
+        raise NotImplementedError
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is a gate."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> DType:
+        """Dtype of the weights."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights, with the padding between bundles."""
+        raise NotImplementedError
+
+    def _run(
+        self, at: Span, x: Array, y: Array, activation: str | None, policy: Policy | None, branch: int
+    ) -> None:
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        x: Any,
+        activation: str | None = "relu",
+        prune: Any = None,
+        branch: int = 1,
+        out: Array | None = None,
+    ) -> Array:
+        """Return the layer's output for every row of ``x``.
+
+        Parameters
+        ----------
+        x : array_like
+            Shape (*lead, features).
+        activation : {"relu", "gelu", "silu"} or None
+            Of the gate, or of the up-projection where there is no gate; None is the identity.
+        prune : policy, optional
+            Decides which branches are live for each row. Where the up-projection of a gated layer decides,
+            the policy sees it before any activation. None: nothing is pruned, whatever the layer was packed
+            for.
+        branch : int, default 1
+            Neighbouring hidden units that live and die together.
+        out : ndarray, optional
+            Where to write, of the result's shape and dtype, in C order.
+
+        Returns
+        -------
+        ndarray
+            Shape (*lead, out_features). A row's result does not depend on the other rows.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, or the layer was packed with ``decide="predictor"`` and the policy does not
+            foresee.
+        TypeError
+            If ``x`` is no array of floats.
+        """
+        _rows.check_activation(activation)
+        rows = _rows.as_rows(x, self.features)
+        policy, branch = as_policy(prune), _rows.check_branch(branch, self.hidden)
+        kind = result_dtype(rows.x.dtype, self.dtype)
+        if out is None:
+            y = np.empty((len(rows.x), self.out_features), kind)
+        else:
+            shape = (*rows.lead, self.out_features)
+            if not isinstance(out, np.ndarray):
+                raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
+            if out.shape != shape or out.dtype != kind or not out.flags.c_contiguous:
+                raise ValueError(
+                    f"out must be {kind} of shape {shape} in C order, got {out.dtype} {out.shape}"
+                )
+            if np.may_share_memory(out, rows.x):
+                raise ValueError("out overlaps x")
+            y = out.reshape(len(rows.x), self.out_features)
+        with span("ffn") as at:
+            self._run(at, rows.x, y, activation, policy, branch)
+        return rows.restore(y) if out is None else out
+
+
+class FFN(FeedForward):
     """A packed feed-forward layer: ``down(activation(up x))`` or ``down(activation(gate x) · up x)``.
 
     Made by :meth:`pack`; frozen.
@@ -135,7 +237,6 @@ class FFN:
             kind = as_dtype(dtype)
             if kind not in FLOATS:
                 raise TypeError(f"weights are kept as floats, got dtype={kind}")
-        self = object.__new__(cls)
         panel = {"up": up, "gate": gate, "predictor": None}[decide]
         rest = [part for part in (up, gate) if part is not None and part is not panel]
         width = features * len(rest) + down.shape[0]
@@ -146,14 +247,33 @@ class FFN:
         first = None if panel is None else _aligned(panel.shape, kind)
         if first is not None and panel is not None:
             first[...] = panel
-        parts = [bundle[:, i * features : (i + 1) * features] for i in range(len(rest))]
-        self._down = bundle[:, len(rest) * features :]
-        self._up = first if decide == "up" and first is not None else parts[0]
-        self._gate = None if gate is None else first if decide == "gate" else parts[-1]
         # Copies, as the weights are: what is frozen does not change with a caller's arrays.
-        self._b_up = _copied(_rows.as_vector(b_up, units, "b_up"))
-        self._b_down = _copied(_rows.as_vector(b_down, down.shape[0], "b_down"))
-        self._kept = (bundle,) if first is None else (first, bundle)
+        biases = (
+            _copied(_rows.as_vector(b_up, units, "b_up")),
+            _copied(_rows.as_vector(b_down, down.shape[0], "b_down")),
+        )
+        return cls._assemble(first, bundle, decide, features, gate is not None, *biases)
+
+    @classmethod
+    def _assemble(
+        cls,
+        panel: Array | None,
+        bundle: Array,
+        decide: str,
+        features: int,
+        gated: bool,
+        b_up: Array | None,
+        b_down: Array | None,
+    ) -> Self:
+        """Return a layer made of tables that are laid out as :meth:`pack` does, which become its own."""
+        self = object.__new__(cls)
+        count = 1 + gated - (panel is not None)
+        parts = [bundle[:, i * features : (i + 1) * features] for i in range(count)]
+        self._down = bundle[:, count * features :]
+        self._up = panel if decide == "up" and panel is not None else parts[0]
+        self._gate = None if not gated else panel if decide == "gate" else parts[-1]
+        self._b_up, self._b_down = b_up, b_down
+        self._kept = (bundle,) if panel is None else (panel, bundle)
         self.decide = decide
         for array in (*self._kept, self._up, self._down, self._gate):
             if array is not None:
@@ -190,64 +310,51 @@ class FFN:
         """Bytes of weights, with the padding between bundles."""
         return sum(len(table) * table.strides[0] for table in self._kept)
 
-    def __call__(
-        self,
-        x: Any,
-        activation: str | None = "relu",
-        prune: Any = None,
-        branch: int = 1,
-        out: Array | None = None,
-    ) -> Array:
-        """Return the layer's output for every row of ``x``.
+    def save(self, path: Any, name: str = "ffn", **options: Any) -> None:
+        """Write the layer to a safetensors file, in the layout in which it is read from disk.
 
         Parameters
         ----------
-        x : array_like
-            Shape (*lead, features).
-        activation : {"relu", "gelu", "silu"} or None
-            Of the gate, or of the up-projection where there is no gate; None is the identity.
-        prune : policy, optional
-            Decides which branches are live for each row. Where the up-projection of a gated layer decides,
-            the policy sees it before any activation. None: nothing is pruned, whatever the layer was packed
-            for.
-        branch : int, default 1
-            Neighbouring hidden units that live and die together.
-        out : ndarray, optional
-            Where to write, of the result's shape and dtype, in C order.
-
-        Returns
-        -------
-        ndarray
-            Shape (*lead, out_features). A row's result does not depend on the other rows.
+        path : path-like
+            Where to.
+        name : str
+            What it is called there: ``pr.open(path)[name]``, or :meth:`open`.
+        **options
+            As :func:`prunus.save`: ``metadata``, ``checksums``, ``align``.
 
         Raises
         ------
-        ValueError
-            If shapes do not fit, or the layer was packed with ``decide="predictor"`` and the policy does not
-            foresee.
-        TypeError
-            If ``x`` is no array of floats.
+        OSError
+            If the disk is full or refuses; what was there is untouched then.
         """
-        _rows.check_activation(activation)
-        rows = _rows.as_rows(x, self.features)
-        policy, branch = as_policy(prune), _rows.check_branch(branch, self.hidden)
-        kind = result_dtype(rows.x.dtype, self.dtype)
-        if out is None:
-            y = np.empty((len(rows.x), self.out_features), kind)
-        else:
-            shape = (*rows.lead, self.out_features)
-            if not isinstance(out, np.ndarray):
-                raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
-            if out.shape != shape or out.dtype != kind or not out.flags.c_contiguous:
-                raise ValueError(
-                    f"out must be {kind} of shape {shape} in C order, got {out.dtype} {out.shape}"
-                )
-            if np.may_share_memory(out, rows.x):
-                raise ValueError("out overlaps x")
-            y = out.reshape(len(rows.x), self.out_features)
-        with span("ffn") as at:
-            self._run(at, rows.x, y, activation, policy, branch)
-        return rows.restore(y) if out is None else out
+        from prunus.paged.save import save  # it builds on this module
+
+        save(path, {name: self}, **options)
+
+    @staticmethod
+    def open(path: Any, name: str | None = None, budget: Any = None, resident: str | None = None) -> Any:
+        """Open a layer that :meth:`save` or :func:`prunus.save` wrote; its weights stay on disk.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+        name : str, optional
+            Which of its layers; may be left out where there is one.
+        budget : int or str, optional
+            Bytes of memory of a pager of its own, such as ``"512 MiB"``.
+        resident : {"panel", "none"}, optional
+            Whether the matrix that decides stays in memory once it was read. It does by default where it
+            takes at most half of the budget.
+
+        Returns
+        -------
+        prunus.paged.PagedFFN
+            It is called as an FFN is.
+        """
+        from prunus.paged.layers import open_layer  # it builds on this module
+
+        return open_layer(path, name, budget, resident)
 
     def _run(
         self, at: Span, x: Array, y: Array, activation: str | None, policy: Policy | None, branch: int
@@ -319,9 +426,9 @@ def ffn(
     ----------
     x : array_like
         Shape (*lead, d).
-    w_up, w_gate : array_like
+    w_up, w_gate : array_like or PagedArray
         Shape (H, d).
-    w_down : array_like
+    w_down : array_like or PagedArray
         Shape (d_out, H).
     b_up, b_down : array_like, optional
         Biases.
@@ -366,15 +473,14 @@ def ffn(
     rows = _rows.as_rows(x, features)
     bias_up, bias_down = _rows.as_vector(b_up, units, "b_up"), _rows.as_vector(b_down, len(down), "b_down")
     kind = result_dtype(result_dtype(rows.x.dtype, up.dtype), down.dtype)
-    engine = engines.active()
-    with span("ffn") as at:
+    with span("ffn") as at, _rows.watched(at, up, down, gate):
         h = np.empty((len(rows.x), units), _rows.sums_dtype(kind))
         if gate is None:
             live, known = _rows.find(policy, rows.x, up, h, branch, bias_up, activation)
         else:
             first = np.empty_like(h)
             live, known = _rows.find(policy, rows.x, gate, first, branch, None, activation)
-            engine.dots(rows.x, up, h, live, branch, bias_up, None, first)
+            _rows.dots(rows.x, up, h, live, branch, bias_up, None, first)
         y = np.empty((len(rows.x), len(down)), kind)
         _rows.contribute(h, down, y, live, branch, bias_down)
         if at:

@@ -10,6 +10,7 @@ from prunus import _construct, engines
 from prunus._bsr import BSR
 from prunus._dtypes import Array, DType, result_dtype
 from prunus._layout import blocks_along
+from prunus._operands import is_on_disk
 from prunus._trace import span
 from prunus.ops import matmul
 from prunus.pruning import _rows
@@ -37,8 +38,9 @@ def linear(
     ----------
     x : array_like
         Shape (*lead, in), floats, any strides.
-    w : array_like or BSR
-        Weights, (out, in).
+    w : array_like, BSR, or either on disk
+        Weights, (out, in). Of a matrix on disk only rows are read that a policy foresees to be live; where
+        the policy sees results, it is read once.
     b : array_like, optional
         Bias, (out,).
     activation : {"relu", "gelu", "silu"}, optional
@@ -81,7 +83,7 @@ def linear(
     _rows.check_activation(activation)
     policy = as_policy(prune)
     blockrows = _rows.check_branch(blockrows, name="blockrows")
-    if isinstance(w, BSR):
+    if isinstance(w, BSR) or (is_on_disk(w) and hasattr(w, "blocksize")):
         if w.ndim != 2:
             raise ValueError(f"w must have two dimensions (out, in), got shape {w.shape}")
         table = None
@@ -93,12 +95,12 @@ def linear(
     rows = _rows.as_rows(x, features)
     bias = _rows.as_vector(b, units, "b")
     kind = result_dtype(rows.x.dtype, w.dtype)
-    with span("linear") as at:
+    with span("linear") as at, _rows.watched(at, table):
         if policy is None:
             if table is None:
                 return rows.restore(matmul(rows.x, w.T, bias=bias, activation=activation))
             y = np.empty((len(rows.x), units), kind)
-            engines.active().dots(rows.x, table, y, None, 1, bias, activation)
+            _rows.dots(rows.x, table, y, None, 1, bias, activation)
             if at:
                 at.ran(engines.active().name)
                 _rows.count_rows(at, None, 1, [(table, True)], len(rows.x))
@@ -118,7 +120,7 @@ def linear(
 
 
 def _sparse(
-    x: Array, w: BSR, bias: Array | None, activation: str | None, policy: Any, branch: int, kind: DType
+    x: Array, w: Any, bias: Array | None, activation: str | None, policy: Any, branch: int, kind: DType
 ) -> tuple[Array, Array]:
     """Decide after a product with stored blocks."""
     sums = _rows.sums_dtype(x.dtype, w.dtype)

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from helpers import BF16, F16, F32, F64, I8, bound, close, dense, natural, sparse, values
-from support.paging import backend as backend  # noqa: PLC0414 - a fixture
 
 import prunus as pr
+from helpers import BF16, F16, F32, F64, I8, bound, close, dense, natural, sparse, values
 from prunus.paged import blocks, sparse_products
+from support.paging import backend as backend  # noqa: PLC0414 - a fixture
 
 pytestmark = pytest.mark.usefixtures("backend")
 MIB = 1 << 20
@@ -41,7 +41,7 @@ def read(file):
 
 
 def forms(rng, W, dtype, n, batch=()):
-    """Every product of ``W`` and its transpose with a dense operand: functions of W, and the same in float64."""
+    """Every product of ``W`` and its transpose with a dense operand: of W, and the same in float64."""
     m, k = W.shape[-2:]
     wide = dense(W)
     x, z = values(rng, (*batch, k, n), dtype), values(rng, (*batch, n, m), dtype)
@@ -70,7 +70,7 @@ def test_products_are_those_of_memory(rng, stored, monkeypatch, dtype, n, group)
         assert got.dtype == kind
         assert got.shape == (a @ b).shape
         close(got, a @ b, 2 * bound(a, b, kind, more=20))
-        if group == 8 * MIB or name in ("W @ x", "x @ W.T") and group == 5000:
+        if group == 8 * MIB or (group == 5000 and name in ("W @ x", "x @ W.T")):
             np.testing.assert_array_equal(got, product(W), err_msg=name)
 
 
@@ -243,7 +243,7 @@ def test_closed_and_replaced_files(rng, tmp_path):
     P = file["w"]
     P @ x
     pr.save(path, {"w": W})
-    with pytest.raises(OSError, match="replaced|changed"):
+    with pytest.raises(OSError, match=r"replaced|changed"):
         P @ x
     file.close()
     with pytest.raises((OSError, ValueError), match="closed"):

@@ -1,0 +1,411 @@
+"""Feed-forward layers whose weights stay on disk, where dead units are never read.
+
+The layout is that of :class:`prunus.FFN`: the matrix that decides is a table of its own (the panel), and all
+else that belongs to a unit is one row of another (its bundle). A call decides from the panel, which streams
+or stays in memory, and then reads the live units' bundles in ascending order: the pager is told of all of
+them first, and each span of units is multiplied while later ones are on their way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+
+from prunus import engines
+from prunus._dtypes import Array, DType
+from prunus._errors import PrunusError
+from prunus._format import size_text
+from prunus._layout import blocks_along
+from prunus._trace import Span as Traced
+from prunus.paged.array import from_file
+from prunus.paged.blocks import panel_of
+from prunus.paged.headers import Layer, load, numpy_dtype
+from prunus.paged.reading import reading
+from prunus.paged.sources import Source, source_of
+from prunus.paged.tables import Span, Table, Total, announced, spans
+from prunus.pruning import _rows
+from prunus.pruning.ffn import FFN, FeedForward
+from prunus.pruning.policies import Policy, foreseen
+
+__all__ = ["PagedFFN", "layer_parts", "open_layer"]
+
+RESIDENT: Final = ("panel", "none")
+_UNIT: Final = 64
+_PIECE: Final = 4 << 20
+
+
+class Resident(Table):
+    """A table that stays in memory once it was streamed: its panels are kept, in the pager's own memory."""
+
+    def __init__(self, table: Table) -> None:
+        super().__init__(table.store, table.start, table.shape, table.dtype, table.pitch)
+        self._lock = threading.Lock()
+        self._panels: list[Array] | None = None
+
+    def _kept(self) -> list[Array]:
+        """Return all rows in panels of one height, but for the last one; read at the first call."""
+        with self._lock:
+            if self._panels is None:
+                panel = panel_of(int(self.store.pager.budget), self.pitch)
+                # Whole branches of usual widths. Rows longer than a panel come in memory that is used again.
+                unit, held = max(min(_UNIT, panel // max(self.pitch, 1)), 1), panel >= self.pitch
+                stream = super().stream(unit=unit)
+                self._panels = [rows if held else rows.copy() for _, rows in stream]
+            return self._panels
+
+    def stream(self, rows: int | None = None, unit: int = 1) -> Iterator[tuple[int, Array]]:
+        """Yield rows as :meth:`Table.stream`."""
+        panels = self._kept()
+        height = len(panels[0]) if panels else 1
+        if rows is None and height % unit == 0:
+            yield from zip(range(0, len(self), height), panels, strict=True)
+            return
+        step = rows or unit
+        for first in range(0, len(self), step):
+            yield first, self.gather(np.arange(first, min(first + step, len(self))))
+
+    def gather(self, units: Array) -> Array:
+        """Return rows, in a new array."""
+        panels = self._kept()
+        out = np.empty((len(units), self.shape[1]), self.dtype)
+        if not len(units):
+            return out
+        height = len(panels[0])
+        cuts = np.searchsorted(units, np.arange(len(panels) + 1) * height)
+        for number in range(int(units[0]) // height, int(units[-1]) // height + 1):
+            part = slice(int(cuts[number]), int(cuts[number + 1]))
+            np.take(panels[number], units[part] - number * height, axis=0, out=out[part])
+        return out
+
+    def prefetch(self, units: Array) -> None:
+        """Do nothing: it is there, or is read whole."""
+
+
+class PagedFFN(FeedForward):
+    """A packed feed-forward layer on disk; made by ``pr.open(path)[name]`` or ``FFN.open``.
+
+    It is called as an :class:`prunus.FFN` is, with the same result: to the bit where its units are one span
+    of 16 MiB of bundles, and otherwise up to the order of sums, which is fixed by the layer's sizes: spans of
+    units are added in ascending order.
+
+    Attributes
+    ----------
+    hidden, features, out_features : int
+        Units, and the sizes of inputs and outputs.
+    dtype : dtype
+        Dtype of the weights.
+    decide : str
+        Which matrix decides: "up", "gate", or "predictor" for none.
+    nbytes : int
+        Bytes on disk.
+    resident : str
+        "panel" if the matrix that decides stays in memory, else "none".
+    """
+
+    __slots__ = ("__weakref__", "_b_down", "_b_up", "_bundle", "_layer", "_panel", "decide", "name")
+
+    def __init__(
+        self,
+        layer: Layer,
+        name: str,
+        bundle: Table,
+        panel: Table | None,
+        b_up: Array | None,
+        b_down: Array | None,
+    ) -> None:
+        self._layer, self.name = layer, name
+        self._bundle, self._panel = bundle, panel
+        self._b_up, self._b_down = b_up, b_down
+        self.decide = layer.decide
+
+    @classmethod
+    def from_file(
+        cls, file: Any, layer: Layer, name: str, pager: Any, resident: str | None = None
+    ) -> PagedFFN:
+        """Return the layer that an open file describes; its biases are read.
+
+        Raises
+        ------
+        ValueError
+            If ``resident`` is neither "panel" nor "none".
+        """
+        if resident is not None and resident not in RESIDENT:
+            raise ValueError(
+                f"resident must be one of {', '.join(map(repr, RESIDENT))} or None, got {resident!r}"
+            )
+        kind = numpy_dtype(layer.bundle)
+        tables = []
+        for tensor in (layer.bundle, layer.panel):
+            if tensor is None:
+                continue
+            array = from_file(file, tensor.begin, tensor.shape, kind, name=tensor.name, pager=pager)
+            width = layer.features if tensor is layer.panel else layer.width
+            pitch = tensor.shape[1] * kind.itemsize
+            tables.append(Table(array._store, array._start, (layer.units, width), kind, pitch))
+        panel = tables[1] if len(tables) > 1 else None
+        if panel is not None and (
+            resident == "panel" or (resident is None and panel.nbytes <= int(pager.budget) // 2)
+        ):
+            panel = Resident(panel)
+        biases = [None if one is None else load(file, one) for one in (layer.b_up, layer.b_down)]
+        return cls(layer, name, tables[0], panel, *biases)
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units."""
+        return self._layer.units
+
+    @property
+    def features(self) -> int:
+        """Length of an input."""
+        return self._layer.features
+
+    @property
+    def out_features(self) -> int:
+        """Length of an output."""
+        return self._layer.out_features
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is a gate."""
+        return self._layer.gated
+
+    @property
+    def dtype(self) -> DType:
+        """Dtype of the weights."""
+        return self._bundle.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights, with the padding between bundles."""
+        return sum(len(table) * table.pitch for table in self._tables)
+
+    @property
+    def resident(self) -> str:
+        """What stays in memory once it was read: "panel" or "none"."""
+        return "panel" if isinstance(self._panel, Resident) else "none"
+
+    @property
+    def _tables(self) -> list[Table]:
+        return [self._bundle] if self._panel is None else [self._panel, self._bundle]
+
+    def prefetch(self) -> None:
+        """Have the pager fetch what every call reads: the matrix that decides. Returns at once."""
+        if self._panel is not None:
+            Table.prefetch(self._panel, np.arange(self.hidden))
+
+    def load(self) -> FFN:
+        """Return the layer in memory."""
+        tables = []
+        for table in self._tables:
+            values = np.empty((len(table), table.pitch), np.uint8)
+            rows = values[:, : table.row_bytes].view(table.dtype)
+            for first, part in table.stream():
+                rows[first : first + len(part)] = part
+            tables.append(rows)
+        panel = tables[0] if self._panel is not None else None
+        return FFN._assemble(
+            panel, tables[-1], self.decide, self.features, self.gated, self._b_up, self._b_down
+        )
+
+    # A call --------------------------------------------------------------------------------------------
+
+    def _run(
+        self, at: Traced, x: Array, y: Array, activation: str | None, policy: Policy | None, branch: int
+    ) -> None:
+        live = None if policy is None else foreseen(policy, x, blocks_along(self.hidden, branch))
+        decided = live is None and policy is not None
+        if live is not None:
+            live = np.ascontiguousarray(live)
+        if decided and self.decide == "predictor":
+            raise ValueError(
+                "this FFN was packed with decide='predictor': prune must be a policy that foresees, such as "
+                f"Predictor or Fixed, got {policy!r}"
+            )
+        with reading(at, [table.store for table in self._tables]):
+            first: Array | None = None
+            if live is None and self._panel is not None:
+                first, live = self._decide(x, activation, policy, branch)
+            self._add(x, y, activation, live, branch, first)
+            if at:
+                at.ran(engines.active().name)
+        if at:
+            self._count(at, live, branch, first is not None, len(x))
+
+    def _decide(
+        self, x: Array, activation: str | None, policy: Policy | None, branch: int
+    ) -> tuple[Array, Array | None]:
+        """Return what the deciding matrix gives for all units, and which branches are live; None: all."""
+        first = np.empty((len(x), self.hidden), _rows.sums_dtype(x.dtype, self.dtype))
+        by_gate = self.gated and self.decide == "gate"
+        bias = None if by_gate else self._b_up
+        applied = None if self.gated and not by_gate else activation
+        if policy is None:
+            _rows.dots(x, self._panel, first, None, branch, bias, applied)
+            return first, None
+        live, _ = _rows.find(policy, x, self._panel, first, branch, bias, applied, ask=False, clear=False)
+        return first, live
+
+    def _add(
+        self,
+        x: Array,
+        y: Array,
+        activation: str | None,
+        live: Array | None,
+        branch: int,
+        first: Array | None,
+    ) -> None:
+        """Read bundles span by span and add what they contribute."""
+        total, d = Total(y, self._b_down), self.features
+        # The panel's rows of live units are wanted too where nothing was decided by it.
+        panel = self._panel if first is None else None
+        chunks: Iterator[tuple[Span, Array]]
+        if live is None:
+            chunks = self._bundle.chunks(None, branch)
+        else:
+            every = list(spans(self.hidden, self._bundle.span, live, branch))
+            told = announced(every, [self._bundle] if panel is None else [panel, self._bundle])
+            chunks = ((part, self._bundle.gather(part.units)) for _, part in zip(told, every, strict=True))
+        count = self._layer.matrices
+        for part, bundle in chunks:
+            parts = [bundle[:, i * d : (i + 1) * d] for i in range(count)]
+            own = None if panel is None else panel.gather(part.units)
+            known = None if first is None else part.of(first)
+            h = self._hidden(x, parts, own, known, part.live, branch, activation, part.part(self._b_up))
+            total.add(h, bundle[:, count * d :], part.live, branch)
+        total.finish()
+
+    def _hidden(
+        self,
+        x: Array,
+        parts: list[Array],
+        panel: Array | None,
+        first: Array | None,
+        live: Array | None,
+        branch: int,
+        activation: str | None,
+        bias: Array | None,
+    ) -> Array:
+        """Return the hidden values of some units, 0 or anything where dead."""
+        engine = engines.active()
+        if first is not None and not self.gated:
+            return first
+        h = np.empty(
+            (len(x), len(parts[0] if panel is None else panel)), _rows.sums_dtype(x.dtype, self.dtype)
+        )
+        if first is not None:
+            if self.decide == "up":
+                engine.dots(x, parts[0], h, live, branch, None, activation, first)
+            else:
+                engine.dots(x, parts[0], h, live, branch, bias, None, first)
+            return h
+        up = panel if panel is not None and self.decide == "up" else parts[0]
+        if not self.gated:
+            engine.dots(x, up, h, live, branch, bias, activation)
+            return h
+        gate = panel if panel is not None and self.decide == "gate" else parts[0 if panel is not None else 1]
+        scale = np.empty_like(h)
+        engine.dots(x, gate, scale, live, branch, None, activation)
+        engine.dots(x, up, h, live, branch, bias, None, scale)
+        return h
+
+    def _count(self, at: Traced, live: Array | None, branch: int, decided: bool, rows: int) -> None:
+        # Each matrix as a table of its own, as an FFN counts them.
+        widths = [self.features] * self._layer.matrices + [self.out_features]
+        store = self._bundle.store
+        tables: list[tuple[Any, bool]] = [
+            (Table(store, 0, (self.hidden, width), self.dtype, 0), False) for width in widths
+        ]
+        if self._panel is not None:
+            tables.append((self._panel, decided))
+        _rows.count_rows(at, live, branch, tables, rows)
+
+    def __repr__(self) -> str:
+        gate = "gated, " if self.gated else ""
+        return (
+            f"<prunus.paged.PagedFFN {self.features} -> {self.hidden} -> {self.out_features} {self.dtype}: "
+            f"{gate}decided by {self.decide}, {size_text(self.nbytes)} on disk, resident {self.resident}>"
+        )
+
+
+def open_layer(path: Any, name: str | None, budget: Any, resident: str | None) -> PagedFFN:
+    """Open a layer in a file; see :meth:`prunus.FFN.open`.
+
+    Raises
+    ------
+    KeyError
+        If the file has no such layer.
+    PrunusError
+        If it has none, or several and no name is given.
+    """
+    from prunus.paged.files import File, open_file
+
+    file = open_file(path, budget)
+    try:
+        names = file.layers if isinstance(file, File) else []
+        if not isinstance(file, File) or not names:
+            raise PrunusError(f"{path}: expected a file with a feed-forward layer, as FFN.save writes")
+        if name is None and len(names) > 1:
+            raise PrunusError(f"{path} has the layers {', '.join(names)}: say which one with name=")
+        wanted = names[0] if name is None else name
+        if wanted not in names:
+            raise KeyError(f"{path} has no layer {wanted!r}; it has {', '.join(names)}")
+        return file.layer(wanted, resident)
+    except BaseException:
+        file.close()
+        raise
+
+
+def layer_parts(layer: FeedForward, name: str) -> tuple[dict[str, Any], dict[str, Source]]:
+    """Return what a file's metadata say of a layer, and its tensors: tables with rows of whole pages.
+
+    Raises
+    ------
+    TypeError
+        If it is neither an FFN nor one on disk.
+    """
+    described = {
+        "decide": layer.decide,
+        "gated": layer.gated,
+        "hidden": layer.hidden,
+        "features": layer.features,
+        "out_features": layer.out_features,
+    }
+    if isinstance(layer, PagedFFN):
+        tables, streamed = layer._tables, True
+        biases = (layer._b_up, layer._b_down)
+    elif isinstance(layer, FFN):
+        tables, streamed = list(layer._kept), False
+        biases = (layer._b_up, layer._b_down)
+    else:
+        raise TypeError(f"arrays[{name!r}] must be an FFN, got {type(layer).__name__}")
+    keys = ["bundle"] if len(tables) == 1 else ["panel", "bundle"]
+    found: dict[str, Source] = {}
+    for key, table in zip(keys, tables, strict=True):
+        pitch = (
+            table.pitch if streamed else (table.strides[0] if len(table) else table.shape[1] * table.itemsize)
+        )
+        shape = (len(table), pitch // table.dtype.itemsize)
+        found[f"{name}.{key}"] = Source(table.dtype, shape, partial(_padded, table, shape))
+    for key, vector in zip(("b_up", "b_down"), biases, strict=True):
+        if vector is not None:
+            found[f"{name}.{key}"] = source_of(vector, name)
+    return described, found
+
+
+def _padded(table: Any, shape: tuple[int, int]) -> Iterator[Array]:
+    """Yield a table's rows in pieces, with zeros between them."""
+    step = max(_PIECE // max(shape[1] * table.dtype.itemsize, 1), 1)
+    parts: Iterator[Array]
+    if isinstance(table, Table):
+        parts = (rows for _, rows in table.stream(step))
+    else:
+        parts = (table[first : first + step] for first in range(0, len(table), step))
+    for rows in parts:
+        piece = np.zeros((len(rows), shape[1]), table.dtype)
+        piece[:, : rows.shape[1]] = rows
+        yield piece

@@ -1,0 +1,398 @@
+"""Weights on disk with one row a unit: streamed whole, or only the rows of live units read.
+
+What adds up many units (``combine``) does so by spans of units whose size follows from the table's shape
+alone. So a row's result depends neither on the rows beside it, nor on budgets or timing; where a table is one
+span, and wherever a value comes from one unit (``dots``), it is to the bit what memory gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, Final, NamedTuple, Self
+
+import numpy as np
+
+from prunus import engines
+from prunus._dtypes import F32, F64, FLOATS, Array, DType
+from prunus._errors import PrunusError
+from prunus.engines.base import Found
+from prunus.paged.array import PagedArray
+from prunus.paged.blocks import least_budget, panel_of
+from prunus.paged.expr import PagedExpr
+from prunus.paged.store import Store
+
+__all__ = ["SPAN", "Span", "Table", "as_table", "live_units", "spans"]
+
+# Bytes of a span of rows, live or not: what is in memory at a time, beside the pager's budget.
+SPAN: Final = 16 << 20
+
+
+class Span(NamedTuple):
+    """Neighbouring units that are summed together, and those of them that are live.
+
+    Attributes
+    ----------
+    units : ndarray of int64
+        The live units, ascending: whole branches.
+    live : ndarray of bool, optional
+        Shape (rows, branches): the liveness of the live branches; None: all of all rows.
+    whole : bool
+        Whether these are neighbours without a gap.
+    """
+
+    units: Array
+    live: Array | None
+    whole: bool
+
+    def of(self, h: Array) -> Array:
+        """Return the units' columns of ``h`` (rows, all units)."""
+        if self.whole:
+            return h[:, int(self.units[0]) : int(self.units[-1]) + 1]
+        return np.ascontiguousarray(h[:, self.units])
+
+    def part(self, vector: Array | None) -> Array | None:
+        """Return the units' values of a vector."""
+        return None if vector is None else vector[self.units]
+
+
+def spans(units: int, size: int, live: Array | None, branch: int) -> Iterator[Span]:
+    """Cut units into spans of ``size``, rounded to whole branches; those without a live unit are left out."""
+    step = max(size // branch, 1)
+    if live is None:
+        for first in range(0, units, step * branch):
+            stop = min(first + step * branch, units)
+            yield Span(np.arange(first, stop), None, True)
+        return
+    needed = np.logical_or.reduce(live, axis=0)
+    for first in range(0, live.shape[1], step):
+        at = first + np.flatnonzero(needed[first : first + step])
+        if len(at):
+            every = live_units(at, branch, units)
+            together = int(every[-1]) - int(every[0]) + 1 == len(every)
+            yield Span(every, np.ascontiguousarray(live[:, at]), together)
+
+
+def live_units(branches: Array, branch: int, units: int) -> Array:
+    """Return the units of some branches, ascending."""
+    if branch == 1:
+        return branches
+    every: Array = (branches[:, None] * branch + np.arange(branch)).reshape(-1)
+    return every[every < units]
+
+
+class Table:
+    """Rows of one length in a file, the padding between them included.
+
+    Parameters
+    ----------
+    store : Store
+        Where they are.
+    start : int
+        Byte of the store where the first row begins.
+    shape : tuple of int
+        Rows, and values of each.
+    dtype : dtype
+        Of the values.
+    pitch : int
+        Bytes from one row to the next.
+    """
+
+    ndim: Final = 2
+
+    def __init__(self, store: Store, start: int, shape: tuple[int, int], dtype: DType, pitch: int) -> None:
+        self.store, self.start, self.shape, self.dtype, self.pitch = store, start, shape, dtype, pitch
+
+    @classmethod
+    def of(cls, array: PagedArray) -> Self:
+        """Return the table that a matrix on disk is, whose rows must be contiguous.
+
+        Raises
+        ------
+        ValueError
+            If they are not.
+        """
+        rows, width = array.shape
+        if array._perm != (0, 1) and rows > 1 and width > 1:
+            raise ValueError("the rows are not contiguous in the file")
+        return cls(array._store, array._start, (rows, width), array.dtype, width * array.itemsize)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's values."""
+        return self.shape[1] * self.dtype.itemsize
+
+    @property
+    def like(self) -> Array:
+        """An array of the table's shape and dtype without memory, to count with."""
+        return np.broadcast_to(np.zeros((), self.dtype), self.shape)
+
+    @property
+    def span(self) -> int:
+        """Units that are summed together."""
+        return max(SPAN // max(self.pitch, 1), 1)
+
+    # Reading -------------------------------------------------------------------------------------------
+
+    def _view(self, raw: Array) -> Array:
+        """Return the rows that bytes hold, without the padding between them."""
+        rows = raw.reshape(-1, self.pitch)[:, : self.row_bytes].view(self.dtype)
+        return rows if rows.flags.aligned else rows.copy()
+
+    def _offsets(self, units: Array) -> Array:
+        offsets: Array = self.start + units.astype(np.int64) * self.pitch
+        return offsets
+
+    def stream(self, rows: int | None = None, unit: int = 1) -> Iterator[tuple[int, Array]]:
+        """Read all rows in order, the next ones being read while some are used.
+
+        Parameters
+        ----------
+        rows : int, optional
+            How many to yield at a time, put together in memory that is used again; without it, as many as a
+            panel of the stream holds, where they were read to.
+        unit : int
+            Without ``rows``, a multiple of this many are yielded, but for the last ones.
+
+        Yields
+        ------
+        int
+            The first row.
+        ndarray
+            The rows, until the next ones are asked for.
+        """
+        count = len(self)
+        if not self.nbytes:
+            if count:
+                yield 0, np.zeros(self.shape, self.dtype)
+            return
+        budget = int(self.store.pager.budget)
+        if budget < least_budget():
+            raise PrunusError(
+                f"a pager with a budget of {budget} bytes cannot stream {self.store.name or 'an array'}: it "
+                f"takes at least {least_budget()}"
+            )
+        panel = panel_of(budget, self.pitch * unit)
+        reader = self.store.segment.reader(self.start, self.start + count * self.pitch, panel)
+        with closing(reader):
+            if rows is None and panel >= self.pitch * unit:
+                for at, raw in reader:
+                    yield (at - self.start) // self.pitch, self._view(raw)
+                return
+            room = min(rows or unit, count) * self.pitch
+            buffer, filled, row = np.empty(room, np.uint8), 0, 0
+            for _, raw in reader:
+                at = 0
+                while at < len(raw):
+                    size = min(room - filled, len(raw) - at)
+                    buffer[filled : filled + size] = raw[at : at + size]
+                    at, filled = at + size, filled + size
+                    if filled == room:
+                        yield row, self._view(buffer)
+                        row, filled = row + room // self.pitch, 0
+            if filled:
+                yield row, self._view(buffer[:filled])
+
+    def gather(self, units: Array) -> Array:
+        """Return rows, in a new array."""
+        raw = np.empty((len(units), self.row_bytes), np.uint8)
+        if raw.size:
+            self.store.segment.gather(self._offsets(units), self.row_bytes, raw)
+        return raw.view(self.dtype)
+
+    def prefetch(self, units: Array) -> None:
+        """Have the pager read rows, as far as its budget goes; returns at once."""
+        if len(units) and self.row_bytes:
+            self.store.segment.prefetch(self._offsets(units), self.row_bytes)
+
+    def chunks(
+        self, live: Array | None, branch: int, size: int | None = None
+    ) -> Iterator[tuple[Span, Array]]:
+        """Read what is live, span by span: rows that are dead for all are never read."""
+        size = self.span if size is None else size
+        every = list(spans(len(self), size, live, branch))
+        if live is None:
+            yield from self._all(every)
+            return
+        for _, part in zip(announced(every, [self]), every, strict=True):
+            yield part, self.gather(part.units)
+
+    def _all(self, every: list[Span]) -> Iterator[tuple[Span, Array]]:
+        if every:
+            rows = self.stream(len(every[0].units))
+            for part, (_, values) in zip(every, rows, strict=True):
+                yield part, values
+
+    # Arithmetic ----------------------------------------------------------------------------------------
+
+    def dots(
+        self,
+        x: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        bias: Array | None = None,
+        activation: str | None = None,
+        scale: Array | None = None,
+        found: Found | None = None,
+    ) -> None:
+        """Write ``activation(x @ w.T + bias) * scale``; as :meth:`prunus.engines.base.Engine.dots`."""
+        engine = engines.active()
+        if live is not None:
+            out[...] = 0
+            for part, rows in self.chunks(live, branch):
+                h = np.empty((len(x), len(rows)), out.dtype)
+                factor = None if scale is None else part.of(scale)
+                engine.dots(x, rows, h, part.live, branch, part.part(bias), activation, factor)
+                out[:, part.units] = h
+            return
+        # Branches are judged as they are stored, so that each must be there whole.
+        for first, rows in self.stream(unit=1 if found is None else found.branch):
+            at = slice(first, first + len(rows))
+            factor = None if scale is None else scale[:, at]
+            judged = None if found is None else _part_of(found, at)
+            engine.dots(
+                x,
+                rows,
+                out[:, at],
+                None,
+                branch,
+                None if bias is None else bias[at],
+                activation,
+                factor,
+                judged,
+            )
+            if found is not None and judged is not None:
+                _store(judged, found, at)
+
+    def combine(
+        self,
+        h: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        bias: Array | None = None,
+    ) -> None:
+        """Write ``h @ w + bias`` over live units; as :meth:`prunus.engines.base.Engine.combine`."""
+        total = Total(out, bias)
+        for part, rows in self.chunks(live, branch):
+            total.add(part.of(h), rows, part.live, branch)
+        total.finish()
+
+    def contribute_again(self, h: Array, out: Array, live: Array, bias: Array | None, wrong: Array) -> None:
+        """Compute some rows of ``h @ w.T + bias`` with their live units (rows, units) only, in one pass."""
+        for first, rows in self.stream():
+            at = slice(first, first + len(rows))
+            for row in wrong:
+                units = np.flatnonzero(live[row])
+                engines.active().dots(
+                    h[row : row + 1, units],
+                    np.ascontiguousarray(rows[:, units]),
+                    out[row : row + 1, at],
+                    None,
+                    1,
+                    None if bias is None else bias[at],
+                )
+
+
+class Total:
+    """Sums over spans of units, added in ascending order in float32, or float64 for a result of that."""
+
+    def __init__(self, out: Array, bias: Array | None) -> None:
+        self.out, self.bias = out, bias
+        self.sums: Array | None = None
+
+    def add(self, h: Array, w: Array, live: Array | None, branch: int) -> None:
+        """Add ``h @ w`` over live units."""
+        part = np.empty(self.out.shape, F64 if self.out.dtype == F64 else F32)
+        engines.active().combine(h, w, part, live, branch, None)
+        if self.sums is None:
+            self.sums = part
+        else:
+            with np.errstate(all="ignore"):
+                self.sums += part
+
+    def finish(self) -> None:
+        """Write the result."""
+        sums = self.sums
+        if sums is None:
+            sums = np.zeros(self.out.shape, F64 if self.out.dtype == F64 else F32)
+        with np.errstate(all="ignore"):
+            if self.bias is not None:
+                sums += self.bias.astype(sums.dtype)
+            self.out[...] = sums
+
+
+def announced(every: list[Span], tables: list[Table]) -> Iterator[None]:
+    """Tell the pager of all that will be read, as far ahead as half its budget goes; yields once a span."""
+    tables = [table for table in tables if table.row_bytes]
+    each = sum(-(-table.row_bytes // table.store.page) * table.store.page for table in tables)
+    window = min((int(table.store.pager.budget) for table in tables), default=0) // 2
+    ahead, told = 0, 0
+    for at, part in enumerate(every):
+        told = max(told, at)
+        fresh = []
+        while told < len(every) and (ahead + len(every[told].units) * each <= window or told == at):
+            fresh.append(every[told].units)
+            ahead += len(every[told].units) * each
+            told += 1
+        if fresh:
+            units = np.concatenate(fresh)
+            for table in tables:
+                table.prefetch(units)
+        yield
+        ahead -= len(part.units) * each
+
+
+def _part_of(found: Found, at: slice) -> Found:
+    """Return where the liveness of some units, whole branches, is written for now."""
+    rows, branches = len(found.norms), -(-(at.stop - at.start) // found.branch)
+    norms = np.empty((rows, branches), found.norms.dtype)
+    live = None if found.live is None else np.empty((rows, branches), bool)
+    return found._replace(norms=norms, live=live)
+
+
+def _store(part: Found, found: Found, at: slice) -> None:
+    first = at.start // found.branch
+    branches = slice(first, first + part.norms.shape[1])
+    found.norms[:, branches] = part.norms
+    if found.live is not None and part.live is not None:
+        found.live[:, branches] = part.live
+
+
+def as_table(w: Any, name: str) -> Table:
+    """Return weights (units, features) on disk as a table.
+
+    Raises
+    ------
+    TypeError
+        If they are an expression, or no floats.
+    ValueError
+        If they have no two dimensions, or lie by columns.
+    """
+    if isinstance(w, PagedExpr):
+        raise TypeError(f"{name} is an expression over arrays on disk; save it, or call {name}.load()")
+    if not isinstance(w, PagedArray):
+        raise TypeError(f"{name} must be a dense array, got {type(w).__name__}")
+    if w.dtype not in FLOATS:
+        raise TypeError(
+            f"{name} must hold floats (float32, float64, float16 or bfloat16), got dtype {w.dtype}"
+        )
+    if w.ndim != 2:
+        raise ValueError(f"{name} must have two dimensions (out, in), got shape {w.shape}")
+    try:
+        return Table.of(w)
+    except ValueError:
+        raise ValueError(
+            f"{name} {w.shape} is stored by columns, and its rows cannot be read one by one: save it "
+            f"transposed, or call {name}.load()"
+        ) from None
