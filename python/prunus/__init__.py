@@ -14,15 +14,18 @@ True
 """
 
 from prunus import _start as _start  # first: it tells of bad settings
+from prunus import paged as paged
 from prunus._bsr import BSR
 from prunus._config import show_config
 from prunus._core import __version__
-from prunus._errors import PrunusError
+from prunus._errors import FormatError, PrunusError
 from prunus._mask import BlockMask
 from prunus._threads import get_num_threads, num_threads
 from prunus._trace import Trace, trace
 from prunus.engines import device
 from prunus.ops import matmul, sddmm
+from prunus.paged.files import open_file as open
+from prunus.paged.save import save
 from prunus.pruning.attention import attention
 from prunus.pruning.calibrate import calibrate
 from prunus.pruning.ffn import FFN, ffn
@@ -38,6 +41,7 @@ __all__ = [
     "FFN",
     "BlockMask",
     "Fixed",
+    "FormatError",
     "Policy",
     "Predictor",
     "PrunusError",
@@ -57,7 +61,10 @@ __all__ = [
     "matmul",
     "moe",
     "num_threads",
+    "open",
+    "paged",
     "prune",
+    "save",
     "sddmm",
     "selective_scan",
     "selective_step",

@@ -338,7 +338,11 @@ def live_blocks(dense: Array, blocksize: tuple[int, int], density: float | None,
     if density is None:
         return _grid(np.logical_or, dense != 0, br, bc)
     share = as_fraction(density, "density")
-    norms = block_norms(dense, blocksize, norm)
+    return strongest(block_norms(dense, blocksize, norm), share)
+
+
+def strongest(norms: Array, share: float) -> Array:
+    """Return the grid (bool) of the share of blocks with the largest norms, rounded up; ties: the first."""
     # A NaN block is never the weakest: it is kept first, as liveness has it.
     order = np.argsort(np.where(np.isnan(norms), -np.inf, -norms).reshape(-1), kind="stable")
     grid = np.zeros(norms.size, bool)

@@ -17,6 +17,7 @@ __all__ = [
     "combine",
     "count_rows",
     "cpu_info",
+    "crc32c_pages",
     "default_threads",
     "dots",
     "dsd",
@@ -27,13 +28,20 @@ __all__ = [
     "level",
     "measure_bandwidth",
     "measure_flops",
+    "measure_io",
     "moments",
+    "npy_header",
+    "npy_header_size",
     "pack",
+    "parse_npy",
+    "parse_safetensors",
     "pooled_scores",
+    "safetensors_header_size",
     "scan",
     "sdd",
     "set_level",
     "ssd",
+    "write_safetensors_header",
     "writes_apart",
 ]
 
@@ -137,6 +145,14 @@ def set_level(name: str) -> None: ...
 def default_threads() -> int: ...
 def last_path() -> str: ...
 def cpu_info() -> dict[str, Any]: ...
+def measure_io(
+    path: str,
+    io: str | None,
+    accesses: list[str],
+    blocks: list[int],
+    depths: list[int],
+    seconds: float,
+) -> list[tuple[str, str, int, int, float, float, float, float]]: ...
 def moments(
     values: NDArray[Any], by_column: bool, skip_nan: bool, squares: bool, threads: int
 ) -> NDArray[np.float64]: ...
@@ -182,3 +198,21 @@ def combine(
     bias: NDArray[Any] | None,
     threads: int,
 ) -> None: ...
+
+# Headers of files (rust/pager/src/format). Paths are for messages alone; dtypes are NumPy's or ml_dtypes'
+# names; tensors are (name, dtype, shape, first byte, one past the last), counted from the start of the file.
+def safetensors_header_size(head: bytes, file_size: int, path: str) -> int: ...
+def parse_safetensors(
+    header: bytes, file_size: int, path: str
+) -> tuple[list[tuple[str, str, tuple[int, ...], int, int]], dict[str, str]]: ...
+def write_safetensors_header(
+    specs: list[tuple[str, str, tuple[int, ...]]],
+    metadata: dict[str, str],
+    align: int,
+    last: str | None,
+    path: str,
+) -> tuple[bytes, list[tuple[str, str, tuple[int, ...], int, int]], int]: ...
+def npy_header_size(head: bytes, file_size: int, path: str) -> int: ...
+def parse_npy(header: bytes, file_size: int, path: str) -> tuple[str, tuple[int, ...], bool, int, int]: ...
+def npy_header(dtype: str, shape: tuple[int, ...], fortran: bool, align: int, path: str) -> bytes: ...
+def crc32c_pages(data: NDArray[np.uint8], page: int) -> NDArray[np.uint32]: ...

@@ -7,7 +7,17 @@ from typing import TypeAlias
 
 from prunus._config import cores
 
-__all__ = ["Commands", "byte_count", "choices", "densities", "number", "numbers", "seconds", "thread_counts"]
+__all__ = [
+    "Commands",
+    "byte_count",
+    "choices",
+    "densities",
+    "number",
+    "numbers",
+    "price",
+    "seconds",
+    "thread_counts",
+]
 
 # A string: argparse's class takes a parameter only in its stub.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -47,6 +57,14 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
     if not math.isfinite(value) or value < 0:
         raise argparse.ArgumentTypeError(f"must be finite and not negative, got {text}")
+    return value
+
+
+def price(text: str) -> float:
+    """Read an amount of money above 0."""
+    value = seconds(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be above 0")
     return value
 
 

@@ -17,7 +17,19 @@ probe where fio is not installed), memory maps and TensorStore: in pairs next to
 each in a fresh process; tell medians of the paired ratios and what was to be reached. Linux only. It writes
 about 3 times --size to the drive that is measured, and deletes it at the end."""
 
-_CASES = ("scan", "random", "rows", "product1", "product64", "passes", "add", "ffn", "bsr", "revisit", "probe")
+_CASES = (
+    "scan",
+    "random",
+    "rows",
+    "product1",
+    "product64",
+    "passes",
+    "add",
+    "ffn",
+    "bsr",
+    "revisit",
+    "probe",
+)
 
 
 def add(kinds: Any) -> None:

@@ -5,7 +5,12 @@
 
 mod aligned;
 mod error;
+mod file;
+pub mod format;
 pub mod io;
+pub mod pool;
+pub mod probe;
 
 pub use aligned::{Aligned, SECTOR};
 pub use error::{Error, Result};
+pub use file::{DiskFile, Mode, sync_parent};

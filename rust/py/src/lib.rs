@@ -9,10 +9,12 @@ mod arrays;
 mod attention;
 mod door;
 mod dsd;
+mod formats;
 mod info;
 mod moments;
 mod operand;
 mod packed;
+mod probe;
 mod rows;
 mod scan;
 mod sdd;
@@ -31,6 +33,11 @@ mod _core {
     #[pymodule_export]
     use super::dsd::dsd;
     #[pymodule_export]
+    use super::formats::{
+        crc32c_pages, npy_header, npy_header_size, parse_npy, parse_safetensors, safetensors_header_size,
+        write_safetensors_header,
+    };
+    #[pymodule_export]
     use super::info::{
         available_levels, cpu_info, default_threads, last_path, level, measure_bandwidth, measure_flops,
         set_level,
@@ -40,6 +47,8 @@ mod _core {
     use super::moments::moments;
     #[pymodule_export]
     use super::packed::{Packed, dsd_packed, pack};
+    #[pymodule_export]
+    use super::probe::measure_io;
     #[pymodule_export]
     use super::rows::{combine, count_rows, dots};
     #[pymodule_export]

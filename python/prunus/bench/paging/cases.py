@@ -34,7 +34,9 @@ def against_slower(drive: str, memory: str) -> Callable[[Results], Sequence[floa
 
     def values(found: Results) -> list[float]:
         trios = zip(found[PRUNUS], found[drive], found[memory], strict=False)
-        return [ours.seconds / max(ours.used / read.rate, ours.used / sums.rate) for ours, read, sums in trios]
+        return [
+            ours.seconds / max(ours.used / read.rate, ours.used / sums.rate) for ours, read, sums in trios
+        ]
 
     return values
 
@@ -232,9 +234,7 @@ def ffn(setup: Setup) -> Case:
     amount = layers.layer_bytes() * count // 10
     drive = b.drive(lambda number: setup.rate("randread", layers.BUNDLE, 64, amount, number))
     memory = "prunus, in memory"
-    b.all.append(
-        Contestant(memory, lambda number: setup.task("ffn in memory", seed=number, paths=paths), ())
-    )
+    b.all.append(Contestant(memory, lambda number: setup.task("ffn in memory", seed=number, paths=paths), ()))
     targets = [
         Target("bytes read / live bundles", each(PRUNUS, lambda s: s.amplification), 1.1, False),
         Target(f"time / the larger of {drive} and in memory", against_slower(drive, memory), 1.2, False),
@@ -260,7 +260,9 @@ def bsr(setup: Setup) -> Case:
     drive = b.drive(read)
     memory = "prunus, in memory"
     b.all.append(
-        Contestant(memory, lambda number: setup.task("bsr in memory", shape=shape, columns=512), (), setup.peers)
+        Contestant(
+            memory, lambda number: setup.task("bsr in memory", shape=shape, columns=512), (), setup.peers
+        )
     )
     targets = [Target("bytes read / its blocks", each(PRUNUS, lambda s: s.amplification), 1.02, False)]
     return b.case("bsr", f"paged BSR {shape[0]} x {shape[1]}, blocks of 64, N = 512", targets, "block")

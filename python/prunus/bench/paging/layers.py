@@ -31,9 +31,7 @@ def layer_bytes() -> int:
 def _weights(seed: int) -> tuple[Array, Array]:
     """Make the matrices of a layer, each with its units as rows."""
     rng = np.random.default_rng(seed)
-    up, down = (
-        (rng.random((UNITS, FEATURES), np.float32) / 64 - 1 / 128).astype(BFLOAT16) for _ in range(2)
-    )
+    up, down = ((rng.random((UNITS, FEATURES), np.float32) / 64 - 1 / 128).astype(BFLOAT16) for _ in range(2))
     return up, down
 
 

@@ -93,7 +93,12 @@ class Meter:
         self._pager["busy"] = self._pager.get("busy", 0.0) + busy
 
     def sample(
-        self, used: int, blocks: int, engine: str, results: int = 0, series: dict[str, list[float]] | None = None
+        self,
+        used: int,
+        blocks: int,
+        engine: str,
+        results: int = 0,
+        series: dict[str, list[float]] | None = None,
     ) -> Sample:
         """Return what was found.
 

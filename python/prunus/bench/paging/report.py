@@ -74,7 +74,12 @@ def _common(outcome: Outcome, budget: int) -> list[Target]:
         return lambda _: [max(value(s) for name in names for s in outcome.found[name])]
 
     return [
-        Target("memory over budget, MiB (largest)", most(lambda s: (s.memory - room) / (1 << 20)), _ALLOWANCE, False),
+        Target(
+            "memory over budget, MiB (largest)",
+            most(lambda s: (s.memory - room) / (1 << 20)),
+            _ALLOWANCE,
+            False,
+        ),
         Target("share of the file in the page cache (largest)", most(lambda s: s.cached), _CACHED, False),
     ]
 
@@ -139,6 +144,8 @@ def summary(outcomes: Sequence[Outcome], budget: int) -> str:
     missed = [row for row in rows if row[-1] == "MISSED"]
     unknown = [row for row in rows if row[-1] not in ("ok", "MISSED")]
     lines = [f"{len(rows) - len(missed) - len(unknown)} of {len(rows)} targets reached"]
-    lines += [f"MISSED: {case}: {what}: {found}, wanted {wanted}" for case, what, found, _, wanted, _ in missed]
+    lines += [
+        f"MISSED: {case}: {what}: {found}, wanted {wanted}" for case, what, found, _, wanted, _ in missed
+    ]
     lines += [f"{case}: {what}: {why}" for case, what, _, _, _, why in unknown]
     return "\n".join(lines)

@@ -7,7 +7,18 @@ import heapq
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-__all__ = ["TRACES", "Random", "belady", "cyclic", "lru", "s3_fifo", "shuffled", "trace", "with_scans", "zipf"]
+__all__ = [
+    "TRACES",
+    "Random",
+    "belady",
+    "cyclic",
+    "lru",
+    "s3_fifo",
+    "shuffled",
+    "trace",
+    "with_scans",
+    "zipf",
+]
 
 _MASK = (1 << 64) - 1
 TRACES = ("cyclic", "shuffled", "skewed", "mixed with scans")

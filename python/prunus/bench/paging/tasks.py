@@ -18,7 +18,18 @@ from prunus.bench.paging.meter import Meter
 from prunus.bench.paging.sample import Sample
 from prunus.bench.peers import WrongResultError
 
-__all__ = ["TASKS", "Arguments", "Task", "batches", "check_product", "check_rows", "check_sum", "chosen", "engine_of", "operand"]
+__all__ = [
+    "TASKS",
+    "Arguments",
+    "Task",
+    "batches",
+    "check_product",
+    "check_rows",
+    "check_sum",
+    "chosen",
+    "engine_of",
+    "operand",
+]
 
 Arguments = dict[str, Any]
 Task = Callable[[Arguments, Meter], Sample]

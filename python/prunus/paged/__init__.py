@@ -1,0 +1,33 @@
+"""Arrays in files, through a pager with a budget of memory.
+
+``pr.open`` and ``pr.save`` are the way in and out for files that other programs share; :func:`empty`,
+:func:`zeros`, :func:`full`, :func:`from_array` and :func:`open` give working memory on disk.
+"""
+
+from prunus.paged.array import PagedArray, from_file
+from prunus.paged.checksums import ChecksumError, Mismatch
+from prunus.paged.expr import PagedExpr
+from prunus.paged.files import File
+from prunus.paged.pagers import Pager, default_pager, parse_bytes
+from prunus.paged.save import save
+from prunus.paged.sparse import PagedBSR
+from prunus.paged.working import empty, from_array, full, open, zeros  # noqa: A004 - reads as pr.paged.open
+
+__all__ = [
+    "ChecksumError",
+    "File",
+    "Mismatch",
+    "PagedArray",
+    "PagedBSR",
+    "PagedExpr",
+    "Pager",
+    "default_pager",
+    "empty",
+    "from_array",
+    "from_file",
+    "full",
+    "open",
+    "parse_bytes",
+    "save",
+    "zeros",
+]

@@ -1,0 +1,220 @@
+"""Pagers: who holds pages in memory, and how much of it.
+
+A process has one default pager. Its budget is a quarter of the memory that was free when it was first needed
+(``MemAvailable``, or what the control group leaves, whichever is less), and at least 64 MiB.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, SupportsIndex
+
+from prunus import _core
+from prunus._errors import PrunusError
+
+__all__ = ["Pager", "default_pager", "new_pager", "parse_bytes", "pick_pager", "set_backend"]
+
+SHARE: Final = 4  # the default budget is the free memory divided by this
+_LEAST: Final = 64 << 20
+_FALLBACK: Final = 1 << 30  # where the system does not tell what is free
+_LOCK: Final = threading.Lock()
+_UNITS: Final = {
+    unit: scale
+    for power, letter in enumerate(("", "K", "M", "G", "T"))
+    for unit, scale in ((f"{letter}B", 1000**power), (f"{letter}iB", 1024**power))
+} | {"": 1}
+_state: dict[str, Any] = {"backend": getattr(_core, "Pager", None), "pager": None}
+
+
+def parse_bytes(size: SupportsIndex | str, name: str = "budget") -> int:
+    """Return a number of bytes that is given as such, or as text with a unit.
+
+    Parameters
+    ----------
+    size : int or str
+        ``4096``, ``"512 MiB"`` (1024-based), ``"2 GB"`` (1000-based), ``"1.5GiB"``.
+    name : str
+        The argument's name, for messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither, or below 1.
+
+    Examples
+    --------
+    >>> parse_bytes("512 MiB"), parse_bytes("1.5 GB"), parse_bytes(4096)
+    (536870912, 1500000000, 4096)
+    """
+    if isinstance(size, str):
+        found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", size, re.ASCII)
+        units = {unit.lower(): scale for unit, scale in _UNITS.items()}
+        if found is None or found[2].lower() not in units:
+            raise ValueError(
+                f'{name} must be a number of bytes with or without a unit, such as "512 MiB" or "2 GB", '
+                f"got {size!r}"
+            )
+        scale = units[found[2].lower()]
+        count = int(float(found[1]) * scale) if "." in found[1] else int(found[1]) * scale
+    else:
+        try:
+            count = size.__index__()
+        except AttributeError:
+            raise TypeError(
+                f'{name} must be bytes as a whole number or text such as "512 MiB", got {size!r}'
+            ) from None
+    if not 1 <= count <= 2**63 - 1:
+        raise ValueError(f"{name} must be from 1 to 2**63 - 1 bytes, got {size!r}")
+    return count
+
+
+def free_memory() -> int | None:
+    """Return the bytes of memory that this process could still take; None if the system does not tell."""
+    free = _available()
+    limits = [left for left in map(_left_in, _groups()) if left is not None]
+    return min([*([] if free is None else [free]), *limits], default=None)
+
+
+def _available() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _groups() -> list[tuple[Path, Path]]:
+    """Return the files that hold the limit and the use of memory of each control group this process is in."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+    root, found = Path("/sys/fs/cgroup"), []
+    for line in lines:
+        _, controllers, inside = [*line.split(":", 2), "", ""][:3]
+        if controllers == "":
+            base, names = root, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        # A limit holds for all groups below; inside a container only the last of these exists, at the root.
+        path = PurePosixPath(inside.lstrip("/"))
+        found += [(base / at / names[0], base / at / names[1]) for at in (path, *path.parents)]
+    return found
+
+
+def _left_in(group: tuple[Path, Path]) -> int | None:
+    """Return what a control group's limit leaves, page cache not counted; None if there is no limit."""
+    try:
+        limit = int(group[0].read_text(encoding="ascii"))
+        used = int(group[1].read_text(encoding="ascii"))
+        stat = (group[0].parent / "memory.stat").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):  # "max" is no number
+        return None
+    counts = dict(line.split() for line in stat if len(line.split()) == 2)
+    cache = int(counts.get("inactive_file", 0))
+    return max(limit - max(used - cache, 0), 0)
+
+
+def default_budget() -> int:
+    """Return the budget of the default pager in bytes: a quarter of the free memory, at least 64 MiB."""
+    free = free_memory()
+    return _FALLBACK if free is None else max(free // SHARE, _LEAST)
+
+
+def set_backend(backend: Callable[..., Any] | None) -> None:
+    """Make ``backend(budget)`` the class of pagers; None is the compiled one. For tests."""
+    with _LOCK:
+        _state["backend"] = getattr(_core, "Pager", None) if backend is None else backend
+        _state["pager"] = None
+
+
+def new_pager(budget: int, io: str | None = None, depth: int | None = None) -> Any:
+    """Return a pager of its own with a budget in bytes.
+
+    Parameters
+    ----------
+    budget : int
+        Bytes of memory that pages may take.
+    io : {"io_uring", "direct", "buffered"}, optional
+        Pins the I/O engine; otherwise the best that works is chosen for each file.
+    depth : int, optional
+        How many requests are in flight at most.
+    """
+    backend = _state["backend"]
+    if backend is None:
+        raise PrunusError("this build has no pager: prunus._core.Pager is missing")
+    more = {key: value for key, value in (("io", io), ("depth", depth)) if value is not None}
+    return backend(budget, **more)
+
+
+def default_pager() -> Any:
+    """Return the process's shared pager; its budget is settled at first use, see :func:`default_budget`."""
+    with _LOCK:
+        if _state["pager"] is None:
+            _state["pager"] = new_pager(default_budget())
+        return _state["pager"]
+
+
+def pick_pager(budget: SupportsIndex | str | None, pager: Any) -> Any:
+    """Return the pager that a call's ``budget=`` and ``pager=`` mean.
+
+    Raises
+    ------
+    ValueError
+        If both are given, or the budget is no number of bytes.
+    """
+    if pager is None:
+        return default_pager() if budget is None else new_pager(parse_bytes(budget))
+    if budget is not None:
+        raise ValueError("budget= makes a new pager and pager= names one: expected only one of them")
+    return pager._pager if isinstance(pager, Pager) else pager
+
+
+class Pager:
+    """A budget of memory that files share: ``pr.open(path, pager=pager)``.
+
+    Parameters
+    ----------
+    budget : int or str, optional
+        Bytes of memory for pages, such as ``"512 MiB"``; a quarter of the free memory by default.
+    io : {"io_uring", "direct", "buffered"}, optional
+        Pins the I/O engine.
+    depth : int, optional
+        How many requests are in flight at most.
+    """
+
+    __slots__ = ("_pager",)
+
+    def __init__(
+        self, budget: SupportsIndex | str | None = None, io: str | None = None, depth: int | None = None
+    ) -> None:
+        self._pager = new_pager(default_budget() if budget is None else parse_bytes(budget), io, depth)
+
+    @property
+    def budget(self) -> int:
+        """Bytes of memory for pages."""
+        return int(self._pager.budget)
+
+    def flush(self) -> None:
+        """Write back all pages that were changed, and wait until they are on the disk."""
+        self._pager.flush()
+
+    def stats(self) -> dict[str, int | float]:
+        """Return counts since the pager was made: hits, misses, bytes read and written, and others."""
+        return dict(self._pager.stats())
+
+    def __repr__(self) -> str:
+        from prunus._format import size_text
+
+        return f"<prunus.paged.Pager with a budget of {size_text(self.budget)}>"

@@ -1,0 +1,5 @@
+//! The pool of pages.
+
+pub mod policy;
+mod ranks;
+pub mod simulate;
