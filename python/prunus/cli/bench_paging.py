@@ -12,10 +12,10 @@ from prunus.cli.errors import CommandError
 __all__ = ["add", "run"]
 
 _DESCRIPTION = """\
-Read and write files that are much larger than a small budget of memory, beside fio on the same file (or an own
-probe where fio is not installed), memory maps and TensorStore: in pairs next to each other, with a cold cache,
-each in a fresh process; tell medians of the paired ratios and what was to be reached. Linux only. It writes
-about 3 times --size to the drive that is measured, and deletes it at the end."""
+Read and write files that are much larger than a small budget of memory, beside fio on the same file (or an
+own probe where fio is not installed), memory maps and TensorStore: in pairs next to each other, with a cold
+cache, each in a fresh process; tell medians of the paired ratios and what was to be reached. Linux only. It
+writes about 3 times --size to the drive that is measured, and deletes it at the end."""
 
 _CASES = (
     "scan",

@@ -63,7 +63,7 @@ class Data:
                 part = piece[: min(left, len(piece))]
                 rng.random(dtype=np.float32, out=part)
                 total += float(part.sum(dtype=np.float64))
-                file.write(memoryview(part).cast("B"))
+                file.write(part.tobytes())
                 left -= len(part)
                 bar.step()
             file.flush()

@@ -103,8 +103,8 @@ def parse(text: str, engine: str = "") -> Sample:
     Returns
     -------
     Sample
-        ``seconds`` is the running time, of reading and writing at once; ``depth`` follows from the mean latency
-        (Little's law).
+        ``seconds`` is the running time, of reading and writing at once; ``depth`` follows from the mean
+        latency (Little's law).
 
     Raises
     ------

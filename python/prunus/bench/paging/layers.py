@@ -116,9 +116,9 @@ def bsr_make(arguments: Arguments, meter: Meter) -> Sample:
 
 
 def bsr(arguments: Arguments, meter: Meter) -> Sample:
-    """``w @ x`` with the blocks of w on disk."""
+    """Multiply ``w @ x`` with the blocks of w on disk."""
     f = pr.open(arguments["path"], budget=arguments["budget"])
-    w = f["w"]
+    w: Any = f["w"]
     x = np.random.default_rng(3).random((w.shape[1], arguments["columns"]), np.float32)
     x -= 0.5
     with meter.timed(w.values.pager):

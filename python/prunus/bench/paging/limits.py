@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["NoLimitError", "limited"]
@@ -11,7 +11,7 @@ _ROOT = Path("/sys/fs/cgroup")
 
 
 class NoLimitError(RuntimeError):
-    """This system, or this user's rights, have no memory cgroup to give."""
+    """The system, or the user's rights, have no memory cgroup to give."""
 
 
 def _own(controller: str) -> str:
@@ -67,8 +67,6 @@ def limited(nbytes: int) -> Iterator[Path]:
             yield group / "cgroup.procs"
             return
         finally:
-            try:
+            with suppress(OSError):  # a process is still in it
                 group.rmdir()
-            except OSError:  # a process is still in it
-                pass
     raise NoLimitError(f"no memory cgroup can be made here: {said or 'there is none'}")

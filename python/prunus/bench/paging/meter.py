@@ -5,7 +5,7 @@ import re
 import resource
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ _SELF = Path("/proc/self")
 
 
 def fields(text: str) -> dict[str, int]:
-    """Read ``name: number`` lines, as /proc has them; ``kB`` are turned into bytes.
+    r"""Read ``name: number`` lines, as /proc has them; ``kB`` are turned into bytes.
 
     Examples
     --------
-    >>> fields("VmHWM:\\t   12 kB\\nName:\\tpython")
+    >>> fields("VmHWM:\t   12 kB\nName:\tpython")
     {'VmHWM': 12288}
     """
     found = {}
@@ -46,20 +46,25 @@ class Meter:
 
     Make it when everything is imported and before a file is open: from here on memory counts. Calls whose
     time counts go into `timed`.
+
+    Attributes
+    ----------
+    seconds : float
+        Wall time so far.
+    read, written : int
+        Bytes between the drive and this process so far.
     """
 
     def __init__(self) -> None:
         gc.collect()
-        try:
-            (_SELF / "clear_refs").write_text("5")  # forget the peak: importing takes more than what stays
-        except OSError:
-            pass
+        with suppress(OSError):  # forget the peak: importing takes more than what stays
+            (_SELF / "clear_refs").write_text("5")
         self._start = _status()["VmRSS"]
-        self._before: Mapping[str, float] = {}
         self.seconds = 0.0
         self._cpu = 0.0
-        self._moved = [0, 0]
         self._pager: dict[str, float] = {}
+        self.read = 0
+        self.written = 0
 
     @contextmanager
     def timed(self, pager: Any = None) -> Iterator[None]:
@@ -78,13 +83,18 @@ class Meter:
         used = resource.getrusage(resource.RUSAGE_SELF)
         self._cpu += used.ru_utime + used.ru_stime - usage.ru_utime - usage.ru_stime
         now = _io()
-        for side, name in enumerate(("read_bytes", "write_bytes")):
-            self._moved[side] += now.get(name, 0) - io.get(name, 0)
+        moved = [now.get(name, 0) - io.get(name, 0) for name in ("read_bytes", "write_bytes")]
         if pager is not None:
-            self._count(stats, dict(pager.stats()))
+            after = dict(pager.stats())
+            self._count(stats, after)
+            # The larger of what the kernel and the pager counted: neither can be forgotten.
+            for side, name in enumerate(("bytes_read", "bytes_written")):
+                moved[side] = max(moved[side], int(after[name] - stats[name]))
+        self.read += moved[0]
+        self.written += moved[1]
 
     def _count(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
-        for name in ("requests", "calls", "bytes_read", "bytes_written", "hits", "misses"):
+        for name in ("requests", "calls"):
             self._pager[name] = self._pager.get(name, 0) + after.get(name, 0) - before.get(name, 0)
         # A mean over all requests so far: take out the part of those before.
         weights = [stats.get("requests", 0) for stats in (before, after)]
@@ -115,12 +125,11 @@ class Meter:
         """
         pager = self._pager
         requests = int(pager.get("requests", 0))
-        # The pager's own count, where there is one: the kernel's misses what another process has read.
         return Sample(
             seconds=self.seconds,
             used=used,
-            read=int(pager["bytes_read"]) if pager else self._moved[0],
-            written=int(pager["bytes_written"]) if pager else self._moved[1],
+            read=self.read,
+            written=self.written,
             blocks=blocks,
             requests=requests,
             calls=int(pager.get("calls", 0)),
@@ -128,5 +137,5 @@ class Meter:
             cpu=self._cpu,
             memory=max(_status()["VmHWM"] - self._start - results, 0),
             engine=engine,
-            series={"kernel": [float(v) for v in self._moved], **(series or {})},
+            series=dict(series or {}),
         )

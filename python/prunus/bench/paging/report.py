@@ -12,12 +12,13 @@ from prunus.bench.paging.setup import Target
 __all__ = ["EXPLANATION", "report", "summary"]
 
 EXPLANATION = """\
-Each run is a fresh process with a cold cache; rates are medians in GB/s of bytes that the caller used; "depth" is the
-mean number of requests in flight; CPU is the time of all threads and of the kernel, in microseconds for each unit;
-"moved" is bytes read and written for each byte used; "calls" are system calls for I/O; "MiB" is the peak of resident
-memory less that at the start and less results that the caller holds; "cache" is what the page cache keeps of the
-file. Ratios are medians of pairs that ran next to each other, with the interval that covers the true median in nine
-of ten cases. prunus reads another file beforehand, so that its memory is in use ("first call" does not)."""
+Each run is a fresh process with a cold cache; rates are medians in GB/s of bytes that the caller used;
+"depth" is the mean number of requests in flight; CPU is the time of all threads and of the kernel, in
+microseconds for each unit; "moved" is bytes read and written for each byte used; "calls" are system calls
+for I/O; "MiB" is the peak of resident memory less that at the start and less results that the caller holds;
+"cache" is what the page cache keeps of the file. Ratios are medians of pairs that ran next to each other,
+with the interval that covers the true median in nine of ten cases. prunus reads another file beforehand, so
+that its memory is in use ("first call" does not)."""
 
 _NONE = "-"
 _ALLOWANCE = 64.0  # MiB
@@ -39,7 +40,7 @@ def _table(outcome: Outcome) -> str:
     ours = {c.name for c in outcome.case.contestants if c.ours}
     head = ["", "runs", "GB/s", "depth", f"CPU us/{outcome.case.unit}", "moved", "requests", "calls"]
     head += ["MiB", "cache", "engine"]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in names:
         samples = outcome.found[name]
         depth = _median(samples, lambda s: s.depth)
@@ -51,7 +52,7 @@ def _table(outcome: Outcome) -> str:
                 str(len(samples)),
                 f"{_median(samples, lambda s: s.rate) / 1e9:.3f}",
                 f"{depth:.1f}" if depth else _NONE,
-                _number(_median(samples, lambda s: s.cpu_per_block) * 1e6),
+                _number(_median(samples, lambda s: s.cpu_per_block) * 1e6) if any(s.cpu for s in samples) else _NONE,
                 f"{_median(samples, lambda s: s.amplification):.3f}",
                 _number(requests) if requests else _NONE,
                 _number(calls) if calls else _NONE,
@@ -92,15 +93,13 @@ def verdicts(outcome: Outcome, budget: int) -> list[tuple[str, ...]]:
     list of tuple of str
         What is measured, what was found, its interval, the target and "ok", "MISSED" or why it is not known.
     """
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for target in (*outcome.case.targets, *_common(outcome, budget)):
         wanted = f"{'>=' if target.at_least else '<='} {target.limit:.3g}"
         try:
             values = target.values(outcome.found)
         except KeyError as error:
-            name = str(error.args[0])
-            why = outcome.missing.get(name) or outcome.missing.get(name.split(",")[0], "no run")
-            rows.append((target.what, _NONE, _NONE, wanted, f"not measured: {name}: {why}"))
+            rows.append((target.what, _NONE, _NONE, wanted, f"not measured: no {error.args[0]}"))
             continue
         found = estimate(values)
         interval = f"{found.low:.3g} .. {found.high:.3g}" if found.count > 1 else _NONE
@@ -130,7 +129,7 @@ def report(outcome: Outcome, budget: int) -> str:
         f"{name}: {key} {', '.join(f'{value:.3g}' for value in values)}"
         for name, samples in outcome.found.items()
         for key, values in samples[0].series.items()
-        if key not in ("kernel", "total")
+        if key != "total"
     ]
     rows = [list(row) for row in verdicts(outcome, budget)]
     if rows:

@@ -35,7 +35,7 @@ def _map(arguments: Arguments) -> Array:
 
 
 def memmap_scan(arguments: Arguments, meter: Meter) -> Sample:
-    """``np.sum`` of a map."""
+    """Sum a map."""
     a = _map(arguments)
     with meter.timed():
         total = float(a.sum())
@@ -44,13 +44,13 @@ def memmap_scan(arguments: Arguments, meter: Meter) -> Sample:
 
 
 def memmap_random(arguments: Arguments, meter: Meter) -> Sample:
-    """``a[rows]`` of a map, until all are read or the time is over."""
+    """Read ``a[rows]`` of a map, until all are read or the time is over."""
     a = _map(arguments)
     rows = chosen(arguments, len(a))
     done = 0
     with meter.timed():
         end = time.perf_counter() + arguments["seconds"]
-        # Smaller parts than prunus is given, so that the time can be kept: a map reads one row at a time anyway.
+        # Smaller parts than prunus gets, so that the time can be kept: a map reads one row at a time anyway.
         for part in batches(rows, a.shape[1] * 4 * 16):
             found = a[part]
             done += len(part)
@@ -61,7 +61,7 @@ def memmap_random(arguments: Arguments, meter: Meter) -> Sample:
 
 
 def memmap_product(arguments: Arguments, meter: Meter) -> Sample:
-    """``a @ x`` of a map, handed to the BLAS as it is."""
+    """Multiply a map, handed to the BLAS as it is: ``a @ x``."""
     a = _map(arguments)
     x = operand(a.shape[1], arguments["columns"])
     with meter.timed():

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from prunus.bench.paging import cases, report, rounds
@@ -87,7 +87,5 @@ def _delete(folder: Path) -> None:
     if folder.is_dir():
         remove([path for path in folder.iterdir() if path.suffix in (".npy", ".safetensors")])
         shutil.rmtree(folder / "data.zarr", ignore_errors=True)
-        try:
+        with suppress(OSError):  # something else is in it
             folder.rmdir()
-        except OSError:  # something else is in it
-            pass

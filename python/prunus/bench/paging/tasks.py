@@ -1,7 +1,7 @@
 """What prunus does in a process of its own; `rivals` has the same for others.
 
-A task takes its arguments, as JSON has them, and a meter; it returns a sample. Results are checked against a few
-values that are read from the file in another way.
+A task takes its arguments, as JSON has them, and a meter; it returns a sample. Results are checked against a
+few values that are read from the file in another way.
 """
 
 import os
@@ -37,6 +37,8 @@ Task = Callable[[Arguments, Meter], Sample]
 # Bytes of rows that are asked for at a time: what a caller would hold.
 _BATCH = 16 << 20
 _CHECKED = 8
+# Of a matrix in memory: more than caches hold.
+_SLAB = 128 << 20
 # Sums of float32: NumPy's own, in pairs, are this close.
 _CLOSE = 1e-5
 
@@ -57,9 +59,13 @@ def batches(rows: Array, size: int) -> Iterator[Array]:
 
 def _values(path: str, row: int, columns: int) -> Array:
     """Read one row of an .npy file with plain system calls."""
+    size = columns * 4
+    start = HEADER + row * size
     with open(path, "rb", buffering=0) as file:
-        found = np.frombuffer(os.pread(file.fileno(), columns * 4, HEADER + row * columns * 4), np.float32)
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        handle = file.fileno()
+        os.posix_fadvise(handle, start, size, os.POSIX_FADV_RANDOM)  # no more than this
+        found = np.frombuffer(os.pread(handle, size, start), np.float32)
+        os.posix_fadvise(handle, start, size, os.POSIX_FADV_DONTNEED)
     return found
 
 
@@ -118,7 +124,7 @@ def engine_of(array: Any) -> str:
 
 
 def scan(arguments: Arguments, meter: Meter) -> Sample:
-    """``a.sum()`` over the whole file."""
+    """Sum the whole file: ``a.sum()``."""
     a = _open(arguments)
     _warm(arguments, a.pager)
     with meter.timed(a.pager):
@@ -141,7 +147,7 @@ def _read_rows(a: Any, rows: Array) -> Array:
 
 
 def random(arguments: Arguments, meter: Meter) -> Sample:
-    """``a[rows]``: rows in random order, each once."""
+    """Read ``a[rows]``: rows in random order, each once."""
     a = _open(arguments)
     _warm(arguments, a.pager)
     rows = chosen(arguments, len(a))
@@ -153,17 +159,17 @@ def random(arguments: Arguments, meter: Meter) -> Sample:
 
 
 def passes(arguments: Arguments, meter: Meter) -> Sample:
-    """Read the same random rows several times; ``series`` has bytes read of those used, and rates, by pass."""
+    """Read the same random rows several times; ``series`` has bytes read of those used, and rates."""
     a = _open(arguments)
     rows = chosen(arguments, len(a))
     used = len(rows) * a.shape[1] * 4
     read: list[float] = []
     rates: list[float] = []
     for _ in range(arguments["passes"]):
-        before, began = a.pager.stats()["bytes_read"], meter.seconds
+        before, began = meter.read, meter.seconds
         with meter.timed(a.pager):
             found = _read_rows(a, rows)
-        read.append((a.pager.stats()["bytes_read"] - before) / used)
+        read.append((meter.read - before) / used)
         rates.append(used / (meter.seconds - began))
     check_rows(arguments["path"], rows[-len(found) :], found)
     series = {"passes": read, "rates": rates}
@@ -179,13 +185,11 @@ def revisit(arguments: Arguments, meter: Meter) -> Sample:
     pages = np.asarray(trace(arguments["trace"], arguments["budget"] // size), np.int64)
     if pages.max() >= len(a):
         raise ValueError(f"a trace of {pages.max() + 1} pages and a file of {len(a)}")
-    before = a.pager.stats()["bytes_read"]
     with meter.timed(a.pager):
         for start in range(0, len(pages), 16):
             found = a[pages[start : start + 16]]
     check_rows(arguments["path"], pages[-len(found) :], found)
-    read = a.pager.stats()["bytes_read"] - before
-    hits = 1 - read / (len(pages) * size)
+    hits = 1 - meter.read / (len(pages) * size)
     return meter.sample(len(pages) * size, len(pages), engine_of(a), 0, {"hits": [hits]})
 
 
@@ -197,7 +201,7 @@ def operand(columns: int, n: int) -> Array:
 
 
 def product(arguments: Arguments, meter: Meter) -> Sample:
-    """``a @ x``."""
+    """Multiply: ``a @ x``."""
     a = _open(arguments)
     x = operand(a.shape[1], arguments["columns"])
     _warm(arguments, a.pager)
@@ -208,9 +212,9 @@ def product(arguments: Arguments, meter: Meter) -> Sample:
 
 
 def product_in_memory(arguments: Arguments, meter: Meter) -> Sample:
-    """NumPy's ``a @ x`` of as much of a as `budget` holds; the time is scaled to all of it."""
+    """Multiply a part of the matrix in NumPy; the time is scaled to all of it."""
     rows, columns = arguments["shape"]
-    part = max(min(arguments["budget"] // (columns * 4), rows), 1)
+    part = max(min(max(arguments["budget"], _SLAB) // (columns * 4), rows), 1)
     a = np.random.default_rng(5).random((part, columns), np.float32)
     x = operand(columns, arguments["columns"])
     y = a @ x
@@ -227,9 +231,9 @@ def _once(meter: Meter, call: Callable[[], object]) -> float:
 
 
 def add(arguments: Arguments, meter: Meter) -> Sample:
-    """``np.add(a, 1, out=b)`` and ``b.flush()``, on disk both."""
+    """Do ``np.add(a, 1, out=b)`` and ``b.flush()``, on disk both."""
     whole = _open(arguments)
-    b = pr.paged.open(arguments["out"], mode="r+", pager=whole.pager)
+    b: Any = pr.paged.open(arguments["out"], mode="r+", pager=whole.pager)
     a = whole.rows(0, len(b))
     _warm(arguments, whole.pager)
     with meter.timed(whole.pager):
