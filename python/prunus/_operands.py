@@ -8,7 +8,12 @@ from prunus._arrays import as_array
 from prunus._dtypes import check_storage
 from prunus._storage import BlockStorage
 
-__all__ = ["as_factor", "as_operand"]
+__all__ = ["as_factor", "as_operand", "is_on_disk"]
+
+
+def is_on_disk(value: Any) -> bool:
+    """Say whether operations hand ``value`` to ``prunus.paged``, without importing it."""
+    return type(value).__module__.startswith("prunus.paged.")
 
 
 def as_operand(value: Any, name: str) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 from prunus import _core, _elementwise, _format, _protocols, ops
 from prunus._arrays import is_array_like, is_scipy
 from prunus._dtypes import Array
+from prunus._operands import is_on_disk
 from prunus._storage import BlockStorage
 from prunus._threads import THREADS
 from prunus._trace import ACTIVE as TRACING
@@ -273,4 +274,4 @@ def _is_operand(other: Any) -> bool:
         return True
     if is_scipy(other):
         raise TypeError("a SciPy sparse array is not converted behind your back; wrap it with pr.BSR(...)")
-    return is_array_like(other)
+    return is_on_disk(other) or is_array_like(other)

@@ -33,7 +33,8 @@ class Record:
     name : str
         The operation: "matmul", "linear", "ffn", ...
     path : str
-        How the engine did it, with the SIMD level: "panel avx512", ...
+        How the engine did it, with the SIMD level: "panel avx512", ...; where operands are in files also which
+        I/O engine read them: "panel avx512, io_uring".
     start, seconds : float
         Seconds since the trace began, and for how long.
     depth : int
@@ -145,6 +146,11 @@ class Span:
     def ran(self, engine: str) -> None:
         """Say who did the operation; of the CPU engine, the path that it took last on this thread."""
         self._record.path = _core.last_path() if engine == "cpu" else engine
+
+    def read_by(self, engine: str) -> None:
+        """Say which I/O engine read the operands, after who did the operation."""
+        path = self._record.path
+        self._record.path = f"{path}, {engine}" if path else engine
 
 
 _OFF: Final = Span(None, "")

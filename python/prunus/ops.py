@@ -13,6 +13,7 @@ from prunus import _layout as lay
 from prunus._dtypes import HALVES, I8, I32, Array, DType, check_operand, result_dtype
 from prunus._mask import BlockMask
 from prunus._operands import as_operand as _operand
+from prunus._operands import is_on_disk
 from prunus._storage import BlockStorage
 from prunus._trace import Span, span
 from prunus.engines.base import ACTIVATIONS
@@ -42,7 +43,7 @@ def matmul(
 
     Parameters
     ----------
-    a, b : array_like or BSR
+    a, b : array_like, BSR, or either on disk
         Shapes (*A, m, k) or (k,), and (*B, k, n) or (k,); float32, float64, float16, bfloat16 or int8.
     out : ndarray, optional
         Where to write: the result's shape and dtype, any strides, writeable. If it overlaps an operand, the
@@ -83,6 +84,10 @@ def matmul(
     if activation is not None and activation not in ACTIVATIONS:
         known = ", ".join(repr(name) for name in sorted(ACTIVATIONS))
         raise ValueError(f"activation must be one of {known} or None, got {activation!r}")
+    if is_on_disk(a) or is_on_disk(b) or is_on_disk(out):
+        from prunus.paged.sparse_products import matmul as with_disk  # it builds on this module
+
+        return with_disk(a, b, out, dtype=dtype, bias=bias, activation=activation, densify=densify)
     sparse_a, sparse_b = isinstance(a, BlockStorage), isinstance(b, BlockStorage)
     if sparse_a and sparse_b and not densify:
         if bias is not None or activation is not None:

@@ -1,7 +1,7 @@
-"""Arrays in files, through a pager with a budget of memory.
+"""Arrays on disk: read and written through NumPy's calls, with a fixed budget of memory.
 
-``pr.open`` and ``pr.save`` are the way in and out for files that other programs share; :func:`empty`,
-:func:`zeros`, :func:`full`, :func:`from_array` and :func:`open` give working memory on disk.
+``pr.open`` and ``pr.save`` are the way in and out for files that other programs share; this package has the
+rest.
 """
 
 from prunus.paged.array import PagedArray, from_file
@@ -11,7 +11,7 @@ from prunus.paged.files import File
 from prunus.paged.pagers import Pager, default_pager, parse_bytes
 from prunus.paged.save import save
 from prunus.paged.sparse import PagedBSR
-from prunus.paged.working import empty, from_array, full, open, zeros  # noqa: A004 - reads as pr.paged.open
+from prunus.paged.working import empty, from_array, full, open, zeros
 
 __all__ = [
     "ChecksumError",

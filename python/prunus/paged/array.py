@@ -102,7 +102,9 @@ class PagedArray(InPlace, Reducible):
         """
         if len(axes) == 1 and not isinstance(axes[0], int):
             axes = () if axes[0] is None else tuple(axes[0])
-        order = [a % self.ndim if -self.ndim <= a < self.ndim else a for a in axes] or list(range(self.ndim))[::-1]
+        order = [a % self.ndim if -self.ndim <= a < self.ndim else a for a in axes] or list(range(self.ndim))[
+            ::-1
+        ]
         if sorted(order) != list(range(self.ndim)):
             raise ValueError(f"axes {axes} don't match an array of {self.ndim} dimensions")
         return self._view(self._start, self._stored, tuple(self._perm[a] for a in order))
@@ -149,7 +151,9 @@ class PagedArray(InPlace, Reducible):
             raise ValueError("an array of no dimensions has no rows")
         view = self._contiguous(parse(slice(start, stop), self.shape))
         if view is None:
-            raise ValueError("rows of this array are not stored one after the other; use .T.rows(...).T, or a[i:j]")
+            raise ValueError(
+                "rows of this array are not stored one after the other; use .T.rows(...).T, or a[i:j]"
+            )
         return view
 
     def _contiguous(self, index: Index) -> PagedArray | None:
@@ -265,10 +269,6 @@ class PagedArray(InPlace, Reducible):
     def __contains__(self, value: Any) -> bool:
         return bool((self == value).any())
 
-    def copy(self) -> Array:
-        """Return all values in memory, as :meth:`load`."""
-        return self.load()
-
     def astype(self, dtype: DTypeLike | str, casting: str = "unsafe") -> Any:
         """Return the values in another dtype, as a ``PagedExpr``: nothing is read yet."""
         return super().astype(dtype, casting)
@@ -343,6 +343,13 @@ class PagedArray(InPlace, Reducible):
         place = (os.path.abspath(self.path), store.start, store.nbytes, store.name, store.header)
         view = (self._start, self._stored, self._perm, self.dtype.name, self.dtype.str, self.writable)
         return _unpickle, (place, view, identity)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        """Return what names this array's present values, without reading them."""
+        store = self._store
+        file = store.file
+        place = (file.path, store.start, self._start, self._stored, self._perm, str(self.dtype))
+        return (type(self).__name__, id(store.version), store.version.value, *place)
 
 
 def _mask(key: Any) -> Any:

@@ -252,10 +252,13 @@ class Pass:
 
         def jobs() -> Iterator[tuple[list[Box], list[Array]]]:
             while part := list(itertools.islice(cuts, tiles)):
-                yield part, [
-                    stream.take(sum(source.nbytes(box) for box in part))
-                    for stream, source in zip(streams, streamed, strict=True)
-                ]
+                yield (
+                    part,
+                    [
+                        stream.take(sum(source.nbytes(box) for box in part))
+                        for stream, source in zip(streams, streamed, strict=True)
+                    ],
+                )
 
         try:
             for source in streamed:

@@ -87,18 +87,20 @@ class PagedExpr(Operators, Reducible):
 
     def _window(self, index: Index) -> PagedExpr | None:
         """Return the expression of what a basic index selects if that is a run of bytes of each source."""
-        views: list[PagedArray | None] = []
 
         def cut(value: Any) -> Any:
             if isinstance(value, PagedArray):
                 own = _own(index, value.shape, len(self.shape))
                 view = value._expand(len(self.shape))._contiguous(own)
-                views.append(view)
-                return value if view is None else view
+                if view is None:
+                    raise _NoWindow
+                return view
             return _take(value, index)
 
-        node = _rebuild(self._node, cut)
-        return None if any(view is None for view in views) else PagedExpr(node, self._stamps)
+        try:
+            return PagedExpr(_rebuild(self._node, cut), self._stamps)
+        except _NoWindow:
+            return None
 
     def _at(self, index: Index) -> Array:
         """Return the values at an index, computed from those of the sources there."""
@@ -132,6 +134,10 @@ class PagedExpr(Operators, Reducible):
 
     def __reduce__(self) -> Any:
         raise TypeError("a PagedExpr does not pickle; save it, or pickle the arrays it is made of")
+
+
+class _NoWindow(Exception):  # noqa: N818 - an answer, not an error
+    """An index selects what is no run of bytes."""
 
 
 def _rebuild(root: Node, change: Callable[[Any], Any]) -> Node:

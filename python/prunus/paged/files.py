@@ -61,9 +61,9 @@ class File(Mapping[str, "PagedArray | PagedBSR"]):
     # A mapping -----------------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> PagedArray | PagedBSR:
+        part = self._part(name)
         found = self._arrays.get(name)
         if found is None:
-            part = self._part(name)
             if id(part.file) in self._checks:
                 for one in self._tensors(name):
                     self._verify_once(part, one.name)
@@ -89,11 +89,13 @@ class File(Mapping[str, "PagedArray | PagedBSR"]):
 
     def _open(self, part: Part, name: str) -> PagedArray | PagedBSR:
         blocks = part.header.blocks.get(name)
+        writable, pager = self._writable, self._pager
         if blocks is not None:
-            return PagedBSR.from_file(part.file, blocks, name, self._writable)
+            return PagedBSR.from_file(part.file, blocks, name, writable, pager)
         one = part.header.tensors[name]
+        dtype = numpy_dtype(one)
         return from_file(
-            part.file, one.begin, one.shape, numpy_dtype(one), writable=self._writable, name=one.name
+            part.file, one.begin, one.shape, dtype, writable=writable, name=one.name, pager=pager
         )
 
     def _verify_once(self, part: Part, name: str) -> None:
@@ -290,9 +292,18 @@ def open_file(
         if verify:
             raise FormatError(f"{text}: an .npy file has no checksums")
         tensor, fortran = read_npy(file)
-        writable = mode == "r+"
-        dtype = numpy_dtype(tensor)
-        return from_file(file, tensor.begin, tensor.shape, dtype, fortran=fortran, writable=writable)
+        # Only a file that is this array and nothing else can grow.
+        alone = not fortran and tensor.end == file.size
+        return from_file(
+            file,
+            tensor.begin,
+            tensor.shape,
+            numpy_dtype(tensor),
+            fortran=fortran,
+            writable=mode == "r+",
+            pager=using,
+            header=tensor.begin if alone else 0,
+        )
     except BaseException:
         file.close()
         raise

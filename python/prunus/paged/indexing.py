@@ -82,7 +82,8 @@ def _entries(key: Any, ndim: int) -> list[Any]:
     if used > ndim:
         raise IndexError(f"too many indices for array: array is {ndim}-dimensional, but {used} were indexed")
     at = len(out) if ellipsis is None else ellipsis
-    out[at:at] = [slice(None)] * (ndim - used)
+    # An Ellipsis separates index arrays even where it stands for no axis.
+    out[at:at] = [slice(None)] * (ndim - used) or ([] if ellipsis is None else [Ellipsis])
     return out
 
 
@@ -135,6 +136,8 @@ def parse(key: Any, shape: tuple[int, ...]) -> Index:
     places: list[int] = []  # where in the key the entries stand that count as index arrays
     for place, entry in enumerate(entries):
         axis = len(axes)
+        if entry is Ellipsis:
+            continue
         if entry is None:
             order.append(NEW)
         elif isinstance(entry, slice):
@@ -186,9 +189,12 @@ def parse(key: Any, shape: tuple[int, ...]) -> Index:
         rest = [d for d in order if d != GROUP]
         before = sum(d != GROUP for d in order[:first])
         order = [*rest[:before], GROUP, *rest[before:]]
-    scalar = not order or (group == () and len(order) == 1 and all(_is_scalar(e) for e in entries))
+    dotted = any(part is Ellipsis for part in (key if isinstance(key, tuple) else (key,)))
+    scalar = not dotted and all(_is_scalar(e) for e in entries)
     return Index(tuple(axes), group, tuple(order), scalar)
 
 
 def _is_scalar(entry: Any) -> bool:
-    return isinstance(entry, int) or (isinstance(entry, np.ndarray) and entry.ndim == 0 and entry.dtype != bool)
+    return isinstance(entry, int) or (
+        isinstance(entry, np.ndarray) and entry.ndim == 0 and entry.dtype != bool
+    )

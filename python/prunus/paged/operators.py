@@ -218,7 +218,7 @@ class Operators:
         """Return complex conjugates, as an expression."""
         return np.conjugate(self)
 
-    def clip(self, min: Any = None, max: Any = None, **kwargs: Any) -> Any:  # noqa: A002 - NumPy's names
+    def clip(self, min: Any = None, max: Any = None, **kwargs: Any) -> Any:
         """Return values limited to a range; see ``numpy.clip``."""
         return np.clip(self, min, max, **kwargs)
 

@@ -8,28 +8,24 @@ quarter of the budget (in memory of their own), and the other one once for each 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
 
+from prunus import ops
 from prunus._arrays import as_array
 from prunus._dtypes import F32, HALVES, I8, I32, OPERANDS, Array, DType, as_dtype, result_dtype
 from prunus._storage import BlockStorage
 from prunus.paged import statistics
 from prunus.paged.array import PagedArray
 from prunus.paged.evaluate import Stream
+from prunus.paged.multiplying import Multiplying
 from prunus.paged.operators import Operators
 
-__all__ = ["dot", "einsum", "matmul", "set_sparse_product", "tensordot", "vdot"]
+__all__ = ["dot", "einsum", "matmul", "tensordot", "vdot"]
 
 _PANEL: Final = 4 << 20
-_state: dict[str, Callable[..., Any] | None] = {"sparse": None}
-
-
-def set_sparse_product(product: Callable[..., Any] | None) -> None:
-    """Set what multiplies a BSR with an array on disk: ``product(a, b, out, dtype)``."""
-    _state["sparse"] = product
 
 
 def matmul(a: Any, b: Any, out: Any = None, dtype: Any = None) -> Any:
@@ -42,11 +38,8 @@ def matmul(a: Any, b: Any, out: Any = None, dtype: Any = None) -> Any:
     ValueError
         If their shapes do not fit.
     """
-    if isinstance(a, BlockStorage) or isinstance(b, BlockStorage):
-        product = _state["sparse"]
-        if product is None:
-            raise TypeError("products of a BSR and an array on disk are not supported; call .load() first")
-        return product(a, b, out, dtype)
+    if isinstance(a, (BlockStorage, Multiplying)) or isinstance(b, (BlockStorage, Multiplying)):
+        return ops.matmul(a, b, out, dtype=dtype)
     a, b = _operand(a, "a"), _operand(b, "b")
     if not a.ndim or not b.ndim:
         raise ValueError("matmul: an operand has no dimensions; use * for scalars")
@@ -95,7 +88,11 @@ def _types(a: DType, b: DType, dtype: Any) -> tuple[DType, DType]:
     if a in OPERANDS and b in OPERANDS:
         to = result_dtype(a, b, dtype)
     else:
-        to = as_dtype(dtype) if dtype is not None else np.matmul(np.empty((1, 1), a), np.empty((1, 1), b)).dtype
+        to = (
+            as_dtype(dtype)
+            if dtype is not None
+            else np.matmul(np.empty((1, 1), a), np.empty((1, 1), b)).dtype
+        )
     if to in HALVES:
         return to, F32
     return to, I32 if a == b == I8 and to == I32 else to
@@ -196,7 +193,9 @@ def dot(a: Any, b: Any, out: Any = None) -> Any:
     if not np.ndim(a) or not np.ndim(b):
         return np.multiply(a, b) if out is None else np.multiply(a, b, out=out)
     if np.ndim(b) > 2:
-        raise TypeError("np.dot with a second operand of more than two dimensions is not supported; use np.matmul")
+        raise TypeError(
+            "np.dot with a second operand of more than two dimensions is not supported; use np.matmul"
+        )
     return matmul(a, b, out=out)
 
 

@@ -40,9 +40,13 @@ def array_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: d
         return statistics.reduce(inputs[0], _REDUCE[ufunc], options.pop("axis"), **options)
     if method == "accumulate" and ufunc in _ACCUMULATE:
         (out,) = kwargs.get("out", (None,))
-        return running.cumulative(inputs[0], _ACCUMULATE[ufunc], kwargs.get("axis", 0), kwargs.get("dtype"), out)
+        return running.cumulative(
+            inputs[0], _ACCUMULATE[ufunc], kwargs.get("axis", 0), kwargs.get("dtype"), out
+        )
     if method != "__call__":
-        raise TypeError(f"np.{ufunc.__name__}.{method} is not supported for arrays on disk; call .load() first")
+        raise TypeError(
+            f"np.{ufunc.__name__}.{method} is not supported for arrays on disk; call .load() first"
+        )
     if ufunc is np.matmul:
         (out,) = kwargs.get("out", (None,))
         return products.matmul(*inputs, out=out, dtype=kwargs.get("dtype"))
@@ -51,7 +55,9 @@ def array_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: d
     outs = kwargs.pop("out", None)
     where = kwargs.pop("where", True)
     if where is not True and outs is None:
-        raise TypeError(f"np.{ufunc.__name__} with where= needs out=: elsewhere the result would be undefined")
+        raise TypeError(
+            f"np.{ufunc.__name__} with where= needs out=: elsewhere the result would be undefined"
+        )
     casting = kwargs.pop("casting", "same_kind")
     if "dtype" in kwargs and kwargs["dtype"] is not None:
         kwargs["dtype"] = as_dtype(kwargs["dtype"])
@@ -68,7 +74,8 @@ def array_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: d
         # One result must not be computed from what another has overwritten.
         results = tuple(into(r, None) for r in results)
     done = tuple(
-        result if out is None else _write(result, out, where) for result, out in zip(results, outs, strict=True)
+        result if out is None else _write(result, out, where)
+        for result, out in zip(results, outs, strict=True)
     )
     return done if len(done) > 1 else done[0]
 
@@ -116,7 +123,11 @@ def _shares(result: Any, out: Any) -> bool:
     stack = [as_node(result)]
     while stack:
         node = stack.pop()
-        if isinstance(node, Const) and isinstance(node.value, np.ndarray) and np.may_share_memory(node.value, out):
+        if (
+            isinstance(node, Const)
+            and isinstance(node.value, np.ndarray)
+            and np.may_share_memory(node.value, out)
+        ):
             return True
         stack.extend(node.args if isinstance(node, Call) else [node.call] if isinstance(node, Pick) else [])
     return False
@@ -160,9 +171,13 @@ def _reduction(name: str) -> Callable[..., Any]:
 
 
 def _nan_reduction(name: str) -> Callable[..., Any]:
-    def run(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = None, **kwargs: Any) -> Any:
+    def run(
+        a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = None, **kwargs: Any
+    ) -> Any:
         _check_first(a, f"nan{name}")
-        return statistics.without_nan(a, name, axis, **_given({"dtype": dtype, "out": out, "ddof": ddof, **kwargs}))
+        return statistics.without_nan(
+            a, name, axis, **_given({"dtype": dtype, "out": out, "ddof": ddof, **kwargs})
+        )
 
     return run
 
@@ -231,7 +246,9 @@ def _digitize(x: Any, bins: Any, right: bool = False) -> Any:
     return apply(lambda v: np.digitize(v, bins, right), [x])
 
 
-def _average(a: Any, axis: Any = None, weights: Any = None, returned: bool = False, *, keepdims: Any = False) -> Any:
+def _average(
+    a: Any, axis: Any = None, weights: Any = None, returned: bool = False, *, keepdims: Any = False
+) -> Any:
     keep = keepdims if keepdims is not np._NoValue else False
     if weights is None:
         value = statistics.reduce(a, "mean", axis, keepdims=keep)
@@ -251,7 +268,7 @@ def _average(a: Any, axis: Any = None, weights: Any = None, returned: bool = Fal
     return (value, scale) if returned else value
 
 
-def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:  # noqa: A002 - NumPy's name
+def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
     axes = statistics.axes_of(axis, x.ndim)
     size = np.abs(x)
     if ord is None or (ord == 2 and len(axes) == 1) or (ord == "fro" and len(axes) == 2):
@@ -278,7 +295,9 @@ def _copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -
     _write(src if isinstance(src, Operators) else np.asarray(src), dst, True)
 
 
-def _reshape(a: Any, /, shape: Any = None, order: str = "C", *, newshape: Any = None, copy: Any = None) -> Any:
+def _reshape(
+    a: Any, /, shape: Any = None, order: str = "C", *, newshape: Any = None, copy: Any = None
+) -> Any:
     if not isinstance(a, PagedArray):
         raise TypeError("np.reshape of an expression is not supported; reshape its sources")
     return a.reshape(newshape if shape is None or shape is np._NoValue else shape, order=order)
@@ -301,7 +320,9 @@ def _result_type(*args: Any) -> Any:
 
 
 def _size(a: Any, axis: Any = None) -> int:
-    return int(a.size) if axis is None else int(np.prod([a.shape[k] for k in statistics.axes_of(axis, a.ndim)]))
+    return (
+        int(a.size) if axis is None else int(np.prod([a.shape[k] for k in statistics.axes_of(axis, a.ndim)]))
+    )
 
 
 def _no_save(*_: Any, **__: Any) -> Any:

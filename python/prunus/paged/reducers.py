@@ -113,7 +113,9 @@ class Sum(Reducer):
         if self.exact:
             return self.total
         with np.errstate(all="ignore"):
-            return np.where(np.isfinite(self.total) & np.isfinite(self.lost), self.total + self.lost, self.total)
+            return np.where(
+                np.isfinite(self.total) & np.isfinite(self.lost), self.total + self.lost, self.total
+            )
 
 
 class Product(Reducer):
@@ -214,7 +216,7 @@ class Extreme(Reducer):
         super().__init__(shape, axes)
         self.ufunc = np.minimum if name == "min" else np.maximum
         self.fill = fill
-        self.best = np.empty(self.kept, dtype)
+        self.best = np.empty(self.kept, dtype.newbyteorder("="))
         if fill is not None:
             self.best[...] = fill
 
@@ -233,13 +235,15 @@ class Extreme(Reducer):
 class Arg(Reducer):
     """The index of the first smallest or largest value; the first NaN wins."""
 
-    def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...], dtype: DType, name: str, axis: Any) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], axes: tuple[int, ...], dtype: DType, name: str, axis: Any
+    ) -> None:
         super().__init__(shape, axes)
         self.func: Any = np.argmin if name == "argmin" else np.argmax
         self.better: Any = np.less if name == "argmin" else np.greater
         self.shape = shape
         self.axis = None if axis is None else axes[0]
-        self.best = np.empty(self.kept, dtype)
+        self.best = np.empty(self.kept, dtype.newbyteorder("="))
         self.index = np.zeros(self.kept, np.intp)
 
     def tile(self, values: list[Array], box: Box) -> tuple[Array, Array]:

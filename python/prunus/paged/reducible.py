@@ -34,11 +34,15 @@ class Reducible:
         """Return the arithmetic mean; see ``numpy.mean``."""
         return self._reduce("mean", axis, dtype=dtype, out=out, **kwargs)
 
-    def var(self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: float = 0, **kwargs: Any) -> Any:
+    def var(
+        self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: float = 0, **kwargs: Any
+    ) -> Any:
         """Return the variance, in one pass; see ``numpy.var``."""
         return self._reduce("var", axis, dtype=dtype, out=out, ddof=ddof, **kwargs)
 
-    def std(self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: float = 0, **kwargs: Any) -> Any:
+    def std(
+        self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: float = 0, **kwargs: Any
+    ) -> Any:
         """Return the standard deviation, in one pass; see ``numpy.std``."""
         return self._reduce("std", axis, dtype=dtype, out=out, ddof=ddof, **kwargs)
 

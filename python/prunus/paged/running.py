@@ -65,7 +65,10 @@ def cumulative(source: Any, name: str, axis: Any, dtype: Any = None, out: Any = 
     job = Pass([node], order)
 
     def work(tiles: Iterator[Tile]) -> list[tuple[Any, Array]]:
-        return [(box, func(v.reshape(-1) if flat else v, axis=0 if flat else along, dtype=wide)) for box, (v,) in tiles]
+        return [
+            (box, func(v.reshape(-1) if flat else v, axis=0 if flat else along, dtype=wide))
+            for box, (v,) in tiles
+        ]
 
     def pieces() -> Iterator[tuple[Any, Array]]:
         """Yield the finished values of each tile, in order."""

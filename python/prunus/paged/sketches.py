@@ -58,7 +58,11 @@ class _Bins(Reducer):
 
 
 def histogram(
-    a: Any, bins: Any = 10, range: Any = None, density: Any = None, weights: Any = None  # noqa: A002
+    a: Any,
+    bins: Any = 10,
+    range: Any = None,
+    density: Any = None,
+    weights: Any = None,
 ) -> tuple[Array, Array]:
     """Return counts and edges as ``numpy.histogram``; without ``range`` the values are read twice.
 
@@ -76,9 +80,9 @@ def histogram(
     if uniform and range is None:
         if math.prod(node.shape):
             found = several(a, ("min", "max"))
-            range = (found["min"], found["max"])  # noqa: A001
+            range = (found["min"], found["max"])
         else:
-            range = (0.0, 1.0)  # noqa: A001
+            range = (0.0, 1.0)
     probe = np.empty(0, node.dtype)
     edges = np.histogram_bin_edges(probe, bins, range)
     reducer = _Bins(node.shape, edges, uniform, tuple(range) if range is not None else (0, 1))
@@ -118,7 +122,11 @@ class _Sketch:
                 self.held.append(0)
             self.levels[level].append(rows)
             self.held[level] += len(rows)
-            room = max(self.capacity, _EXACT if self.capacity == _CAPACITY else 0) if level == 0 else self.capacity
+            room = (
+                max(self.capacity, _EXACT if self.capacity == _CAPACITY else 0)
+                if level == 0
+                else self.capacity
+            )
             if self.held[level] <= room:
                 return
             merged = np.sort(np.concatenate(self.levels[level]), axis=0)
@@ -156,7 +164,9 @@ class _Quantiles(Reducer):
         self.q, self.shape = q, shape
         self.need = math.prod(shape[a] for a in axes)
         self.columns = math.prod(self.kept)
-        self.capacity = min(_CAPACITY, max(_MEMORY // (24 * self.columns * itemsize), 1) if self.columns else 1)
+        self.capacity = min(
+            _CAPACITY, max(_MEMORY // (24 * self.columns * itemsize), 1) if self.columns else 1
+        )
         self.open: dict[Any, _Sketch] = {}
         self.nan: dict[Any, Array] = {}
         self.values = np.empty((len(q), *self.kept), np.float64)
@@ -235,7 +245,9 @@ def np_quantile(a: Any, q: Any, axis: Any = None, out: Any = None, *_: Any, **kw
     """Run ``numpy.quantile``: only its linear method."""
     keepdims = kwargs.pop("keepdims", False)
     if _ or any(v not in (None, False, "linear", np._NoValue) for v in kwargs.values()):
-        raise TypeError("quantiles of arrays on disk are by linear interpolation, without weights; load() for others")
+        raise TypeError(
+            "quantiles of arrays on disk are by linear interpolation, without weights; load() for others"
+        )
     return quantile(a, q, axis, bool(keepdims) if keepdims is not np._NoValue else False, out)
 
 
@@ -244,7 +256,9 @@ def np_percentile(a: Any, q: Any, *args: Any, **kwargs: Any) -> Any:
     return np_quantile(a, np.true_divide(q, 100), *args, **kwargs)
 
 
-def median(a: Any, axis: Any = None, out: Any = None, overwrite_input: bool = False, keepdims: bool = False) -> Any:
+def median(
+    a: Any, axis: Any = None, out: Any = None, overwrite_input: bool = False, keepdims: bool = False
+) -> Any:
     """Run ``numpy.median``."""
     return quantile(a, 0.5, axis, keepdims if keepdims is not np._NoValue else False, out)
 

@@ -15,11 +15,12 @@ from prunus._layout import Index
 from prunus._mask import BlockMask
 from prunus.paged.array import PagedArray, from_file
 from prunus.paged.headers import Blocks, load, numpy_dtype
+from prunus.paged.multiplying import Multiplying, PagedTranspose
 
 __all__ = ["PagedBSR"]
 
 
-class PagedBSR:
+class PagedBSR(Multiplying):
     """A block-sparse array whose pattern is in memory and whose blocks are in a file; made by ``pr.open``.
 
     Attributes
@@ -45,7 +46,9 @@ class PagedBSR:
         self.name = name
 
     @classmethod
-    def from_file(cls, file: Any, blocks: Blocks, name: str, writable: bool = False) -> PagedBSR:
+    def from_file(
+        cls, file: Any, blocks: Blocks, name: str, writable: bool = False, pager: Any = None
+    ) -> PagedBSR:
         """Read the pattern of a block-sparse array and check it.
 
         Raises
@@ -62,8 +65,15 @@ class PagedBSR:
         # The pattern in memory would not see a change of that in the file.
         for part in (indices, indptr):
             part.flags.writeable = False
-        values = from_file(file, one.begin, one.shape, numpy_dtype(one), writable=writable, name=one.name)
+        values = from_file(
+            file, one.begin, one.shape, numpy_dtype(one), writable=writable, name=one.name, pager=pager
+        )
         return cls(values, indices, indptr, blocks, name)
+
+    @property
+    def T(self) -> PagedTranspose:  # noqa: N802
+        """The transpose of the last two axes, whose products read the same blocks in the same order."""
+        return PagedTranspose(self)
 
     @property
     def dtype(self) -> DType:

@@ -104,7 +104,15 @@ class Store:
     """
 
     def __init__(
-        self, pager: Any, file: Any, start: int, nbytes: int, page: int, writable: bool, name: str, header: int = 0
+        self,
+        pager: Any,
+        file: Any,
+        start: int,
+        nbytes: int,
+        page: int,
+        writable: bool,
+        name: str,
+        header: int = 0,
     ) -> None:
         if start < 0 or start + nbytes > file.size:
             raise PrunusError(

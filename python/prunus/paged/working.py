@@ -43,7 +43,9 @@ def _pager(budget: int | str | None, pager: Any) -> Any:
 # The header --------------------------------------------------------------------------------------------
 
 
-def _header(shape: tuple[int, ...], dtype: DType, fortran: bool, size: int = _ALIGNED, version: int = 1) -> bytes:
+def _header(
+    shape: tuple[int, ...], dtype: DType, fortran: bool, size: int = _ALIGNED, version: int = 1
+) -> bytes:
     """Return a .npy header of exactly ``size`` bytes.
 
     Raises
@@ -56,7 +58,9 @@ def _header(shape: tuple[int, ...], dtype: DType, fortran: bool, size: int = _AL
     lead = len(_MAGIC) + 2 + (2 if version == 1 else 4)
     room = size - lead
     if len(text) + 1 > room:
-        raise PrunusError(f"the .npy header has room for {room} bytes, and shape {shape} needs {len(text) + 1}")
+        raise PrunusError(
+            f"the .npy header has room for {room} bytes, and shape {shape} needs {len(text) + 1}"
+        )
     length = struct.pack("<H" if version == 1 else "<I", room)
     return _MAGIC + bytes([version, 0]) + length + text.ljust(room - 1) + b"\n"
 
@@ -160,13 +164,19 @@ def empty(
     )  # fmt: skip
 
 
-def zeros(shape: int | tuple[int, ...], dtype: DTypeLike | str = np.float64, path: Path | None = None, **how: Any) -> PagedArray:
+def zeros(
+    shape: int | tuple[int, ...], dtype: DTypeLike | str = np.float64, path: Path | None = None, **how: Any
+) -> PagedArray:
     """Return a new array of zeros in a .npy file; see :func:`empty`. The zeros are not written."""
     return empty(shape, dtype, path, **how)
 
 
 def full(
-    shape: int | tuple[int, ...], value: Any, dtype: DTypeLike | str | None = None, path: Path | None = None, **how: Any
+    shape: int | tuple[int, ...],
+    value: Any,
+    dtype: DTypeLike | str | None = None,
+    path: Path | None = None,
+    **how: Any,
 ) -> PagedArray:
     """Return a new array in a .npy file, filled with ``value`` (which may broadcast); see :func:`empty`."""
     a = empty(shape, np.asarray(value).dtype if dtype is None else dtype, path, **how)
@@ -183,8 +193,13 @@ def from_array(value: Any, path: Path | None = None, **how: Any) -> PagedArray:
     return a
 
 
-def open(  # noqa: A001 - reads as pr.paged.open
-    path: Path, mode: str = "r", *, budget: int | str | None = None, pager: Any = None, page: int | None = None
+def open(
+    path: Path,
+    mode: str = "r",
+    *,
+    budget: int | str | None = None,
+    pager: Any = None,
+    page: int | None = None,
 ) -> PagedArray:
     """Open a .npy file; nothing but its header is read.
 
@@ -261,13 +276,21 @@ def _first_pager(source: Any) -> Any:
 def append(a: PagedArray, rows: Any) -> None:
     """Add rows at the end of ``a``; see :meth:`PagedArray.append`."""
     store = a._store
-    if not store.header or a._start or a.nbytes != store.nbytes or a._perm != tuple(range(a.ndim)) or not a.shape:
+    if (
+        not store.header
+        or a._start
+        or a.nbytes != store.nbytes
+        or a._perm != tuple(range(a.ndim))
+        or not a.shape
+    ):
         raise PrunusError(
             f"{a!r} cannot grow: that takes a .npy file in C order, opened as a whole, and no view of it"
         )
     more = rows if isinstance(rows, Operators) else np.asarray(rows)
     if more.ndim != a.ndim or more.shape[1:] != a.shape[1:]:
-        raise ValueError(f"rows of shape {more.shape} do not fit; expected (n, {', '.join(map(str, a.shape[1:]))})")
+        raise ValueError(
+            f"rows of shape {more.shape} do not fit; expected (n, {', '.join(map(str, a.shape[1:]))})"
+        )
     count, old = more.shape[0], store.nbytes
     shape = (a.shape[0] + count, *a.shape[1:])
     with store.lock:

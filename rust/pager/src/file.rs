@@ -251,13 +251,19 @@ impl DiskFile {
         for request in &mut batch {
             request.fd = self.descriptor();
             if request.op == Op::Write {
-                let len: u64 = request.pieces.iter().map(|piece| piece.len as u64).sum();
+                let len =
+                    request.pieces.iter().fold(0_u64, |sum, piece| sum.saturating_add(piece.len as u64));
                 if request.offset.saturating_add(len) > self.size() {
                     self.padded.store(true, Ordering::Release);
                 }
             }
-            let owner = std::mem::replace(&mut request.owner, Arc::new(()));
-            request.owner = Arc::new((Arc::clone(self), owner));
+            let file = Arc::clone(self);
+            let done = std::mem::replace(&mut request.done, Box::new(|_| ()));
+            request.done = Box::new(move |result| {
+                // Let go first: whoever hears that all is done, and lets go too, is then the one who closes it.
+                drop(file);
+                done(result);
+            });
         }
         self.engine.submit(batch);
     }

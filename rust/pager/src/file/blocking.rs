@@ -19,14 +19,14 @@ impl DiskFile {
     /// # Errors
     /// [`Error::Short`] where the file ends before, and the system's own.
     pub fn read_exact(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
         let (size, len) = (self.size(), out.len() as u64);
         let short = |got| Error::Short { path: self.path.clone(), offset, expected: len, got };
         let end = offset.checked_add(len).filter(|end| *end <= size);
         let end = end.ok_or_else(|| short(size.saturating_sub(offset)))?;
         let fault = |source| self.error(format!("read {len} bytes at {offset}"), source);
-        if out.is_empty() {
-            return Ok(());
-        }
         if !self.direct || aligned(offset, out) {
             // SAFETY: `out` outlives the call, which waits.
             let got =

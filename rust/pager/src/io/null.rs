@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use super::transfer::{Stats, Step, Transfer, finish};
 use super::{Counters, Descriptor, Engine, Kind, Op, Piece, Request, system};
-use crate::SECTOR;
 
 /// Something to go wrong.
 #[derive(Clone, Debug)]
@@ -194,7 +193,7 @@ impl Engine for Null {
     fn submit(&self, batch: Vec<Request>) {
         let mut state = self.shared.lock();
         for request in batch {
-            let len = request.pieces.iter().map(|piece| piece.len).sum();
+            let len = request.pieces.iter().fold(0_usize, |sum, piece| sum.saturating_add(piece.len));
             let Request { fd, op, offset, .. } = request;
             state.seen.push(Seen { fd, op, offset, len, pieces: request.pieces.len() });
             let due = Instant::now() + state.delay(op, offset, len);
@@ -262,6 +261,10 @@ impl Shared {
             Ok(transfer) => transfer,
             Err((request, error)) => return finish(*request, Err(error), &self.stats),
         };
+        if !transfer.aligned() {
+            // Real direct I/O refuses it too.
+            return transfer.finish(Err(io::ErrorKind::InvalidInput.into()), &self.stats);
+        }
         loop {
             let (fd, op, offset) = (transfer.fd(), transfer.op(), transfer.offset());
             self.stats.call();
@@ -317,10 +320,6 @@ impl State {
     /// One system call, as direct I/O would have it.
     fn call(&mut self, fd: Descriptor, op: Op, offset: u64, window: &[Piece]) -> io::Result<usize> {
         let len: usize = window.iter().map(|piece| piece.len).sum();
-        let aligned = |piece: &Piece| (piece.ptr as usize | piece.len).is_multiple_of(SECTOR);
-        if !offset.is_multiple_of(SECTOR as u64) || !window.iter().all(aligned) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
         let most = match self.meets(op, offset, len, |what| !matches!(what, What::Delay(_))) {
             Some(What::Error(code)) => return Err(io::Error::from_raw_os_error(code)),
             Some(What::Short(most)) => most,

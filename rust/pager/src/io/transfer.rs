@@ -32,10 +32,8 @@ pub(super) struct Transfer {
     /// Sectors must be kept whole.
     direct: bool,
     total: usize,
-    /// Bytes from the request's first that the next call starts at.
-    at: usize,
-    /// Bytes moved so far; `at` or, where a sector was cut, up to a sector more.
-    reached: usize,
+    /// Bytes moved so far.
+    moved: usize,
     again: u32,
     window: Vec<Piece>,
 }
@@ -48,7 +46,7 @@ impl Transfer {
         let end = total.and_then(|total| request.offset.checked_add(u64::try_from(total).ok()?));
         match (total, end) {
             (Some(total), Some(end)) if i64::try_from(end).is_ok() => {
-                Ok(Self { request, direct, total, at: 0, reached: 0, again: 0, window: Vec::new() })
+                Ok(Self { request, direct, total, moved: 0, again: 0, window: Vec::new() })
             }
             _ => Err((Box::new(request), io::Error::from(io::ErrorKind::InvalidInput))),
         }
@@ -58,19 +56,26 @@ impl Transfer {
         self.request.fd
     }
 
+    /// Whether it keeps to whole sectors of file and memory.
+    pub(super) fn aligned(&self) -> bool {
+        let pieces = &self.request.pieces;
+        self.request.offset.is_multiple_of(SECTOR as u64)
+            && pieces.iter().all(|piece| (piece.ptr as usize | piece.len).is_multiple_of(SECTOR))
+    }
+
     pub(super) fn op(&self) -> Op {
         self.request.op
     }
 
     /// Place in the file where the next call starts.
     pub(super) fn offset(&self) -> u64 {
-        self.request.offset + self.at as u64
+        self.request.offset + self.moved as u64
     }
 
     /// Memory of the next call. It stays where it is until the next call of this.
     pub(super) fn window(&mut self) -> &[Piece] {
         self.window.clear();
-        let (mut skip, mut room) = (self.at, MOST_BYTES);
+        let (mut skip, mut room) = (self.moved, MOST_BYTES);
         for piece in &self.request.pieces {
             if skip >= piece.len {
                 skip -= piece.len;
@@ -96,34 +101,31 @@ impl Transfer {
                 self.again += 1;
                 return Step::Again;
             }
+            // A drive with larger sectors than the one that a read stopped in: it stopped at the end of the file.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput && self.stopped_inside_sector() => {
+                return Step::Finished(Ok(self.moved));
+            }
             Err(error) => return Step::Finished(Err(error)),
         };
         if self.request.op == Op::Sync {
             return Step::Finished(Ok(0));
         }
         self.again = 0;
-        let now = self.at.saturating_add(moved).min(self.total);
-        let ahead = now > self.reached;
-        self.reached = self.reached.max(now);
-        if self.reached == self.total {
+        self.moved = self.moved.saturating_add(moved).min(self.total);
+        if self.moved == self.total {
             return Step::Finished(Ok(self.total));
         }
         let reading = self.request.op == Op::Read;
-        if !ahead {
-            return Step::Finished(match reading {
-                true => Ok(self.reached),
-                false => Err(io::Error::from(io::ErrorKind::WriteZero)),
-            });
+        let inside_sector = self.direct && !self.moved.is_multiple_of(LEAST_SECTOR);
+        match reading {
+            true if moved == 0 || inside_sector => Step::Finished(Ok(self.moved)),
+            false if moved == 0 => Step::Finished(Err(io::Error::from(io::ErrorKind::WriteZero))),
+            _ => Step::Again,
         }
-        if self.direct {
-            if reading && !self.reached.is_multiple_of(LEAST_SECTOR) {
-                return Step::Finished(Ok(self.reached));
-            }
-            self.at = self.reached / SECTOR * SECTOR;
-        } else {
-            self.at = self.reached;
-        }
-        Step::Again
+    }
+
+    fn stopped_inside_sector(&self) -> bool {
+        self.direct && self.request.op == Op::Read && !self.moved.is_multiple_of(SECTOR)
     }
 
     /// Tells who asked.

@@ -106,6 +106,11 @@ impl Ranks {
 
     pub(super) fn set_share(&mut self, share: usize) {
         self.share = share;
+        while self.ends[WINDOW].len > self.window() {
+            let oldest = self.ends[WINDOW].oldest;
+            self.unlink(oldest);
+            self.push(ONCE, oldest);
+        }
     }
 
     pub(super) fn share(&self) -> usize {
@@ -162,8 +167,10 @@ impl Ranks {
         }
         debug_assert_eq!(self.nodes[id as usize].list, ABSENT);
         self.nodes[id as usize].hash = hash;
-        if self.ends[WINDOW].len >= self.window() && self.len() < self.capacity {
-            // while there is room nothing has to compete
+        if self.ends[WINDOW].len >= self.window() && self.len() + 1 < self.capacity {
+            // While there is room nothing has to compete. After an eviction there is room for one: then the window
+            // may be larger than it should be, as where all its pages are in use, and the next ones that leave
+            // are its own.
             let oldest = self.ends[WINDOW].oldest;
             self.unlink(oldest);
             self.push(ONCE, oldest);
