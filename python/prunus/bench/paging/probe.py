@@ -57,15 +57,17 @@ class _Worker(threading.Thread):
         super().__init__(name="prunus-probe", daemon=True)
         self._file, self._todo, self._lock = file, todo, lock
         self._mixed = job.pattern == "rw"
-        # Anonymous maps begin at a page, as direct I/O wants it. Random bytes, in case they are written.
+        # Anonymous maps begin at a page, as direct I/O wants it. What is written is random, so that no drive
+        # can take it for less than it is.
         self._buffer = mmap.mmap(-1, job.block)
-        self._buffer.write(os.urandom(min(job.block, 1 << 16)) * -(-job.block // (1 << 16)))
+        self._source = mmap.mmap(-1, job.block if self._mixed else 1)
+        self._source.write((os.urandom(1 << 16) * -(-job.block // (1 << 16)))[: len(self._source)])
         self.moved = [0, 0]
         self.waited = 0.0
         self.error: OSError | None = None
 
     def run(self) -> None:
-        view = [self._buffer]
+        into, source = [self._buffer], [self._source]
         try:
             while True:
                 with self._lock:
@@ -74,7 +76,9 @@ class _Worker(threading.Thread):
                     return
                 write = self._mixed and number % 2 == 1
                 began = time.perf_counter()
-                moved = os.pwritev(self._file, view, offset) if write else os.preadv(self._file, view, offset)
+                moved = (
+                    os.pwritev(self._file, source, offset) if write else os.preadv(self._file, into, offset)
+                )
                 self.waited += time.perf_counter() - began
                 if moved != len(self._buffer):
                     raise OSError(errno.EIO, f"{moved} of {len(self._buffer)} bytes at {offset}")

@@ -52,7 +52,9 @@ def _table(outcome: Outcome) -> str:
                 str(len(samples)),
                 f"{_median(samples, lambda s: s.rate) / 1e9:.3f}",
                 f"{depth:.1f}" if depth else _NONE,
-                _number(_median(samples, lambda s: s.cpu_per_block) * 1e6) if any(s.cpu for s in samples) else _NONE,
+                _number(_median(samples, lambda s: s.cpu_per_block) * 1e6)
+                if any(s.cpu for s in samples)
+                else _NONE,
                 f"{_median(samples, lambda s: s.amplification):.3f}",
                 _number(requests) if requests else _NONE,
                 _number(calls) if calls else _NONE,
