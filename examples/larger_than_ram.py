@@ -41,7 +41,7 @@ def fill(table: Any, rows: int, panel: int) -> None:
 def statistics(table: Any) -> Any:
     """Mean, standard deviation and extremes of each column; asked for together they take one pass."""
     if hasattr(table, "stats"):
-        return np.stack(table.stats("mean", "std", "min", "max", axis=0))
+        return np.stack(list(table.stats("mean", "std", "min", "max", axis=0).values()))
     return np.stack([table.mean(axis=0), table.std(axis=0), table.min(axis=0), table.max(axis=0)])
 
 

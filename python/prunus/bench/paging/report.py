@@ -44,6 +44,7 @@ def _table(outcome: Outcome) -> str:
     for name in names:
         samples = outcome.found[name]
         depth = _median(samples, lambda s: s.depth)
+        cpu = _median(samples, lambda s: s.cpu_per_block)
         requests, calls = (_median(samples, value) for value in (lambda s: s.requests, lambda s: s.calls))
         memory = max(sample.memory for sample in samples)
         rows.append(
