@@ -226,15 +226,16 @@ def add(setup: Setup) -> Case:
 def ffn(setup: Setup) -> Case:
     """Send a token through layers on disk, at a tenth of their units."""
     count = max(-(-8 * setup.budget // layers.layer_bytes()), 2)
-    paths = [str(setup.folder / f"ffn-{number}.safetensors") for number in range(count)]
-    for number, path in enumerate(paths):
-        setup.task("ffn make", path=path, layer=number)
-    b = _Builder(setup, tuple(paths))
-    b.task(PRUNUS, "ffn", paths=paths)
+    path = str(setup.folder / f"ffn-{count}.safetensors")
+    setup.task("ffn make", path=path, layers=count)
+    b = _Builder(setup, (path,))
+    b.task(PRUNUS, "ffn", path=path, layers=count)
     amount = layers.layer_bytes() * count // 10
     drive = b.drive(lambda number: setup.rate("randread", layers.BUNDLE, 64, amount, number))
     memory = "prunus, in memory"
-    b.all.append(Contestant(memory, lambda number: setup.task("ffn in memory", seed=number, paths=paths), ()))
+    b.all.append(
+        Contestant(memory, lambda number: setup.task("ffn in memory", seed=number, layers=count), ())
+    )
     targets = [
         Target("bytes read / live bundles", each(PRUNUS, lambda s: s.amplification), 1.1, False),
         Target(f"time / the larger of {drive} and in memory", against_slower(drive, memory), 1.2, False),
@@ -247,7 +248,7 @@ def bsr(setup: Setup) -> Case:
     """Multiply a block-sparse matrix on disk, 8 times the budget."""
     values = 8 * setup.budget // 4 * 2  # half of the blocks are stored
     shape = square(values * 4)
-    path = str(setup.folder / "bsr.safetensors")
+    path = str(setup.folder / f"bsr-{shape[0]}.safetensors")
     setup.task("bsr make", path=path, shape=shape)
     b = _Builder(setup, (path,))
     b.task(PRUNUS, "bsr", path=path, columns=512)

@@ -12,6 +12,7 @@ from prunus.bench.paging.meter import Meter
 from prunus.bench.paging.sample import Sample
 from prunus.bench.paging.tasks import Arguments, Task, engine_of
 from prunus.bench.peers import WrongResultError
+from prunus.paged.pagers import new_pager
 
 __all__ = ["BUNDLE", "FEATURES", "TASKS", "UNITS", "layer_bytes"]
 
@@ -28,9 +29,9 @@ def layer_bytes() -> int:
     return UNITS * BUNDLE
 
 
-def _weights(seed: int) -> tuple[Array, Array]:
+def _weights() -> tuple[Array, Array]:
     """Make the matrices of a layer, each with its units as rows."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(11008)
     up, down = ((rng.random((UNITS, FEATURES), np.float32) / 64 - 1 / 128).astype(BFLOAT16) for _ in range(2))
     return up, down
 
@@ -45,8 +46,8 @@ def _token() -> Array:
     return x
 
 
-def _expected(seed: int, mask: Array) -> Array:
-    up, down = _weights(seed)
+def _expected(mask: Array) -> Array:
+    up, down = _weights()
     live = np.flatnonzero(mask)
     hidden = np.maximum(_token().astype(np.float64) @ up[live].astype(np.float64).T, 0)
     want: Array = hidden @ down[live].astype(np.float64)
@@ -54,41 +55,43 @@ def _expected(seed: int, mask: Array) -> Array:
 
 
 def ffn_make(arguments: Arguments, meter: Meter) -> Sample:
-    """Write one layer, if it is not there yet."""
+    """Write layers, if they are not there yet; the same weights by several names take up as many places."""
     path = Path(arguments["path"])
     if not path.exists():
-        up, down = _weights(arguments["layer"])
-        pr.FFN.pack(up, np.ascontiguousarray(down.T), decide="predictor").save(path)
+        up, down = _weights()
+        layer: Any = pr.FFN.pack(up, np.ascontiguousarray(down.T), decide="predictor")
+        pr.save(path, {str(number): layer for number in range(arguments["layers"])})
     return meter.sample(path.stat().st_size, 0, "")
 
 
 def ffn(arguments: Arguments, meter: Meter) -> Sample:
     """Send one token through layers whose live units are known beforehand, a tenth of them, drawn anew."""
-    paths = arguments["paths"]
-    first = pr.FFN.open(paths[0], budget=arguments["budget"])
-    layers = [first, *(pr.FFN.open(path, pager=first.pager) for path in paths[1:])]
+    pager = new_pager(arguments["budget"])
+    f: Any = pr.open(arguments["path"], pager=pager)
+    layers = [f[str(number)] for number in range(arguments["layers"])]
     masks = [_live(arguments, number) for number in range(len(layers))]
     x = _token()
     results = []
-    with meter.timed(first.pager):
+    with meter.timed(pager):
         for layer, mask in zip(layers, masks, strict=True):
             results.append(layer(x, activation="relu", prune=pr.Fixed(mask)))
     live = sum(int(mask.sum()) for mask in masks)
-    found = meter.sample(live * BUNDLE, live, "")
-    want = _expected(0, masks[0])
-    error = np.abs(results[0].astype(np.float64) - want).max() / np.abs(want).max()
-    if not error < 2e-2:
-        raise WrongResultError(f"ffn: relative error {error:.1e}")
+    found = meter.sample(live * BUNDLE, live, engine_of(f))
+    for result, mask in zip(results[:2], masks, strict=False):
+        want = _expected(mask)
+        error = np.abs(result.astype(np.float64) - want).max() / np.abs(want).max()
+        if not error < 2e-2:
+            raise WrongResultError(f"ffn: relative error {error:.1e}")
     return found
 
 
 def ffn_in_memory(arguments: Arguments, meter: Meter) -> Sample:
     """Do the same with one layer in memory, as often as there are layers on disk."""
-    up, down = _weights(0)
+    up, down = _weights()
     layer = pr.FFN.pack(up, np.ascontiguousarray(down.T), decide="predictor")
     x, live = _token(), 0
     layer(x, activation="relu", prune=pr.Fixed(_live(arguments, 0)))
-    for number in range(len(arguments["paths"])):
+    for number in range(arguments["layers"]):
         mask = _live(arguments, number)
         with meter.timed():
             layer(x, activation="relu", prune=pr.Fixed(mask))
@@ -117,13 +120,14 @@ def bsr_make(arguments: Arguments, meter: Meter) -> Sample:
 
 def bsr(arguments: Arguments, meter: Meter) -> Sample:
     """Multiply ``w @ x`` with the blocks of w on disk."""
-    f = pr.open(arguments["path"], budget=arguments["budget"])
-    w: Any = f["w"]
+    pager = new_pager(arguments["budget"])
+    f: Any = pr.open(arguments["path"], pager=pager)
+    w = f["w"]
     x = np.random.default_rng(3).random((w.shape[1], arguments["columns"]), np.float32)
     x -= 0.5
-    with meter.timed(w.values.pager):
+    with meter.timed(pager):
         y = w @ x
-    found = meter.sample(w.values.nbytes, w.nnzb, engine_of(w.values), x.nbytes + y.nbytes)
+    found = meter.sample(w.values.nbytes, w.nnzb, engine_of(f), x.nbytes + y.nbytes)
     if not np.isfinite(y).all():
         raise WrongResultError("w @ x: not finite")
     return found

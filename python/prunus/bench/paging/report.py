@@ -40,7 +40,7 @@ def _table(outcome: Outcome) -> str:
     ours = {c.name for c in outcome.case.contestants if c.ours}
     head = ["", "runs", "GB/s", "depth", f"CPU us/{outcome.case.unit}", "moved", "requests", "calls"]
     head += ["MiB", "cache", "engine"]
-    rows: list[tuple[str, ...]] = []
+    rows = []
     for name in names:
         samples = outcome.found[name]
         depth = _median(samples, lambda s: s.depth)
@@ -53,9 +53,7 @@ def _table(outcome: Outcome) -> str:
                 str(len(samples)),
                 f"{_median(samples, lambda s: s.rate) / 1e9:.3f}",
                 f"{depth:.1f}" if depth else _NONE,
-                _number(_median(samples, lambda s: s.cpu_per_block) * 1e6)
-                if any(s.cpu for s in samples)
-                else _NONE,
+                _number(cpu * 1e6) if cpu else _NONE,
                 f"{_median(samples, lambda s: s.amplification):.3f}",
                 _number(requests) if requests else _NONE,
                 _number(calls) if calls else _NONE,

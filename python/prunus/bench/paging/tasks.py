@@ -118,9 +118,10 @@ def _warm(arguments: Arguments, pager: Any) -> None:
         file.close()
 
 
-def engine_of(array: Any) -> str:
-    """Return the name of the I/O engine that reads an array."""
-    return str(array._store.file.engine)
+def engine_of(opened: Any) -> str:
+    """Return the name of the I/O engine that reads an array, or a file of several."""
+    parts = getattr(opened, "_parts", None)
+    return str(parts[0].file.engine if parts else opened._store.file.engine)
 
 
 def scan(arguments: Arguments, meter: Meter) -> Sample:
