@@ -7,7 +7,17 @@ from typing import TypeAlias
 
 from prunus._config import cores
 
-__all__ = ["Commands", "choices", "densities", "number", "numbers", "price", "seconds", "thread_counts"]
+__all__ = [
+    "Commands",
+    "byte_count",
+    "choices",
+    "densities",
+    "number",
+    "numbers",
+    "price",
+    "seconds",
+    "thread_counts",
+]
 
 # A string: argparse's class takes a parameter only in its stub.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -27,6 +37,16 @@ def number(text: str) -> int:
 def numbers(text: str) -> list[int]:
     """Read whole numbers above 0, separated by commas."""
     return [number(part) for part in text.split(",")]
+
+
+def byte_count(text: str) -> int:
+    """Read a number of bytes, such as ``4GiB`` or ``500 MB``."""
+    from prunus.paged.pagers import parse_bytes
+
+    try:
+        return parse_bytes(text, "it")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def seconds(text: str) -> float:
