@@ -3,6 +3,7 @@
 import os
 
 from hypothesis import HealthCheck, settings
+from support import backend
 
 # The same examples in every run, so that a red run is a change's own fault.
 # HYPOTHESIS_PROFILE=explore looks for new ones.
@@ -10,3 +11,5 @@ SLOW = [HealthCheck.too_slow]
 settings.register_profile("fixed", derandomize=True, deadline=None, suppress_health_check=SLOW)
 settings.register_profile("explore", deadline=None, print_blob=True, suppress_health_check=SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+backend.use()

@@ -118,9 +118,14 @@ def _of_torch(tensor: Any, name: str) -> Array:
 
 def _read(value: Any, name: str) -> Array:
     """Return what NumPy, or DLPack, makes of an object."""
-    where = getattr(value, "__dlpack_device__", None)
+    # A class has its instances' methods, and is no array for all that.
+    where = None if isinstance(value, type) else getattr(value, "__dlpack_device__", None)
     if where is not None and not isinstance(value, (np.ndarray, np.generic)):
-        kind = int(where()[0])
+        try:
+            kind = int(where()[0])
+        except (BufferError, RuntimeError, TypeError, ValueError):
+            # It lies on no one device, as a sharded array: NumPy may read it all the same, or says why not.
+            kind = _HOST[0]
         if kind not in _HOST:
             raise PrunusError(
                 f"{name} ({type(value).__name__}) lives on a device (DLPack's number {kind}), expected host "

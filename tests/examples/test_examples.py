@@ -124,3 +124,22 @@ def test_long_attention(capsys):
     # All blocks of keys but one or two for each of 16 blocks of queries, (1 + 15 * 2) of 136 visible ones.
     assert found["its own block and one more"]["live"] == 31 / 136
     assert "decode" in capsys.readouterr().out
+
+
+def test_larger_than_ram(capsys):
+    found = run("larger_than_ram")
+    memory = found.pop("memory")
+    assert memory["table"] == 4 * memory["budget"]
+    assert 0 < memory["peak"] <= memory["budget"]
+    assert set(found) == {"statistics", "running mean", "sort by key", "product"}
+    for name in ("statistics", "product"):
+        assert found[name]["error"] < 1e-5
+    for name in ("running mean", "sort by key"):
+        assert found[name]["error"] == 0
+    assert found["sort by key"]["sorted"] == 1
+    # Everything is read or written at least once, and nothing much more often than the steps say.
+    for name in ("statistics", "product"):
+        assert 0.5 <= found[name]["moved"] <= 1.05
+    assert 1 <= found["running mean"]["moved"] <= 2.3
+    assert 3 <= found["sort by key"]["moved"] <= 6
+    assert "budget" in capsys.readouterr().out

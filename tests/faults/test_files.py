@@ -21,9 +21,6 @@ import pytest
 
 import prunus as pr
 from prunus.paged import output
-from support import backend
-
-backend.use()
 
 TESTS = Path(__file__).parents[1]
 # How many processes are killed while they save; PRUNUS_KILLS=200 for the long run.

@@ -88,6 +88,8 @@ def test_samples_with_leading_dimensions(parts, x):
         pr.calibrate(F, x, error=0.1).tau, rel=1e-5
     )
     assert pr.calibrate(F, x[0], target=0.3).tau == pr.calibrate(F, x[:1], target=0.3).tau
+    with pytest.raises(ValueError, match=r"samples must be finite, but are not$"):
+        pr.calibrate(F, np.full(x.shape[1], np.nan), target=0.3)
     batches[2, 3, 4] = np.nan
     with pytest.raises(ValueError, match=r"samples must be finite, but row \(2, 3\) is not"):
         pr.calibrate(F, batches, target=0.3)

@@ -58,6 +58,7 @@ BAD = {
     "text": (grid, TypeError, "must be an array of numbers.*, got dtype <U"),
     "word": (lambda value: "weights", TypeError, "must be an array of numbers.*, got str"),
     "dict": (lambda value: {}, TypeError, "must be an array of numbers.*, got dict"),
+    "class": (lambda value: np.ndarray, TypeError, "must be an array of numbers.*, got type"),
     "ragged": (lambda value: [[1.0], [1.0, 2.0]], ValueError, "cannot be read as an array"),
     "device": (lambda value: ByDLPack(value, device=2), pr.PrunusError, "expected host memory"),
     "no capsule": (lambda value: ByDLPack(None), (TypeError, AttributeError), "DLPack|dlpack"),
@@ -71,7 +72,7 @@ def test_the_rest_is_refused_by_name(name, fault):
     make, error, match = BAD[fault]
     if name == "from_dense" and fault == "complex":
         pytest.skip("blocks may hold complex numbers, products do not take them")
-    if name.startswith("@") and fault in ("word", "dict"):
+    if name.startswith("@") and fault in ("word", "dict", "class"):
         match = "unsupported operand"
     call = operations()[name]
     for operand, value in call.operands.items():
@@ -101,6 +102,23 @@ def test_memory_is_shared():
         assert np.shares_memory(as_array(form(x), "x"), x)
         assert type(as_array(form(x), "x")) is np.ndarray
     assert as_array(x, "x") is x
+
+
+def test_arrays_that_name_no_device():
+    class Sharded(ByArray):
+        def __dlpack_device__(self):
+            raise BufferError("several devices")
+
+    class Unreadable:
+        __dlpack_device__ = Sharded.__dlpack_device__
+
+        def __dlpack__(self, **options):
+            raise BufferError("several devices")
+
+    x = np.ones((2, 3))
+    assert as_array(Sharded(x), "x") is x
+    with pytest.raises(TypeError, match="x cannot be read through DLPack: several devices"):
+        as_array(Unreadable(), "x")
 
 
 def test_operators_defer_to_who_knows_better():

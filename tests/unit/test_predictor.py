@@ -198,6 +198,32 @@ def test_leading_dimensions_of_samples(layer):
     )
 
 
+def test_one_vector_is_one_sample(layer):
+    up, one = layer["up"], layer["held"][0]
+    p = pr.Predictor.fit(layer["x"], up, rank=5, keep=0.3)
+    assert p.evaluate(one, up, layer["down"]) == p.evaluate(one[None], up, layer["down"])
+    np.testing.assert_array_equal(
+        pr.Predictor.fit(one, up, rank=1, keep=0.3).scores(one[None]),
+        pr.Predictor.fit(one[None], up, rank=1, keep=0.3).scores(one[None]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"x": np.ones((2, 31))}, "x has 31 features, the predictor was fitted to 32"),
+        ({"w_up": np.ones((95, 32))}, r"w_up has shape \(95, 32\), the predictor was fitted to \(96, 32\)"),
+        ({"w_gate": np.ones((1, 32))}, r"w_gate has shape \(1, 32\), the predictor was fitted to"),
+        ({"w_gate": np.ones((96, 31))}, r"w_gate has shape \(96, 31\), the predictor was fitted to"),
+        ({"w_down": np.ones((24, 95))}, r"w_down has shape \(24, 95\), expected \(d_out, 96\)"),
+    ],
+)
+def test_a_layer_that_it_was_not_fitted_to(layer, changes, match):
+    p = pr.Predictor.fit(layer["x"], layer["up"], rank=5, keep=0.3)
+    with pytest.raises(ValueError, match=match):
+        p.evaluate(**{"x": layer["held"], "w_up": layer["up"], **changes})
+
+
 def test_strips_are_the_whole(layer, monkeypatch):
     def run(gate):
         options = {"w_gate": layer["gate"] if gate else None, "b_up": np.ones(96)}
@@ -229,6 +255,15 @@ def test_no_long_call_keeps_the_main_thread_from_signals(layer, monkeypatch):
     pr.Predictor.fit(layer["x"], layer["up"], rank=5, keep=0.3)
     assert set(seen) == {"matmul", "eigh", "cholesky"}
     assert not any(main for calls in seen.values() for main in calls)
+
+
+@pytest.mark.parametrize("work", [1, 1 << 60])
+def test_errors_are_the_callers_to_choose_however_long_it_takes(work):
+    large = np.array([1e300])
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        _pieces.apart(np.square, large, work=work)
+    with np.errstate(over="ignore"):
+        assert np.isinf(_pieces.apart(np.square, large, work=work))
 
 
 def test_a_signal_frees_who_waits():
@@ -331,7 +366,8 @@ def _fails(_):
         ({"w_up": np.zeros((96, 31))}, ValueError, "w_up"),
         ({"w_up": np.zeros((96, 32), int)}, TypeError, "w_up"),
         ({"x": np.full((40, 32), np.nan)}, ValueError, "row 0"),
-        ({"x": np.zeros(32)}, ValueError, "x must be a matrix"),
+        ({"x": np.zeros(())}, ValueError, "x must be a matrix"),
+        ({"x": np.zeros(32)}, ValueError, "from 1 to 1 with 1 samples"),
         ({"x": np.zeros((0, 32))}, ValueError, "x must be a matrix"),
     ],
 )

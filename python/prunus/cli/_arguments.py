@@ -7,7 +7,17 @@ from typing import TypeAlias
 
 from prunus._config import cores
 
-__all__ = ["Commands", "choices", "densities", "number", "numbers", "seconds", "thread_counts"]
+__all__ = [
+    "Commands",
+    "byte_count",
+    "choices",
+    "densities",
+    "number",
+    "numbers",
+    "price",
+    "seconds",
+    "thread_counts",
+]
 
 # A string: argparse's class takes a parameter only in its stub.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -29,6 +39,16 @@ def numbers(text: str) -> list[int]:
     return [number(part) for part in text.split(",")]
 
 
+def byte_count(text: str) -> int:
+    """Read a number of bytes, such as ``4GiB`` or ``500 MB``."""
+    from prunus.paged.pagers import parse_bytes
+
+    try:
+        return parse_bytes(text, "it")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def seconds(text: str) -> float:
     """Read a time that is finite and not negative."""
     try:
@@ -37,6 +57,14 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
     if not math.isfinite(value) or value < 0:
         raise argparse.ArgumentTypeError(f"must be finite and not negative, got {text}")
+    return value
+
+
+def price(text: str) -> float:
+    """Read an amount of money above 0."""
+    value = seconds(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be above 0")
     return value
 
 

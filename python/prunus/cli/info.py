@@ -2,10 +2,14 @@
 
 import argparse
 
-from prunus.cli._arguments import Commands, seconds
+from prunus.cli._arguments import Commands, price, seconds
 
 __all__ = ["add", "run"]
 
+_READS = ("random read", "sequential read")
+_WRITES = ("sequential write", "random 70 % read, 30 % write")
+_BLOCKS = (4 << 10, 16 << 10, 64 << 10, 128 << 10, 1 << 20)
+_DEPTHS = (1, 4, 16, 64)
 _DTYPES = ("float32", "float64", "bfloat16", "float16", "int8")
 
 
@@ -22,12 +26,27 @@ def add(commands: Commands) -> None:
         default=0.2,
         help="how long each figure is measured (default: %(default)s); 0 leaves the measurements out",
     )
+    command.add_argument(
+        "--io",
+        metavar="PATH",
+        help="measure the drive under a file that is there instead: direct reads of it, writes of a scratch "
+        "file beside it",
+    )
+    command.add_argument(
+        "--price",
+        type=price,
+        metavar="DOLLARS",
+        help="what the drive cost: --io then also prints GB/s for each dollar",
+    )
     command.add_argument("-v", "--verbose", action="store_true", help="also show what chooses a path")
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the configuration and the table of measurements."""
+    """Print the configuration and the table of measurements, or what a drive gives."""
+    if options.io is not None:
+        print(_drive(options.io, options.seconds, options.price))
+        return 0
     from prunus._config import show_config
 
     show_config(verbose=options.verbose)
@@ -35,6 +54,30 @@ def run(options: argparse.Namespace) -> int:
         print()
         print(_measurements(options.seconds))
     return 0
+
+
+def _drive(path: str, seconds: float, price: float | None) -> str:
+    """Measure blocks of a file by size, order and depth."""
+    from prunus import _core
+    from prunus._config import size_text
+    from prunus._progress import Progress
+    from prunus._table import format_table
+
+    plans = [
+        *((access, block, depth) for access in _READS for block in _BLOCKS for depth in _DEPTHS),
+        *((access, block, 16) for access in _WRITES for block in (64 << 10, 1 << 20)),
+    ]
+    rows = []
+    with Progress(len(plans), "measuring") as bar:
+        for access, block, depth in plans:
+            found = _core.measure_io(path, None, [access], [block], [depth], seconds or 0.1)
+            for engine, _, _, _, rate, mean, cpu, calls in found:
+                row = [access, size_text(block), str(depth), engine, f"{rate * 1e-9:.3f}", f"{mean:.1f}"]
+                row += [f"{cpu:.1f}", f"{calls:.2f}"]
+                rows.append(row if price is None else [*row, f"{rate * 1e-9 / price:.4f}"])
+            bar.step(f"{access} {size_text(block)}")
+    head = ["access", "block", "depth", "engine", "GB/s", "mean depth", "CPU us", "calls"]
+    return format_table(head if price is None else [*head, "GB/s per $"], rows, left=2)
 
 
 def _measurements(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Arrays in files: read and written through NumPy's calls, with a fixed budget of memory.
 
-``pr.open`` and ``pr.save`` are the way in and out for files that other programs share; ``empty``, ``zeros``,
-``full``, ``from_array`` and ``open`` here make and open ``.npy`` files as working memory.
+``pr.open`` and ``pr.save`` are the way in and out for files that other programs share; this package has the
+rest.
 """
 
 from prunus.paged.array import PagedArray, from_file

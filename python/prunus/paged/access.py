@@ -1,9 +1,9 @@
 """Reading and writing what an index selects, as runs of bytes of a store.
 
-An index selects, along the stored axes, pieces: the axes before ``cut`` are enumerated, each combination of their
-indices being the offset of one piece, and from ``cut`` on a piece covers a contiguous run of bytes of which all,
-or only some, are wanted. Where to cut is a matter of cost: few long runs that hold what is not wanted, against
-many short ones.
+An index selects, along the stored axes, pieces: the axes before ``cut`` are enumerated, each combination of
+their indices being the offset of one piece, and from ``cut`` on a piece covers a contiguous run of bytes of
+which all, or only some, are wanted. Where to cut is a matter of cost: few long runs that hold what is not
+wanted, against many short ones.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ class Selection:
     def _dimensions(self) -> tuple[list[tuple[int, Offsets]], list[tuple[int, Any]]]:
         """Return the enumerated dimensions, each with its offsets, and the selections inside a piece."""
         outer: list[tuple[int, Offsets]] = []
-        base = np.full(1, self.start + self.low * (self.strides[self.cut] if self.cut < len(self.stored) else 0))
+        base = np.full(
+            1, self.start + self.low * (self.strides[self.cut] if self.cut < len(self.stored) else 0)
+        )
         group: Offsets | None = None
         place = 0
         for k, axis in enumerate(self.axes[: self.cut]):
@@ -218,7 +220,9 @@ class Selection:
             else:
                 if dim == GROUP:
                     shape = index.group or ()
-                    values = values.reshape(*values.shape[:at], self.count, *values.shape[at + len(shape) :])
+                    values = values.reshape(
+                        (*values.shape[:at], self.count, *values.shape[at + len(shape) :])
+                    )
                 at += 1
         kept = [d if d == GROUP else self.perm[d] for d in index.order if d != NEW]
         values = values.transpose([kept.index(d) for d in dims if d in kept])
@@ -303,12 +307,11 @@ class Selection:
         if not values.size:
             return
         values = self._from_result(values)
-        n = len(self._outer_shape)
         if self.size >= _STREAM:
             everything = tuple(slice(0, n) for n in self._outer_shape)
             at = np.ndindex(*self._outer_shape)
             for offset, place in zip(self._offsets(everything).tolist(), at, strict=True):
-                self._write_stream(offset, values[place])
+                self._write_stream(offset, values[(*place, Ellipsis)])
             return
         inner = math.prod(self._inner_shape)
         for box in boxes(self._outer_shape, max(_BATCH // self.size, 1)):
@@ -318,12 +321,12 @@ class Selection:
             if self.index.group is not None:
                 offsets, raw = _last_of_each(offsets, raw)
             self.store.segment.scatter(offsets, self.size, raw)
-        assert n == values.ndim - len(self.inner)
 
     def _write_stream(self, offset: int, values: Array) -> None:
         with Sink(self.store, offset, offset + self.size) as sink:
             for box in boxes(values.shape, (1 << 20) // self.dtype.itemsize):
-                sink.write(_cast(values[box], self.dtype))
+                key: Any = (*box, ...)  # with the Ellipsis one value stays an array
+                sink.write(_cast(values[key], self.dtype))
 
 
 def _arrange(found: Array, dims: list[int], index: Index) -> Array:
@@ -333,7 +336,8 @@ def _arrange(found: Array, dims: list[int], index: Index) -> Array:
     found = found.transpose([*gone, *order])
     if not found.size:
         return found.reshape(index.shape)
-    found = found[(0,) * len(gone)]
+    key: Any = (*(0,) * len(gone), ...)  # with the Ellipsis one value stays an array
+    found = found[key]
     at = 0
     for dim in index.order:
         if dim == NEW:
@@ -341,7 +345,7 @@ def _arrange(found: Array, dims: list[int], index: Index) -> Array:
             at += 1
         elif dim == GROUP:
             shape = index.group or ()
-            found = found.reshape(*found.shape[:at], *shape, *found.shape[at + 1 :])
+            found = found.reshape((*found.shape[:at], *shape, *found.shape[at + 1 :]))
             at += len(shape)
         else:
             at += 1

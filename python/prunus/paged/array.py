@@ -29,8 +29,8 @@ _ITERATED: Final = 4 << 20  # bytes that iterating over rows reads at a time
 class PagedArray(InPlace, Reducible):
     """An array in a file, read and written through a pager; made by ``pr.open`` and ``pr.paged``.
 
-    Indexing returns ndarrays and reads the pages it touches; NumPy's functions return a ``PagedExpr`` or, where
-    they reduce, values. Views (``T``, ``reshape``, ``rows``) share the file's bytes.
+    Indexing returns ndarrays and reads the pages it touches; NumPy's functions return a ``PagedExpr`` or,
+    where they reduce, values. Views (``T``, ``reshape``, ``rows``) share the file's bytes.
     """
 
     __slots__ = ("__weakref__", "_perm", "_start", "_store", "_stored", "dtype", "shape")
@@ -102,7 +102,9 @@ class PagedArray(InPlace, Reducible):
         """
         if len(axes) == 1 and not isinstance(axes[0], int):
             axes = () if axes[0] is None else tuple(axes[0])
-        order = [a % self.ndim if -self.ndim <= a < self.ndim else a for a in axes] or list(range(self.ndim))[::-1]
+        order = [a % self.ndim if -self.ndim <= a < self.ndim else a for a in axes] or list(range(self.ndim))[
+            ::-1
+        ]
         if sorted(order) != list(range(self.ndim)):
             raise ValueError(f"axes {axes} don't match an array of {self.ndim} dimensions")
         return self._view(self._start, self._stored, tuple(self._perm[a] for a in order))
@@ -113,7 +115,8 @@ class PagedArray(InPlace, Reducible):
         Raises
         ------
         ValueError
-            If the sizes differ, or if it would take a copy: the values must be stored in the order that is asked.
+            If the sizes differ, or if it would take a copy: the values must be stored in the order that is
+            asked.
         """
         if len(shape) == 1 and not isinstance(shape[0], int):
             shape = tuple(shape[0])
@@ -129,8 +132,8 @@ class PagedArray(InPlace, Reducible):
             raise ValueError(f"order must be 'C' or 'F', got {order!r}")
         if axes != sorted(axes, reverse=backwards):
             raise ValueError(
-                f"a view of shape {tuple(sizes)} in order {order} would need a copy: the values are stored in "
-                "another order; reshape before transposing, or load()"
+                f"a view of shape {tuple(sizes)} in order {order} would need a copy: the values are "
+                "stored in another order; reshape before transposing, or load()"
             )
         perm = tuple(range(len(sizes)))
         if backwards:
@@ -149,7 +152,9 @@ class PagedArray(InPlace, Reducible):
             raise ValueError("an array of no dimensions has no rows")
         view = self._contiguous(parse(slice(start, stop), self.shape))
         if view is None:
-            raise ValueError("rows of this array are not stored one after the other; use .T.rows(...).T, or a[i:j]")
+            raise ValueError(
+                "rows of this array are not stored one after the other; use .T.rows(...).T, or a[i:j]"
+            )
         return view
 
     def _contiguous(self, index: Index) -> PagedArray | None:
@@ -265,10 +270,6 @@ class PagedArray(InPlace, Reducible):
     def __contains__(self, value: Any) -> bool:
         return bool((self == value).any())
 
-    def copy(self) -> Array:
-        """Return all values in memory, as :meth:`load`."""
-        return self.load()
-
     def astype(self, dtype: DTypeLike | str, casting: str = "unsafe") -> Any:
         """Return the values in another dtype, as a ``PagedExpr``: nothing is read yet."""
         return super().astype(dtype, casting)
@@ -343,6 +344,13 @@ class PagedArray(InPlace, Reducible):
         place = (os.path.abspath(self.path), store.start, store.nbytes, store.name, store.header)
         view = (self._start, self._stored, self._perm, self.dtype.name, self.dtype.str, self.writable)
         return _unpickle, (place, view, identity)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        """Return what names this array's present values, without reading them."""
+        store = self._store
+        file = store.file
+        place = (file.path, store.start, self._start, self._stored, self._perm, str(self.dtype))
+        return (type(self).__name__, id(store.version), store.version.value, *place)
 
 
 def _mask(key: Any) -> Any:

@@ -29,15 +29,14 @@ _SECTOR: Final = 4096
 
 def stream_panel(budget: int, unit: int = 1) -> int:
     """Return how many bytes a stream's panels should have, a multiple of ``unit`` where that fits one."""
-    most = max(min(budget // _SHARE, _LARGEST), 1)
-    if unit <= most:
-        return most // unit * unit
-    return max(most // _SECTOR * _SECTOR, _SECTOR)
+    # The sectors that a panel begins and ends in are in its frame too.
+    most = max(min(budget // _SHARE, _LARGEST) - 2 * _SECTOR, _SECTOR)
+    return most // unit * unit if unit <= most else most // _SECTOR * _SECTOR
 
 
 def least_budget() -> int:
-    """Return the least budget in bytes with which streams make progress: a sector for each panel."""
-    return _SHARE * _SECTOR
+    """Return the least budget in bytes with which streams make progress: some sectors for each panel."""
+    return 2 * _SHARE * _SECTOR
 
 
 class Piece(NamedTuple):

@@ -1,9 +1,9 @@
 """One pass over the files: tiles of an expression, computed by several threads, in the order of storage.
 
-A *tile* is a box of about ``TILE`` values: small enough that what is computed from it stays in the cache. Tiles
-depend on the shape alone, so results depend neither on the number of threads nor on the budget. A job is some
-consecutive tiles; the bytes of what is stored in the pass's order arrive through a reader, in long runs that the
-pager fetches ahead, and jobs are done by a pool while the next ones are read.
+A *tile* is a box of about ``TILE`` values: small enough that what is computed from it stays in the cache.
+Tiles depend on the shape alone, so results depend neither on the number of threads nor on the budget. A job
+is some consecutive tiles; the bytes of what is stored in the pass's order arrive through a reader, in long
+runs that the pager fetches ahead, and jobs are done by a pool while the next ones are read.
 """
 
 from __future__ import annotations
@@ -247,15 +247,18 @@ class Pass:
         settings = np.geterr()
 
         def job(part: list[Box], raws: list[Array]) -> R:
-            with np.errstate(**settings):  # type: ignore[arg-type]
+            with np.errstate(**settings):
                 return work(self._tiles(part, raws))
 
         def jobs() -> Iterator[tuple[list[Box], list[Array]]]:
             while part := list(itertools.islice(cuts, tiles)):
-                yield part, [
-                    stream.take(sum(source.nbytes(box) for box in part))
-                    for stream, source in zip(streams, streamed, strict=True)
-                ]
+                yield (
+                    part,
+                    [
+                        stream.take(sum(source.nbytes(box) for box in part))
+                        for stream, source in zip(streams, streamed, strict=True)
+                    ],
+                )
 
         try:
             for source in streamed:

@@ -26,8 +26,8 @@ __all__ = ["PagedExpr", "apply", "assign", "astype", "compress", "into"]
 class PagedExpr(Operators, Reducible):
     """An elementwise expression over arrays on disk: immutable, and not computed yet.
 
-    A reduction, an index, ``load()``, ``save(path)`` or ``out=`` computes it in one pass over its sources; what
-    occurs in it twice is computed once. If a source is written in the meantime, it raises
+    A reduction, an index, ``load()``, ``save(path)`` or ``out=`` computes it in one pass over its sources;
+    what occurs in it twice is computed once. If a source is written in the meantime, it raises
     :class:`prunus.PrunusError`. Arrays in memory above 16 MiB are not copied into it: leave them as they are.
     """
 
@@ -65,7 +65,8 @@ class PagedExpr(Operators, Reducible):
 
     def load(self) -> Array:
         """Return the values as an ndarray."""
-        return into(self, None)
+        found: Array = into(self, None)
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Compute the values into a new .npy file, or whatever ``pr.save`` makes of the name; atomic."""
@@ -87,18 +88,20 @@ class PagedExpr(Operators, Reducible):
 
     def _window(self, index: Index) -> PagedExpr | None:
         """Return the expression of what a basic index selects if that is a run of bytes of each source."""
-        views: list[PagedArray | None] = []
 
         def cut(value: Any) -> Any:
             if isinstance(value, PagedArray):
                 own = _own(index, value.shape, len(self.shape))
                 view = value._expand(len(self.shape))._contiguous(own)
-                views.append(view)
-                return value if view is None else view
+                if view is None:
+                    raise _NoWindow
+                return view
             return _take(value, index)
 
-        node = _rebuild(self._node, cut)
-        return None if any(view is None for view in views) else PagedExpr(node, self._stamps)
+        try:
+            return PagedExpr(_rebuild(self._node, cut), self._stamps)
+        except _NoWindow:
+            return None
 
     def _at(self, index: Index) -> Array:
         """Return the values at an index, computed from those of the sources there."""
@@ -110,7 +113,7 @@ class PagedExpr(Operators, Reducible):
             return _take(value, index)
 
         roots = _rebuild(self._node, pick)
-        tiles = Pass([roots]).run(lambda part: list(part))
+        tiles = Pass([roots]).run(list)
         out = np.empty(index.shape, self.dtype)
         with closing(tiles):
             for tile in (t for job in tiles for t in job):
@@ -132,6 +135,10 @@ class PagedExpr(Operators, Reducible):
 
     def __reduce__(self) -> Any:
         raise TypeError("a PagedExpr does not pickle; save it, or pickle the arrays it is made of")
+
+
+class _NoWindow(Exception):  # noqa: N818 - an answer, not an error
+    """An index selects what is no run of bytes."""
 
 
 def _rebuild(root: Node, change: Callable[[Any], Any]) -> Node:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from prunus._arrays import as_array
-from prunus._dtypes import BFLOAT16, F16, F32, Array, DType, weak
+from prunus._dtypes import BFLOAT16, F16, F32, DType, weak
 from prunus._errors import PrunusError
 from prunus.paged.array import PagedArray
 from prunus.paged.operators import Operators
@@ -59,7 +59,11 @@ class Call(Node):
     __slots__ = ("args", "dtypes", "func", "kwargs")
 
     def __init__(
-        self, func: Callable[..., Any], args: Sequence[Node], kwargs: dict[str, Any], dtypes: tuple[DType, ...]
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Node],
+        kwargs: dict[str, Any],
+        dtypes: tuple[DType, ...],
     ) -> None:
         self.func, self.args, self.kwargs, self.dtypes = func, tuple(args), kwargs, dtypes
         self.shape = np.broadcast_shapes(*(a.shape for a in args))

@@ -65,7 +65,8 @@ def _entries(key: Any, ndim: int) -> list[Any]:
     out: list[Any] = []
     used = 0
     ellipsis: int | None = None
-    for part in parts:
+    for given in parts:
+        part = given
         if part is None:
             out.append(None)
         elif part is Ellipsis:
@@ -82,7 +83,9 @@ def _entries(key: Any, ndim: int) -> list[Any]:
     if used > ndim:
         raise IndexError(f"too many indices for array: array is {ndim}-dimensional, but {used} were indexed")
     at = len(out) if ellipsis is None else ellipsis
-    out[at:at] = [slice(None)] * (ndim - used)
+    # An Ellipsis separates index arrays even where it stands for no axis.
+    missing: list[Any] = [slice(None)] * (ndim - used)
+    out[at:at] = missing if missing or ellipsis is None else [Ellipsis]
     return out
 
 
@@ -118,7 +121,7 @@ def _checked(array: Indices, axis: int, size: int) -> Indices:
     return array
 
 
-def parse(key: Any, shape: tuple[int, ...]) -> Index:
+def parse(key: Any, shape: tuple[int, ...]) -> Index:  # noqa: PLR0915 - one rule after the other
     """Resolve ``key`` against ``shape`` by NumPy's rules for basic and advanced indexing.
 
     Raises
@@ -135,6 +138,8 @@ def parse(key: Any, shape: tuple[int, ...]) -> Index:
     places: list[int] = []  # where in the key the entries stand that count as index arrays
     for place, entry in enumerate(entries):
         axis = len(axes)
+        if entry is Ellipsis:
+            continue
         if entry is None:
             order.append(NEW)
         elif isinstance(entry, slice):
@@ -155,8 +160,8 @@ def parse(key: Any, shape: tuple[int, ...]) -> Index:
                 if entry.shape != shape[axis : axis + entry.ndim]:
                     raise IndexError(
                         f"boolean index did not match indexed array along axes {axis} to "
-                        f"{axis + entry.ndim - 1}; shape is {shape[axis : axis + entry.ndim]} but the boolean "
-                        f"array has {entry.shape}"
+                        f"{axis + entry.ndim - 1}; shape is {shape[axis : axis + entry.ndim]} but the "
+                        f"boolean array has {entry.shape}"
                     )
                 if entry.ndim == 0:
                     arrays.append(np.zeros(int(entry), np.int64))
@@ -186,9 +191,12 @@ def parse(key: Any, shape: tuple[int, ...]) -> Index:
         rest = [d for d in order if d != GROUP]
         before = sum(d != GROUP for d in order[:first])
         order = [*rest[:before], GROUP, *rest[before:]]
-    scalar = not order or (group == () and len(order) == 1 and all(_is_scalar(e) for e in entries))
+    dotted = any(part is Ellipsis for part in (key if isinstance(key, tuple) else (key,)))
+    scalar = not dotted and all(_is_scalar(e) for e in entries)
     return Index(tuple(axes), group, tuple(order), scalar)
 
 
 def _is_scalar(entry: Any) -> bool:
-    return isinstance(entry, int) or (isinstance(entry, np.ndarray) and entry.ndim == 0 and entry.dtype != bool)
+    return isinstance(entry, int) or (
+        isinstance(entry, np.ndarray) and entry.ndim == 0 and entry.dtype != bool
+    )

@@ -1,4 +1,4 @@
-"""Python's operators in terms of NumPy's ufuncs, and NumPy's protocols, for arrays on disk and expressions."""
+"""Python's operators in terms of ufuncs, and NumPy's protocols, for arrays on disk and expressions."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class Operators:
     __le__, _ = _binary(np.less_equal)
     __gt__, _ = _binary(np.greater)
     __ge__, _ = _binary(np.greater_equal)
-    __eq__, _ = _binary(np.equal)  # type: ignore[assignment]
-    __ne__, _ = _binary(np.not_equal)  # type: ignore[assignment]
+    __eq__, _ = _binary(np.equal)
+    __ne__, _ = _binary(np.not_equal)
     __neg__ = _unary(np.negative)
     __pos__ = _unary(np.positive)
     __abs__ = _unary(np.absolute)
@@ -173,8 +173,8 @@ class Operators:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
         raise TypeError(
-            f"a {type(self).__name__} of shape {self.shape} ({self.nbytes} bytes) is not made an ndarray behind "
-            "your back; call .load() if it fits in memory"
+            f"a {type(self).__name__} of shape {self.shape} ({self.nbytes} bytes) is not made an ndarray "
+            "behind your back; call .load() if it fits in memory"
         )
 
     def __dlpack__(self, **_: Any) -> NoReturn:
@@ -218,7 +218,7 @@ class Operators:
         """Return complex conjugates, as an expression."""
         return np.conjugate(self)
 
-    def clip(self, min: Any = None, max: Any = None, **kwargs: Any) -> Any:  # noqa: A002 - NumPy's names
+    def clip(self, min: Any = None, max: Any = None, **kwargs: Any) -> Any:
         """Return values limited to a range; see ``numpy.clip``."""
         return np.clip(self, min, max, **kwargs)
 
@@ -228,7 +228,7 @@ class Operators:
 
     def dot(self, other: Any, out: Any = None) -> Any:
         """Return the product with ``other``; see ``numpy.dot``."""
-        return np.dot(self, other, out=out)  # type: ignore[call-overload]
+        return np.dot(self, other, out=out)
 
 
 class InPlace(Operators):

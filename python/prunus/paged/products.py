@@ -1,8 +1,8 @@
 """Products with arrays on disk, by panels that the pager reads ahead.
 
-The operand on disk is read once, in the order of storage: by rows where it is stored so, each panel giving rows of the
-result, and otherwise by parts of the sum. Of two operands on disk the one held is read once, in parts of up to a
-quarter of the budget (in memory of their own), and the other one once for each part.
+The operand on disk is read once, in the order of storage: by rows where it is stored so, each panel giving
+rows of the result, and otherwise by parts of the sum. Of two operands on disk the one held is read once, in
+parts of up to a quarter of the budget (in memory of their own), and the other one once for each part.
 """
 
 from __future__ import annotations
@@ -88,7 +88,11 @@ def _types(a: DType, b: DType, dtype: Any) -> tuple[DType, DType]:
     if a in OPERANDS and b in OPERANDS:
         to = result_dtype(a, b, dtype)
     else:
-        to = as_dtype(dtype) if dtype is not None else np.matmul(np.empty((1, 1), a), np.empty((1, 1), b)).dtype
+        to = (
+            as_dtype(dtype)
+            if dtype is not None
+            else np.matmul(np.empty((1, 1), a), np.empty((1, 1), b)).dtype
+        )
     if to in HALVES:
         return to, F32
     return to, I32 if a == b == I8 and to == I32 else to
@@ -189,7 +193,9 @@ def dot(a: Any, b: Any, out: Any = None) -> Any:
     if not np.ndim(a) or not np.ndim(b):
         return np.multiply(a, b) if out is None else np.multiply(a, b, out=out)
     if np.ndim(b) > 2:
-        raise TypeError("np.dot with a second operand of more than two dimensions is not supported; use np.matmul")
+        raise TypeError(
+            "np.dot with a second operand of more than two dimensions is not supported; use np.matmul"
+        )
     return matmul(a, b, out=out)
 
 
@@ -211,7 +217,8 @@ def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
     Raises
     ------
     TypeError
-        If the contracted axes of an operand on disk are neither its first nor its last in the order of storage.
+        If the contracted axes of an operand on disk are neither its first nor its last in the order of
+        storage.
     """
     a, b = _operand(a, "a"), _operand(b, "b")
     if isinstance(axes, int):
@@ -240,8 +247,8 @@ def _as_matrix(a: Any, rows: list[int], columns: list[int]) -> Any:
         except ValueError:
             continue
     raise TypeError(
-        "this contraction would have to move values on disk: the contracted axes must come first or last, in the "
-        "order of storage; load() one of the operands"
+        "this contraction would have to move values on disk: the contracted axes must come first or last, in "
+        "the order of storage; load() one of the operands"
     )
 
 
@@ -280,7 +287,7 @@ def einsum(subscripts: Any, *operands: Any, out: Any = None, optimize: Any = Fal
     if not set(tb) <= set(ta):
         raise TypeError(f"einsum {text!r} is neither a sum nor a product of matrices; load() the operands")
     order = [tb.index(c) for c in ta if c in tb]
-    turned = b.transpose(*order) if isinstance(b, Operators) else b.transpose(order)
+    turned: Any = np.transpose(b, order)
     spread = [n if c in tb else 1 for c, n in zip(ta, a.shape, strict=True)]
     return _deliver(_summed(apply(np.multiply, [a, turned.reshape(spread)]), ta, result), out)
 

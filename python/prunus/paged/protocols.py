@@ -40,18 +40,25 @@ def array_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: d
         return statistics.reduce(inputs[0], _REDUCE[ufunc], options.pop("axis"), **options)
     if method == "accumulate" and ufunc in _ACCUMULATE:
         (out,) = kwargs.get("out", (None,))
-        return running.cumulative(inputs[0], _ACCUMULATE[ufunc], kwargs.get("axis", 0), kwargs.get("dtype"), out)
+        return running.cumulative(
+            inputs[0], _ACCUMULATE[ufunc], kwargs.get("axis", 0), kwargs.get("dtype"), out
+        )
     if method != "__call__":
-        raise TypeError(f"np.{ufunc.__name__}.{method} is not supported for arrays on disk; call .load() first")
+        raise TypeError(
+            f"np.{ufunc.__name__}.{method} is not supported for arrays on disk; call .load() first"
+        )
     if ufunc is np.matmul:
         (out,) = kwargs.get("out", (None,))
-        return products.matmul(*inputs, out=out, dtype=kwargs.get("dtype"))
+        a, b = inputs
+        return products.matmul(a, b, out=out, dtype=kwargs.get("dtype"))
     if ufunc.signature is not None:
         raise TypeError(f"np.{ufunc.__name__} is not supported for arrays on disk; call .load() first")
     outs = kwargs.pop("out", None)
     where = kwargs.pop("where", True)
     if where is not True and outs is None:
-        raise TypeError(f"np.{ufunc.__name__} with where= needs out=: elsewhere the result would be undefined")
+        raise TypeError(
+            f"np.{ufunc.__name__} with where= needs out=: elsewhere the result would be undefined"
+        )
     casting = kwargs.pop("casting", "same_kind")
     if "dtype" in kwargs and kwargs["dtype"] is not None:
         kwargs["dtype"] = as_dtype(kwargs["dtype"])
@@ -68,7 +75,8 @@ def array_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: d
         # One result must not be computed from what another has overwritten.
         results = tuple(into(r, None) for r in results)
     done = tuple(
-        result if out is None else _write(result, out, where) for result, out in zip(results, outs, strict=True)
+        result if out is None else _write(result, out, where)
+        for result, out in zip(results, outs, strict=True)
     )
     return done if len(done) > 1 else done[0]
 
@@ -92,8 +100,8 @@ def _check_cast(ufunc: np.ufunc, result: Any, out: Any, casting: str) -> None:
 
 def _write(result: Any, out: Any, where: Any) -> Any:
     if where is not True:
-        result = apply(np.where, [where, result if isinstance(result, Operators) else result, out])
-        result = astype(result, out.dtype) if isinstance(result, Operators) else result
+        result = apply(np.where, [where, result, out])
+        result = astype(result, out.dtype)
     if isinstance(out, PagedArray):
         if isinstance(result, Operators):
             assign(out, result)
@@ -103,7 +111,7 @@ def _write(result: Any, out: Any, where: Any) -> Any:
         if result.shape == out.shape and not _shares(result, out):
             into(result, out)
         else:
-            out[...] = result.load()  # type: ignore[attr-defined]
+            out[...] = result.load()
     else:
         out[...] = result
     return out
@@ -116,7 +124,11 @@ def _shares(result: Any, out: Any) -> bool:
     stack = [as_node(result)]
     while stack:
         node = stack.pop()
-        if isinstance(node, Const) and isinstance(node.value, np.ndarray) and np.may_share_memory(node.value, out):
+        if (
+            isinstance(node, Const)
+            and isinstance(node.value, np.ndarray)
+            and np.may_share_memory(node.value, out)
+        ):
             return True
         stack.extend(node.args if isinstance(node, Call) else [node.call] if isinstance(node, Pick) else [])
     return False
@@ -148,10 +160,18 @@ def _given(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in kwargs.items() if v is not np._NoValue and (v is not None or k == "axis")}
 
 
+_POSITIONAL: Final = {
+    "sum": ("dtype", "out"),
+    "prod": ("dtype", "out"),
+    "mean": ("dtype", "out"),
+    "var": ("dtype", "out", "ddof"),
+    "std": ("dtype", "out", "ddof"),
+}
+
+
 def _reduction(name: str) -> Callable[..., Any]:
     def run(a: Any, axis: Any = None, *args: Any, **kwargs: Any) -> Any:
-        names = {"sum": ("dtype", "out"), "prod": ("dtype", "out"), "mean": ("dtype", "out"),
-                 "var": ("dtype", "out", "ddof"), "std": ("dtype", "out", "ddof")}.get(name, ("out",))  # fmt: skip
+        names = _POSITIONAL.get(name, ("out",))
         kwargs.update(zip(names, args, strict=False))
         _check_first(a, name)
         return statistics.reduce(a, name, axis, **_given(kwargs))
@@ -160,9 +180,13 @@ def _reduction(name: str) -> Callable[..., Any]:
 
 
 def _nan_reduction(name: str) -> Callable[..., Any]:
-    def run(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = None, **kwargs: Any) -> Any:
+    def run(
+        a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: Any = None, **kwargs: Any
+    ) -> Any:
         _check_first(a, f"nan{name}")
-        return statistics.without_nan(a, name, axis, **_given({"dtype": dtype, "out": out, "ddof": ddof, **kwargs}))
+        return statistics.without_nan(
+            a, name, axis, **_given({"dtype": dtype, "out": out, "ddof": ddof, **kwargs})
+        )
 
     return run
 
@@ -191,7 +215,8 @@ def _elementwise(func: Any, operands: int) -> Callable[..., Any]:
 def _clip(a: Any, a_min: Any = None, a_max: Any = None, out: Any = None, **kwargs: Any) -> Any:
     low = kwargs.pop("min", None) if a_min is None or a_min is np._NoValue else a_min
     high = kwargs.pop("max", None) if a_max is None or a_max is np._NoValue else a_max
-    kwargs.pop("min", None), kwargs.pop("max", None)
+    for name in ("min", "max"):
+        kwargs.pop(name, None)
     low, high = (None if x is np._NoValue else x for x in (low, high))
     found: Any = a
     if low is not None:
@@ -231,13 +256,15 @@ def _digitize(x: Any, bins: Any, right: bool = False) -> Any:
     return apply(lambda v: np.digitize(v, bins, right), [x])
 
 
-def _average(a: Any, axis: Any = None, weights: Any = None, returned: bool = False, *, keepdims: Any = False) -> Any:
+def _average(
+    a: Any, axis: Any = None, weights: Any = None, returned: bool = False, *, keepdims: Any = False
+) -> Any:
     keep = keepdims if keepdims is not np._NoValue else False
     if weights is None:
         value = statistics.reduce(a, "mean", axis, keepdims=keep)
         scale: Any = np.full(np.shape(value), a.size / max(np.size(value), 1))[()]
         return (value, scale) if returned else value
-    w = weights if isinstance(weights, Operators) else np.asarray(weights)
+    w: Any = weights if isinstance(weights, Operators) else np.asarray(weights)
     if w.shape != a.shape:
         if not isinstance(axis, int) or w.ndim != 1 or w.shape[0] != a.shape[axis]:
             raise ValueError(f"weights of shape {w.shape} fit neither {a.shape} nor its axis {axis}")
@@ -251,7 +278,7 @@ def _average(a: Any, axis: Any = None, weights: Any = None, returned: bool = Fal
     return (value, scale) if returned else value
 
 
-def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:  # noqa: A002 - NumPy's name
+def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
     axes = statistics.axes_of(axis, x.ndim)
     size = np.abs(x)
     if ord is None or (ord == 2 and len(axes) == 1) or (ord == "fro" and len(axes) == 2):
@@ -278,7 +305,9 @@ def _copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -
     _write(src if isinstance(src, Operators) else np.asarray(src), dst, True)
 
 
-def _reshape(a: Any, /, shape: Any = None, order: str = "C", *, newshape: Any = None, copy: Any = None) -> Any:
+def _reshape(
+    a: Any, /, shape: Any = None, order: str = "C", *, newshape: Any = None, copy: Any = None
+) -> Any:
     if not isinstance(a, PagedArray):
         raise TypeError("np.reshape of an expression is not supported; reshape its sources")
     return a.reshape(newshape if shape is None or shape is np._NoValue else shape, order=order)
@@ -301,7 +330,9 @@ def _result_type(*args: Any) -> Any:
 
 
 def _size(a: Any, axis: Any = None) -> int:
-    return int(a.size) if axis is None else int(np.prod([a.shape[k] for k in statistics.axes_of(axis, a.ndim)]))
+    return (
+        int(a.size) if axis is None else int(np.prod([a.shape[k] for k in statistics.axes_of(axis, a.ndim)]))
+    )
 
 
 def _no_save(*_: Any, **__: Any) -> Any:
@@ -331,7 +362,7 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.reshape: _reshape,
     np.ravel: lambda a, order="C": _reshape(a, -1, order=order),
     np.result_type: _result_type,
-    np.can_cast: lambda a, to, casting="safe": np.can_cast(getattr(a, "dtype", a), to, casting),
+    np.can_cast: lambda a, to, casting="safe": np.can_cast(a.dtype, to, casting),
     np.iscomplexobj: lambda x: x.dtype.kind == "c",
     np.isrealobj: lambda x: x.dtype.kind != "c",
     np.copy: lambda a, order="K", subok=False: a.load(),
@@ -356,9 +387,9 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.savez: _no_save,
 }
 for _func, _handled in {
-    np.sum: "sum", np.prod: "prod", np.mean: "mean", np.var: "var", np.std: "std", np.min: "min", np.max: "max",
-    np.amin: "min", np.amax: "max", np.ptp: "ptp", np.argmin: "argmin", np.argmax: "argmax", np.any: "any",
-    np.all: "all", np.count_nonzero: "count_nonzero",
+    np.sum: "sum", np.prod: "prod", np.mean: "mean", np.var: "var", np.std: "std", np.min: "min", np.max:
+    "max", np.amin: "min", np.amax: "max", np.ptp: "ptp", np.argmin: "argmin", np.argmax: "argmax", np.any:
+    "any", np.all: "all", np.count_nonzero: "count_nonzero",
 }.items():  # fmt: skip
     _FUNCTIONS[_func] = _reduction(_handled)
 for _func, _handled in {

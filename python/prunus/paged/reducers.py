@@ -1,7 +1,8 @@
 """What reductions compute for a tile, and how they merge it with those before.
 
-A reducer's state has the shape of the source with the reduced axes of length 1. ``tile`` runs on any thread, and
-``merge`` on one, tile after tile in a fixed order, so that results do not depend on the number of threads.
+A reducer's state has the shape of the source with the reduced axes of length 1. ``tile`` runs on any
+thread, and ``merge`` on one, tile after tile in a fixed order, so that results do not depend on the number
+of threads.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ def add_up(x: Array, axes: tuple[int, ...], dtype: DType) -> Array:
             total = np.add.reduce(wide.reshape(group, width), axis=0, keepdims=True)
             if whole < rows:
                 total = total + np.add.reduce(x[whole:], axis=0, dtype=dtype, keepdims=True)
-            return total  # type: ignore[no-any-return]
+            return total
     if axes == tuple(range(x.ndim)) and x.ndim > 1 and x.flags.c_contiguous:
         return np.add.reduce(x.reshape(-1), dtype=dtype).reshape((1,) * x.ndim)  # type: ignore[no-any-return]
-    return np.add.reduce(x, axis=axes, dtype=dtype, keepdims=True)  # type: ignore[no-any-return]
+    return np.add.reduce(x, axis=axes, dtype=dtype, keepdims=True)
 
 
 class Reducer:
@@ -91,10 +92,12 @@ class Sum(Reducer):
         self.lost = np.zeros((1,) * len(shape) if self.exact else self.kept, dtype)
 
     def tile(self, values: list[Array], box: Box) -> Array:
+        """Reduce a tile."""
         x = _masked(values, 0)
         return add_up(x if self.cast is None else x.astype(self.cast), self.axes, self.dtype)
 
     def merge(self, part: Array, box: Box) -> None:
+        """Take in a tile's part."""
         at = self.place(box)
         if self.exact:
             self.total[at] += part
@@ -110,10 +113,13 @@ class Sum(Reducer):
         self.total[at] = new
 
     def result(self) -> Array:
+        """Return what was reduced."""
         if self.exact:
             return self.total
         with np.errstate(all="ignore"):
-            return np.where(np.isfinite(self.total) & np.isfinite(self.lost), self.total + self.lost, self.total)
+            return np.where(
+                np.isfinite(self.total) & np.isfinite(self.lost), self.total + self.lost, self.total
+            )
 
 
 class Product(Reducer):
@@ -127,14 +133,17 @@ class Product(Reducer):
         self.total = np.ones(self.kept, dtype)
 
     def tile(self, values: list[Array], box: Box) -> Array:
+        """Reduce a tile."""
         x = _masked(values, 1)
         x = x if self.cast is None else x.astype(self.cast)
-        return np.multiply.reduce(x, axis=self.axes, dtype=self.dtype, keepdims=True)  # type: ignore[no-any-return]
+        return np.multiply.reduce(x, axis=self.axes, dtype=self.dtype, keepdims=True)
 
     def merge(self, part: Array, box: Box) -> None:
+        """Take in a tile's part."""
         self.total[self.place(box)] *= part
 
     def result(self) -> Array:
+        """Return what was reduced."""
         return self.total
 
 
@@ -147,6 +156,7 @@ class Count(Reducer):
         self.total = np.zeros(self.kept, np.int64)
 
     def tile(self, values: list[Array], box: Box) -> Any:
+        """Reduce a tile."""
         if self.nonzero:
             x = values[0] != 0
             x = x if len(values) == 1 else x & values[1]
@@ -157,9 +167,11 @@ class Count(Reducer):
         return np.add.reduce(x, axis=self.axes, dtype=np.int64, keepdims=True)
 
     def merge(self, part: Any, box: Box) -> None:
+        """Take in a tile's part."""
         self.total[self.place(box)] += part
 
     def result(self) -> Array:
+        """Return what was reduced."""
         return self.total
 
 
@@ -174,21 +186,23 @@ class Moments(Reducer):
         self.squares = np.zeros(self.kept, np.float64)
 
     def tile(self, values: list[Array], box: Box) -> tuple[Any, Array, Array]:
+        """Reduce a tile."""
         with np.errstate(all="ignore"):
-            x = np.ascontiguousarray(values[0].astype(self.dtype, copy=False))
+            x = values[0].astype(self.dtype, order="C")  # a copy, worked on in place
             if len(values) == 1:
                 n: Any = math.prod(box[axis].stop - box[axis].start for axis in self.axes)
             else:
-                x = np.where(values[1], x, 0)
+                x[~values[1]] = 0
                 n = np.add.reduce(values[1], axis=self.axes, dtype=np.int64, keepdims=True)
             mean = add_up(x, self.axes, self.dtype) / np.maximum(n, 1)
-            d = x - mean
+            x -= mean
             if len(values) > 1:
-                d = np.where(values[1], d, 0)
-            squares = d * d if self.dtype.kind == "f" else d.real**2 + d.imag**2
+                x[~values[1]] = 0
+            squares = np.multiply(x, x, out=x) if self.dtype.kind == "f" else x.real**2 + x.imag**2
             return n, mean, add_up(squares, self.axes, np.dtype(np.float64))
 
     def merge(self, part: tuple[Any, Array, Array], box: Box) -> None:
+        """Take in a tile's part."""
         at = self.place(box)
         n, mean, squares = part
         with np.errstate(all="ignore"):
@@ -202,6 +216,7 @@ class Moments(Reducer):
         self.count[at] = total
 
     def result(self) -> Array:
+        """Return what was reduced."""
         return self.squares
 
 
@@ -214,35 +229,41 @@ class Extreme(Reducer):
         super().__init__(shape, axes)
         self.ufunc = np.minimum if name == "min" else np.maximum
         self.fill = fill
-        self.best = np.empty(self.kept, dtype)
+        self.best = np.empty(self.kept, dtype.newbyteorder("="))
         if fill is not None:
             self.best[...] = fill
 
     def tile(self, values: list[Array], box: Box) -> Array:
+        """Reduce a tile."""
         x = _masked(values, self.fill)
-        return self.ufunc.reduce(x, axis=self.axes, keepdims=True)  # type: ignore[no-any-return]
+        return self.ufunc.reduce(x, axis=self.axes, keepdims=True)
 
     def merge(self, part: Array, box: Box) -> None:
+        """Take in a tile's part."""
         at = self.place(box)
         self.best[at] = part if self.first(box) else self.ufunc(self.best[at], part)
 
     def result(self) -> Array:
+        """Return what was reduced."""
         return self.best
 
 
 class Arg(Reducer):
     """The index of the first smallest or largest value; the first NaN wins."""
 
-    def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...], dtype: DType, name: str, axis: Any) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], axes: tuple[int, ...], dtype: DType, name: str, axis: Any
+    ) -> None:
         super().__init__(shape, axes)
         self.func: Any = np.argmin if name == "argmin" else np.argmax
         self.better: Any = np.less if name == "argmin" else np.greater
         self.shape = shape
         self.axis = None if axis is None else axes[0]
-        self.best = np.empty(self.kept, dtype)
+        self.best = np.empty(self.kept, dtype.newbyteorder("="))
         self.index = np.zeros(self.kept, np.intp)
 
     def tile(self, values: list[Array], box: Box) -> tuple[Array, Array]:
+        """Reduce a tile."""
         (x,) = values
         if self.axis is not None:
             index = self.func(x, axis=self.axis, keepdims=True)
@@ -256,11 +277,12 @@ class Arg(Reducer):
         return np.asarray(x[at]).reshape(ones), np.full(ones, flat, np.intp)
 
     def merge(self, part: tuple[Array, Array], box: Box) -> None:
+        """Take in a tile's part."""
         at = self.place(box)
         value, index = part
         if not self.first(box):
             best, known = self.best[at], self.index[at]
-            nan, was = value != value, best != best
+            nan, was = np.not_equal(value, value), np.not_equal(best, best)
             wins = np.where(
                 nan | was, nan & (~was | (index < known)),
                 self.better(value, best) | ((value == best) & (index < known)),
@@ -269,6 +291,7 @@ class Arg(Reducer):
         self.best[at], self.index[at] = value, index
 
     def result(self) -> Array:
+        """Return what was reduced."""
         return self.index
 
 
@@ -283,15 +306,18 @@ class Logical(Reducer):
         self.alone = len(axes) == len(shape)
 
     def tile(self, values: list[Array], box: Box) -> Array:
+        """Reduce a tile."""
         x = values[0] if values[0].dtype == bool else values[0] != 0
         if len(values) > 1:
             x = x & values[1] if self.end else x | ~values[1]
-        return self.ufunc.reduce(x, axis=self.axes, keepdims=True)  # type: ignore[no-any-return]
+        return self.ufunc.reduce(x, axis=self.axes, keepdims=True)
 
     def merge(self, part: Array, box: Box) -> None:
+        """Take in a tile's part."""
         at = self.place(box)
         self.state[at] = self.ufunc(self.state[at], part)
         self.decided = self.alone and bool(self.state.all() if self.end else not self.state.any())
 
     def result(self) -> Array:
+        """Return what was reduced."""
         return self.state

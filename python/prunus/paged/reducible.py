@@ -10,9 +10,9 @@ __all__ = ["Reducible"]
 class Reducible:
     """Methods that read all values once and return few.
 
-    ``axis`` is None, an int or a tuple; ``keepdims``, ``dtype``, ``out``, ``where`` and ``initial`` are as in NumPy.
-    Sums are formed in float64 (integers exactly, in 64 bits) whatever the dtype, and tile after tile in the order of
-    storage; they do not depend on the number of threads.
+    ``axis`` is None, an int or a tuple; ``keepdims``, ``dtype``, ``out``, ``where`` and ``initial`` are as
+    in NumPy. Sums are formed in float64 (integers exactly, in 64 bits) whatever the dtype, and tile after
+    tile in the order of storage; they do not depend on the number of threads.
     """
 
     __slots__ = ()
@@ -34,11 +34,15 @@ class Reducible:
         """Return the arithmetic mean; see ``numpy.mean``."""
         return self._reduce("mean", axis, dtype=dtype, out=out, **kwargs)
 
-    def var(self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: float = 0, **kwargs: Any) -> Any:
+    def var(
+        self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: float = 0, **kwargs: Any
+    ) -> Any:
         """Return the variance, in one pass; see ``numpy.var``."""
         return self._reduce("var", axis, dtype=dtype, out=out, ddof=ddof, **kwargs)
 
-    def std(self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: float = 0, **kwargs: Any) -> Any:
+    def std(
+        self, axis: Any = None, dtype: Any = None, out: Any = None, ddof: float = 0, **kwargs: Any
+    ) -> Any:
         """Return the standard deviation, in one pass; see ``numpy.std``."""
         return self._reduce("std", axis, dtype=dtype, out=out, ddof=ddof, **kwargs)
 
@@ -88,8 +92,9 @@ class Reducible:
         Parameters
         ----------
         *names : str
-            ``"sum"``, ``"prod"``, ``"mean"``, ``"var"``, ``"std"``, ``"min"``, ``"max"``, ``"ptp"``, ``"any"``,
-            ``"all"``, ``"argmin"``, ``"argmax"``, ``"count_nonzero"``; by default mean, std, min and max.
+            ``"sum"``, ``"prod"``, ``"mean"``, ``"var"``, ``"std"``, ``"min"``, ``"max"``, ``"ptp"``,
+            ``"any"``, ``"all"``, ``"argmin"``, ``"argmax"``, ``"count_nonzero"``; by default mean, std, min
+            and max.
         axis, **kwargs
             As the methods of these names have them.
 

@@ -1,8 +1,9 @@
 """Products of a block-sparse array in memory with a dense one on disk: rows that no block needs stay there.
 
-Where the file's rows lie along the inner dimension, as weights that are stored by hidden unit do, only rows are
-read that meet a stored block; their contributions are added by spans of rows whose size follows from the shape.
-Where they lie along the outer one, the file streams once, and each panel gives rows or columns of the result.
+Where the file's rows lie along the inner dimension, as weights that are stored by hidden unit do, only rows
+are read that meet a stored block; their contributions are added by spans of rows whose size follows from the
+shape. Where they lie along the outer one, the file streams once, and each panel gives rows or columns of the
+result.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def sparse_with_rows(
         )
     if w._batch or x.ndim != 2:
         raise TypeError(
-            f"a BSR of shape {w.shape} and an array on disk of shape {x.shape}: products with one on disk take "
+            f"a BSR of shape {w.shape} and an array on disk of shape {x.shape}: such products take "
             "two dimensions; index or load() it"
         )
     dense = x.T if flip else x
@@ -109,7 +110,7 @@ def _deliver(result: Any, out: Any) -> Any:
 
 
 def _by_outer(w: BlockStorage, x: Table, out: Array, bias: Array | None, activation: str | None) -> int:
-    """Write ``w @ x.T``: each row of the file gives a column of the result. Returns the bytes that were used."""
+    """Write ``w @ x.T``: a row of the file gives a column of the result. Returns the bytes that were used."""
     engine = engines.active()
     for first, rows in x.stream():
         engine.dsd(w._blocks(), rows.T, out[:, first : first + len(rows)], bias, activation)
@@ -155,7 +156,7 @@ class _Columns:
         self.needed[self.column] = True
 
     def of(self, units: Array) -> Blocks:
-        """Return the blocks in some columns, whole block columns in ascending order, as if there were no others."""
+        """Return the blocks in some columns, whole block columns that ascend, as if there were no others."""
         w, width = self.w, self.width
         columns = np.unique(units // width)
         place = np.full(len(self.needed), -1, np.int64)

@@ -18,7 +18,9 @@ from prunus.paged.store import Sink
 __all__ = ["cumulative"]
 
 
-def cumulative(source: Any, name: str, axis: Any, dtype: Any = None, out: Any = None) -> Any:
+def cumulative(  # noqa: PLR0915 - two ways out of one loop
+    source: Any, name: str, axis: Any, dtype: Any = None, out: Any = None
+) -> Any:
     """Return running sums (``name="sum"``) or products (``"prod"``) of an array on disk or an expression.
 
     They are formed in float64, or for integers in 64 bits.
@@ -65,7 +67,10 @@ def cumulative(source: Any, name: str, axis: Any, dtype: Any = None, out: Any = 
     job = Pass([node], order)
 
     def work(tiles: Iterator[Tile]) -> list[tuple[Any, Array]]:
-        return [(box, func(v.reshape(-1) if flat else v, axis=0 if flat else along, dtype=wide)) for box, (v,) in tiles]
+        return [
+            (box, func(v.reshape(-1) if flat else v, axis=0 if flat else along, dtype=wide))
+            for box, (v,) in tiles
+        ]
 
     def pieces() -> Iterator[tuple[Any, Array]]:
         """Yield the finished values of each tile, in order."""

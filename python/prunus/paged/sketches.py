@@ -1,13 +1,14 @@
-"""What needs order or identity of values, in one pass and little memory: histograms, quantiles, distinct values.
+"""Histograms, quantiles and numbers of distinct values, in one pass and little memory.
 
-Quantiles come from a KLL sketch (Karnin, Lang and Liberty, *Optimal Quantile Approximation in Streams*, 2016) whose
-levels all have one capacity: where a level is full it is sorted and every second value goes to the next one, with
-twice the weight. Up to 65536 values along the reduced axes the result is exact; above that the rank of what is
-returned is off by about 1 / capacity of their number (0.02 % over all axes), and rarely by more than four times that.
-The sketch draws from a generator with a fixed seed, so results are the same in every run.
+Quantiles come from a KLL sketch (Karnin, Lang and Liberty, *Optimal Quantile Approximation in Streams*,
+2016) whose levels all have one capacity: where a level is full it is sorted and every second value goes to
+the next one, with twice the weight. Up to 65536 values along the reduced axes the result is exact; above
+that the rank of what is returned is off by about 1 / capacity of their number (0.02 % over all axes),
+and rarely by more than four times that. The sketch draws from a generator with a fixed seed, so results are
+the same in every run.
 
-Distinct values are counted exactly up to 65536, and above that with HyperLogLog (Flajolet and others, 2007; 2^14
-registers, the estimator of Ertl, 2017), whose standard error is 0.8 %.
+Distinct values are counted exactly up to 65536, and above that with HyperLogLog (Flajolet and others, 2007;
+2^14 registers, the estimator of Ertl, 2017), whose standard error is 0.8 %.
 """
 
 from __future__ import annotations
@@ -58,7 +59,11 @@ class _Bins(Reducer):
 
 
 def histogram(
-    a: Any, bins: Any = 10, range: Any = None, density: Any = None, weights: Any = None  # noqa: A002
+    a: Any,
+    bins: Any = 10,
+    range: Any = None,
+    density: Any = None,
+    weights: Any = None,
 ) -> tuple[Array, Array]:
     """Return counts and edges as ``numpy.histogram``; without ``range`` the values are read twice.
 
@@ -76,9 +81,9 @@ def histogram(
     if uniform and range is None:
         if math.prod(node.shape):
             found = several(a, ("min", "max"))
-            range = (found["min"], found["max"])  # noqa: A001
+            range = (found["min"], found["max"])
         else:
-            range = (0.0, 1.0)  # noqa: A001
+            range = (0.0, 1.0)
     probe = np.empty(0, node.dtype)
     edges = np.histogram_bin_edges(probe, bins, range)
     reducer = _Bins(node.shape, edges, uniform, tuple(range) if range is not None else (0, 1))
@@ -118,7 +123,11 @@ class _Sketch:
                 self.held.append(0)
             self.levels[level].append(rows)
             self.held[level] += len(rows)
-            room = max(self.capacity, _EXACT if self.capacity == _CAPACITY else 0) if level == 0 else self.capacity
+            room = (
+                max(self.capacity, _EXACT if self.capacity == _CAPACITY else 0)
+                if level == 0
+                else self.capacity
+            )
             if self.held[level] <= room:
                 return
             merged = np.sort(np.concatenate(self.levels[level]), axis=0)
@@ -156,7 +165,9 @@ class _Quantiles(Reducer):
         self.q, self.shape = q, shape
         self.need = math.prod(shape[a] for a in axes)
         self.columns = math.prod(self.kept)
-        self.capacity = min(_CAPACITY, max(_MEMORY // (24 * self.columns * itemsize), 1) if self.columns else 1)
+        self.capacity = min(
+            _CAPACITY, max(_MEMORY // (24 * self.columns * itemsize), 1) if self.columns else 1
+        )
         self.open: dict[Any, _Sketch] = {}
         self.nan: dict[Any, Array] = {}
         self.values = np.empty((len(q), *self.kept), np.float64)
@@ -176,8 +187,8 @@ class _Quantiles(Reducer):
         if sketch is None:
             if len(rows) < self.need and self.capacity < 128:
                 raise PrunusError(
-                    f"a sketch of {self.columns} columns does not fit in {_MEMORY} bytes; take quantiles of fewer "
-                    "columns at a time"
+                    f"a sketch of {self.columns} columns does not fit in {_MEMORY} bytes; take quantiles "
+                    "of fewer columns at a time"
                 )
             sketch = self.open[key] = _Sketch(self.capacity)
             self.nan[key] = nan
@@ -235,7 +246,9 @@ def np_quantile(a: Any, q: Any, axis: Any = None, out: Any = None, *_: Any, **kw
     """Run ``numpy.quantile``: only its linear method."""
     keepdims = kwargs.pop("keepdims", False)
     if _ or any(v not in (None, False, "linear", np._NoValue) for v in kwargs.values()):
-        raise TypeError("quantiles of arrays on disk are by linear interpolation, without weights; load() for others")
+        raise TypeError(
+            "quantiles of arrays on disk are by linear interpolation, without weights; load() for others"
+        )
     return quantile(a, q, axis, bool(keepdims) if keepdims is not np._NoValue else False, out)
 
 
@@ -244,9 +257,11 @@ def np_percentile(a: Any, q: Any, *args: Any, **kwargs: Any) -> Any:
     return np_quantile(a, np.true_divide(q, 100), *args, **kwargs)
 
 
-def median(a: Any, axis: Any = None, out: Any = None, overwrite_input: bool = False, keepdims: bool = False) -> Any:
+def median(
+    a: Any, axis: Any = None, out: Any = None, overwrite_input: bool = False, keepdims: bool = False
+) -> Any:
     """Run ``numpy.median``."""
-    return quantile(a, 0.5, axis, keepdims if keepdims is not np._NoValue else False, out)
+    return quantile(a, 0.5, axis, keepdims is True, out)
 
 
 # Distinct values ---------------------------------------------------------------------------------------
@@ -258,7 +273,7 @@ def _bits(x: Array) -> NDArray[np.uint64]:
         return _hash(_bits(x.real)) ^ (_hash(_hash(_bits(x.imag))))
     if x.dtype.kind == "f" or x.dtype == BFLOAT16:
         x = x.astype(np.float64)
-        x = np.where(x != x, np.nan, x + 0.0)  # one NaN, one zero
+        x = np.where(np.isnan(x), np.nan, x + 0.0)  # one NaN, one zero
         return x.view(np.uint64)
     return x.astype(np.uint64) if x.dtype.kind in "bu" else x.astype(np.int64).view(np.uint64)
 

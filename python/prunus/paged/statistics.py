@@ -71,12 +71,16 @@ def finish(value: Array, axes: tuple[int, ...], keepdims: bool, out: Any) -> Any
     return out
 
 
-def reduce(source: Any, name: str, axis: Any = None, *, keepdims: bool = False, out: Any = None, **kwargs: Any) -> Any:
+def reduce(
+    source: Any, name: str, axis: Any = None, *, keepdims: bool = False, out: Any = None, **kwargs: Any
+) -> Any:
     """Return one reduction of an array on disk or an expression."""
     return _reduce(source, (name,), axis, keepdims, out, kwargs)[name]
 
 
-def several(source: Any, names: Sequence[str], axis: Any = None, *, keepdims: bool = False, **kwargs: Any) -> Any:
+def several(
+    source: Any, names: Sequence[str], axis: Any = None, *, keepdims: bool = False, **kwargs: Any
+) -> dict[str, Any]:
     """Return some reductions, by name, from one pass."""
     return _reduce(source, tuple(names), axis, keepdims, None, kwargs)
 
@@ -102,7 +106,9 @@ class _Request:
             if self.where.dtype != bool:
                 raise TypeError(f"where= has dtype {self.where.dtype}, expected bool")
             if np.broadcast_shapes(self.where.shape, self.node.shape) != self.node.shape:
-                raise ValueError(f"where= of shape {self.where.shape} does not broadcast to {self.node.shape}")
+                raise ValueError(
+                    f"where= of shape {self.where.shape} does not broadcast to {self.node.shape}"
+                )
         self.count = math.prod(self.node.shape[a] for a in self.axes)
 
 
@@ -141,7 +147,9 @@ class _Maker:
         self.name, self.ask = name, request
         dtype = request.node.dtype
         if dtype.kind not in "biufc" and dtype != BFLOAT16:
-            raise TypeError(f"{name} of dtype {dtype} is not supported for arrays on disk; call .load() first")
+            raise TypeError(
+                f"{name} of dtype {dtype} is not supported for arrays on disk; call .load() first"
+            )
         if request.initial is not None and name not in ("sum", "prod", "min", "max"):
             raise TypeError(f"{name} takes no initial=")
         if request.where is not None and name not in _WHERE:
@@ -154,7 +162,9 @@ class _Maker:
             if request.count == 0 and (request.initial is None or name == "ptp"):
                 raise ValueError(f"zero-size array to reduction operation {name} which has no identity")
             if request.where is not None and request.initial is None:
-                raise ValueError(f"reduction operation {name} does not have an identity: where= needs initial=")
+                raise ValueError(
+                    f"reduction operation {name} does not have an identity: where= needs initial="
+                )
 
     def wanted(self) -> list[tuple[Any, Reducer]]:
         """Return the reducers needed, by a key that is equal where they are the same."""
@@ -177,7 +187,7 @@ class _Maker:
             fill = None if ask.where is None else np.asarray(ask.initial, dtype)
             return [((name, "fill"), Extreme(shape, axes, dtype, name, fill))]
         if name == "ptp":
-            if dtype == bool:
+            if dtype.kind == "b":
                 raise TypeError("ptp of booleans is not defined: numpy boolean subtract is not supported")
             return [((n, "fill"), Extreme(shape, axes, dtype, n)) for n in ("min", "max")]
         if name in ("argmin", "argmax"):
@@ -194,7 +204,7 @@ class _Maker:
     def result(self, reducers: dict[Any, Reducer]) -> Array:
         """Return the value, with all its dimensions, in NumPy's dtype."""
         ask, name = self.ask, self.name
-        dtype = ask.node.dtype
+        dtype = ask.node.dtype.newbyteorder("=")
         done = [reducers[key].result() for key, _ in self.wanted()]
         if name in ("sum", "prod"):
             value = done[0]
@@ -207,26 +217,28 @@ class _Maker:
             to = ask.dtype or (np.dtype(np.float64) if exact else dtype)
             if name == "mean":
                 return self._mean(*done).astype(to)
-            return self._spread(reducers[("moments",)]).astype(to if to.kind != "c" else np.empty(0, to).real.dtype)
+            return self._spread(reducers[("moments",)]).astype(
+                to if to.kind != "c" else np.empty(0, to).real.dtype
+            )
         if name in ("min", "max"):
             best = np.minimum if name == "min" else np.maximum
             return done[0] if ask.initial is None else best(done[0], np.asarray(ask.initial, dtype))
         if name == "ptp":
-            return done[1] - done[0]  # type: ignore[no-any-return]
+            return done[1] - done[0]
         return done[0]
 
     def _mean(self, total: Array, count: Array) -> Array:
         if not count.all():
             warnings.warn("Mean of empty slice.", RuntimeWarning, stacklevel=6)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return total / count  # type: ignore[no-any-return]
+            return total / count
 
     def _spread(self, moments: Any) -> Array:
         if (moments.count <= self.ask.ddof).any():
             warnings.warn("Degrees of freedom <= 0 for slice", RuntimeWarning, stacklevel=6)
         with np.errstate(invalid="ignore", divide="ignore"):
-            value = moments.result() / np.maximum(moments.count - self.ask.ddof, 0)
-        return np.sqrt(value) if self.name == "std" else value
+            value: Array = moments.result() / np.maximum(moments.count - self.ask.ddof, 0)
+        return np.asarray(np.sqrt(value)) if self.name == "std" else value
 
 
 def without_nan(source: Any, name: str, axis: Any, **kwargs: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 import os
 import threading
 import weakref
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -104,7 +105,15 @@ class Store:
     """
 
     def __init__(
-        self, pager: Any, file: Any, start: int, nbytes: int, page: int, writable: bool, name: str, header: int = 0
+        self,
+        pager: Any,
+        file: Any,
+        start: int,
+        nbytes: int,
+        page: int,
+        writable: bool,
+        name: str,
+        header: int = 0,
     ) -> None:
         if start < 0 or start + nbytes > file.size:
             raise PrunusError(
@@ -177,7 +186,5 @@ class Sink:
         if kind is None:
             self._writer.close()
             return
-        try:
+        with suppress(OSError):  # the error that ended the work is the one to tell
             self._writer.close()
-        except OSError:
-            pass  # the error that ended the work is the one to tell

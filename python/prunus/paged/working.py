@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import os
 import struct
@@ -13,11 +12,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from prunus._dtypes import BFLOAT16, DType, as_dtype
-from prunus._errors import PrunusError
+from prunus._errors import FormatError, PrunusError
 from prunus.paged.array import PagedArray, from_file
 from prunus.paged.expr import assign
 from prunus.paged.operators import Operators
-from prunus.paged.pagers import default_pager, new_pager
+from prunus.paged.pagers import pick_pager
 
 __all__ = ["append", "empty", "from_array", "full", "open", "save_array", "zeros"]
 
@@ -28,22 +27,12 @@ _LARGEST_HEADER: Final = 1 << 20
 Path = str | os.PathLike[str]
 
 
-def _pager(budget: int | str | None, pager: Any) -> Any:
-    if pager is not None:
-        return pager
-    if budget is None:
-        return default_pager()
-    if isinstance(budget, str):
-        from prunus.paged.pagers import parse_bytes
-
-        budget = parse_bytes(budget)
-    return new_pager(int(budget))
-
-
 # The header --------------------------------------------------------------------------------------------
 
 
-def _header(shape: tuple[int, ...], dtype: DType, fortran: bool, size: int = _ALIGNED, version: int = 1) -> bytes:
+def _header(
+    shape: tuple[int, ...], dtype: DType, fortran: bool, size: int = _ALIGNED, version: int = 1
+) -> bytes:
     """Return a .npy header of exactly ``size`` bytes.
 
     Raises
@@ -56,7 +45,9 @@ def _header(shape: tuple[int, ...], dtype: DType, fortran: bool, size: int = _AL
     lead = len(_MAGIC) + 2 + (2 if version == 1 else 4)
     room = size - lead
     if len(text) + 1 > room:
-        raise PrunusError(f"the .npy header has room for {room} bytes, and shape {shape} needs {len(text) + 1}")
+        raise PrunusError(
+            f"the .npy header has room for {room} bytes, and shape {shape} needs {len(text) + 1}"
+        )
     length = struct.pack("<H" if version == 1 else "<I", room)
     return _MAGIC + bytes([version, 0]) + length + text.ljust(room - 1) + b"\n"
 
@@ -66,12 +57,12 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], DType, bool, int, int]:
     path = os.fsdecode(file.path)
     start = file.read(0, min(12, file.size))
     if len(start) < 10 or start[:6] != _MAGIC or start[6] not in (1, 2, 3):
-        raise PrunusError(f"{path} is no .npy file: it begins with {start[:8]!r}")
+        raise FormatError(f"{path} is no .npy file: it begins with {start[:8]!r}")
     version = start[6]
     lead = 10 if version == 1 else 12
     (length,) = struct.unpack("<H" if version == 1 else "<I", start[8:lead])
     if length > _LARGEST_HEADER or lead + length > file.size:
-        raise PrunusError(f"{path} has a header of {length} bytes and {file.size} in all")
+        raise FormatError(f"{path} has a header of {length} bytes and {file.size} in all")
     raw = start[:lead] + file.read(lead, length)
     try:
         stream = io.BytesIO(raw)
@@ -83,7 +74,7 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], DType, bool, int, int]:
                 stream, version=(version, 0), max_header_size=_LARGEST_HEADER
             )
     except (ValueError, SyntaxError, TypeError, UnicodeDecodeError) as error:
-        raise PrunusError(f"{path} has a malformed .npy header: {error}") from None
+        raise FormatError(f"{path} has a malformed .npy header: {error}") from None
     shape, fortran, dtype = read
     if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
         dtype = BFLOAT16  # what np.save writes for it
@@ -114,8 +105,8 @@ def empty(
     dtype : dtype-like
         Its dtype; ``"bfloat16"`` is one.
     path : path, optional
-        Where; a file that is there is replaced. By default a temporary file without a name, which goes when the
-        array does.
+        Where; a file that is there is replaced. By default a temporary file without a name, which goes when
+        the array does.
     order : {"C", "F"}
         Whether the last or the first axis runs fastest.
     budget : int or str, optional
@@ -140,7 +131,7 @@ def empty(
         raise ValueError(f"order must be 'C' or 'F', got {order!r}")
     if kind.hasobject:
         raise TypeError(f"dtype {kind} cannot be in a file that is read page by page")
-    pager = _pager(budget, pager)
+    pager = pick_pager(budget, pager)
     header = _header(sizes, kind, order == "F")
     nbytes = len(header) + kind.itemsize * int(np.prod(sizes, dtype=object))
     if path is None:
@@ -160,13 +151,19 @@ def empty(
     )  # fmt: skip
 
 
-def zeros(shape: int | tuple[int, ...], dtype: DTypeLike | str = np.float64, path: Path | None = None, **how: Any) -> PagedArray:
+def zeros(
+    shape: int | tuple[int, ...], dtype: DTypeLike | str = np.float64, path: Path | None = None, **how: Any
+) -> PagedArray:
     """Return a new array of zeros in a .npy file; see :func:`empty`. The zeros are not written."""
     return empty(shape, dtype, path, **how)
 
 
 def full(
-    shape: int | tuple[int, ...], value: Any, dtype: DTypeLike | str | None = None, path: Path | None = None, **how: Any
+    shape: int | tuple[int, ...],
+    value: Any,
+    dtype: DTypeLike | str | None = None,
+    path: Path | None = None,
+    **how: Any,
 ) -> PagedArray:
     """Return a new array in a .npy file, filled with ``value`` (which may broadcast); see :func:`empty`."""
     a = empty(shape, np.asarray(value).dtype if dtype is None else dtype, path, **how)
@@ -175,7 +172,7 @@ def full(
 
 
 def from_array(value: Any, path: Path | None = None, **how: Any) -> PagedArray:
-    """Return a copy of an array, on disk or in memory, or of an expression, in a .npy file; see :func:`empty`."""
+    """Return a copy of an array (on disk or in memory) or expression in a .npy file; see :func:`empty`."""
     source = value if isinstance(value, Operators) else np.asarray(value)
     a = empty(source.shape, source.dtype, path, **how)
     if a.size:
@@ -183,8 +180,13 @@ def from_array(value: Any, path: Path | None = None, **how: Any) -> PagedArray:
     return a
 
 
-def open(  # noqa: A001 - reads as pr.paged.open
-    path: Path, mode: str = "r", *, budget: int | str | None = None, pager: Any = None, page: int | None = None
+def open(
+    path: Path,
+    mode: str = "r",
+    *,
+    budget: int | str | None = None,
+    pager: Any = None,
+    page: int | None = None,
 ) -> PagedArray:
     """Open a .npy file; nothing but its header is read.
 
@@ -199,14 +201,14 @@ def open(  # noqa: A001 - reads as pr.paged.open
 
     Raises
     ------
-    PrunusError
+    FormatError
         If it is no .npy file, or a malformed or truncated one.
     TypeError
         If it holds Python objects.
     """
     if mode not in ("r", "r+"):
         raise ValueError(f"mode must be 'r' or 'r+', got {mode!r}; new files are made by pr.paged.empty")
-    pager = _pager(budget, pager)
+    pager = pick_pager(budget, pager)
     file = pager.open(os.fspath(path), mode)
     shape, dtype, fortran, size, _ = _read_header(file)
     return from_file(
@@ -261,13 +263,21 @@ def _first_pager(source: Any) -> Any:
 def append(a: PagedArray, rows: Any) -> None:
     """Add rows at the end of ``a``; see :meth:`PagedArray.append`."""
     store = a._store
-    if not store.header or a._start or a.nbytes != store.nbytes or a._perm != tuple(range(a.ndim)) or not a.shape:
+    if (
+        not store.header
+        or a._start
+        or a.nbytes != store.nbytes
+        or a._perm != tuple(range(a.ndim))
+        or not a.shape
+    ):
         raise PrunusError(
             f"{a!r} cannot grow: that takes a .npy file in C order, opened as a whole, and no view of it"
         )
     more = rows if isinstance(rows, Operators) else np.asarray(rows)
     if more.ndim != a.ndim or more.shape[1:] != a.shape[1:]:
-        raise ValueError(f"rows of shape {more.shape} do not fit; expected (n, {', '.join(map(str, a.shape[1:]))})")
+        raise ValueError(
+            f"rows of shape {more.shape} do not fit; expected (n, {', '.join(map(str, a.shape[1:]))})"
+        )
     count, old = more.shape[0], store.nbytes
     shape = (a.shape[0] + count, *a.shape[1:])
     with store.lock:
@@ -288,7 +298,3 @@ def append(a: PagedArray, rows: Any) -> None:
             raise
         store.wrote()
         a._grown(count)
-
-
-def _literal(text: str) -> Any:
-    return ast.literal_eval(text)

@@ -82,6 +82,8 @@ def _number(value: Any, name: str) -> float:
     if not isinstance(value, (str, bytes, bytearray)):
         try:
             return float(value)
-        except (TypeError, ValueError, OverflowError):
+        except OverflowError:
+            raise ValueError(f"{name} must be finite as a float, got a larger number") from None
+        except (TypeError, ValueError):
             pass
     raise TypeError(f"{name} must be a number, got {value!r}")

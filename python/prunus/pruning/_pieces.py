@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from typing import Any, Final
 
 import numpy as np
@@ -56,8 +57,9 @@ def apart(function: Callable[..., Any], *arrays: Array, work: int) -> Any:
         except BaseException as error:
             errors.append(error)
 
-    # A daemon: who has left need not wait for it to exit either.
-    thread = threading.Thread(target=run, name="prunus-apart", daemon=True)
+    # A daemon: who has left need not wait for it to exit either. In the caller's context: ``np.errstate`` is
+    # part of it, and must not hold for short work only.
+    thread = threading.Thread(target=copy_context().run, args=(run,), name="prunus-apart", daemon=True)
     thread.start()
     # In short waits: on some systems a wait without end is one that signals do not interrupt.
     while thread.is_alive():

@@ -161,7 +161,8 @@ def _samples(value: Any, name: str, layer: FFN) -> Array:
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if bad.size:
         at = tuple(int(i) for i in np.unravel_index(bad[0], given.shape[:-1]))
-        raise ValueError(f"{name} must be finite, but row {at[0] if len(at) == 1 else at} is not")
+        where = f"row {at[0] if len(at) == 1 else at} is not" if at else "are not"
+        raise ValueError(f"{name} must be finite, but {where}")
     return rows
 
 

@@ -202,7 +202,7 @@ def as_matrix(value: ArrayLike, name: str) -> Array:
 
 
 def as_samples(value: ArrayLike, name: str) -> Array:
-    """Return samples (*lead, features) as :func:`as_matrix` does, a row for each.
+    """Return samples (*lead, features) as :func:`as_matrix` does, a row for each; one vector is one row.
 
     Raises
     ------
@@ -210,7 +210,7 @@ def as_samples(value: ArrayLike, name: str) -> Array:
         As :func:`as_matrix`.
     """
     array = as_floats(value, name)
-    if array.ndim > 2 and array.size:
+    if array.ndim and array.size:
         array = array.reshape(-1, array.shape[-1])
     return _finite(array, name)
 

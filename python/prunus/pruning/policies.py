@@ -120,7 +120,9 @@ class Threshold(Policy):
     Raises
     ------
     ValueError
-        If ``tau`` is NaN, infinite or negative, or ``norm`` is unknown.
+        If ``tau`` is NaN, infinite or negative, ``norm`` is unknown, or ``rows`` below 1.
+    TypeError
+        If ``tau`` is no number, or ``rows`` no integer.
 
     Examples
     --------
@@ -164,7 +166,9 @@ class TopK(Policy):
     Raises
     ------
     ValueError
-        If neither or both are given, or out of range.
+        If neither or both are given, or a number is out of range, or ``norm`` is unknown.
+    TypeError
+        If ``fraction`` is no number, or ``count`` or ``rows`` no integer.
 
     Examples
     --------
@@ -191,7 +195,8 @@ class TopK(Policy):
         rows, branches = norms.shape
         seen = np.full(rows, branches) if visible is None else visible.sum(axis=1)
         if self.count is not None:
-            wanted = np.minimum(self.count, seen)
+            # In Python first: a count may be larger than NumPy's integers.
+            wanted = np.minimum(min(self.count, branches), seen)
         else:
             assert self.fraction is not None
             # A share such as 0.1 of 30 is 3: rounding up must not see the rounding of the share.
@@ -219,6 +224,8 @@ class Router(Policy):
     ------
     ValueError
         If ``k`` is below 1.
+    TypeError
+        If it is no integer.
     """
 
     scope = "row"

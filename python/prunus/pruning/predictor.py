@@ -296,10 +296,28 @@ class Predictor(Policy):
             where none is live; "precision": share of the kept ones that are live; "energy": share of the sum
             of squares of the hidden units that was kept; and "error" if ``w_down`` is given: Frobenius norm
             of the output's error relative to the exact output's.
+
+        Raises
+        ------
+        ValueError
+            If shapes are not those that the predictor was fitted to, or an array is not finite.
+        TypeError
+            If an array holds no floats.
         """
         samples, up = as_samples(x, "x"), as_matrix(w_up, "w_up")
         gate = None if w_gate is None else as_matrix(w_gate, "w_gate")
         down = None if w_down is None else as_matrix(w_down, "w_down")
+        layer = self.units, self.features
+        if samples.shape[1] != self.features:
+            raise ValueError(
+                f"x has {samples.shape[1]} features, the predictor was fitted to {self.features}"
+            )
+        # NumPy would stretch a gate of one unit over all.
+        for name, w in (("w_up", up), ("w_gate", gate)):
+            if w is not None and w.shape != layer:
+                raise ValueError(f"{name} has shape {w.shape}, the predictor was fitted to {layer}")
+        if down is not None and down.shape[1] != self.units:
+            raise ValueError(f"w_down has shape {down.shape}, expected (d_out, {self.units})")
         bias, tau = as_bias(b_up, len(up)), check_bound(tau, "tau")
         starts = np.arange(0, len(up), self.branch)
         sums: Counter[str] = Counter()

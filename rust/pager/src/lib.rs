@@ -5,8 +5,18 @@
 
 mod aligned;
 mod error;
+mod file;
 pub mod format;
 pub mod io;
+mod pager;
+pub mod pool;
+pub mod probe;
+mod segment;
+mod stream;
 
 pub use aligned::{Aligned, SECTOR};
 pub use error::{Error, Result};
+pub use file::{DiskFile, Mode, sync_parent};
+pub use pager::{Pager, Stats};
+pub use segment::{Pinned, Segment};
+pub use stream::{Panel, Reader, Writer};

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use prunus_core::{Error, Interrupt};
 use prunus_cpu::Context;
+use prunus_pager as pager;
+use prunus_pager::io::Kind;
 use pyo3::exceptions::{
     PyKeyboardInterrupt, PyMemoryError, PyOSError, PyRuntimeError, PyTypeError, PyValueError,
 };
@@ -65,6 +67,17 @@ struct Signals {
     state: RefCell<(Instant, Option<PyErr>)>,
 }
 
+impl Signals {
+    fn new() -> Self {
+        Self { state: RefCell::new((Instant::now(), None)) }
+    }
+
+    /// What a signal handler raised.
+    fn raised(self) -> Option<PyErr> {
+        self.state.into_inner().1
+    }
+}
+
 impl Interrupt for Signals {
     fn interrupted(&self) -> bool {
         let mut state = self.state.borrow_mut();
@@ -92,9 +105,9 @@ pub(crate) fn enter<T: Send>(
         n => n,
     };
     py.detach(|| {
-        let signals = Signals { state: RefCell::new((Instant::now(), None)) };
+        let signals = Signals::new();
         let result = work(&Context { threads, interrupt: &signals });
-        match (result, signals.state.into_inner().1) {
+        match (result, signals.raised()) {
             (Ok(value), _) => Ok(value),
             (Err(Error::Interrupted), Some(raised)) => Err(raised),
             (Err(error), _) => Err(to_python(error)),
@@ -121,4 +134,50 @@ pub(crate) fn enter_each(
     })?;
     LAST_PATH.set(path);
     Ok(())
+}
+
+/// The one map from the pager's errors to Python exceptions.
+pub(crate) fn file_error(error: pager::Error) -> PyErr {
+    use pager::Error as Fault;
+    match &error {
+        // Made with an error number, an OSError becomes FileNotFoundError and its like.
+        Fault::Io { path, what, source } => match source.raw_os_error() {
+            Some(number) => PyOSError::new_err((number, format!("{what}: {source}"), path.clone())),
+            None => PyOSError::new_err(error.to_string()),
+        },
+        Fault::Changed { path, fault } => {
+            let text = format!("the file has changed since it was opened: {fault}");
+            PyOSError::new_err((libc::ESTALE, text, path.clone()))
+        }
+        Fault::Short { .. } => PyOSError::new_err(error.to_string()),
+        Fault::Format { .. } | Fault::Budget { .. } | Fault::Argument { .. } => {
+            PyValueError::new_err(error.to_string())
+        }
+        Fault::Memory(_) => PyMemoryError::new_err(error.to_string()),
+        Fault::Interrupted => PyKeyboardInterrupt::new_err(()),
+    }
+}
+
+/// Runs work of the pager without the GIL. An exception raised by a signal handler stops the work and is what
+/// the caller sees.
+pub(crate) fn attend<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce(&dyn Interrupt) -> Result<T, pager::Error> + Send,
+) -> PyResult<T> {
+    py.detach(|| {
+        let signals = Signals::new();
+        let result = work(&signals);
+        match (result, signals.raised()) {
+            (Ok(value), _) => Ok(value),
+            (Err(pager::Error::Interrupted), Some(raised)) => Err(raised),
+            (Err(error), _) => Err(file_error(error)),
+        }
+    })
+}
+
+/// The I/O engine of a name.
+pub(crate) fn engine_kind(name: &str) -> PyResult<Kind> {
+    [Kind::Uring, Kind::Direct, Kind::Buffered].into_iter().find(|kind| kind.name() == name).ok_or_else(
+        || PyValueError::new_err(format!("io must be io_uring, direct or buffered, got {name:?}")),
+    )
 }

@@ -14,6 +14,8 @@ mod info;
 mod moments;
 mod operand;
 mod packed;
+mod pager;
+mod probe;
 mod rows;
 mod scan;
 mod sdd;
@@ -46,6 +48,10 @@ mod _core {
     use super::moments::moments;
     #[pymodule_export]
     use super::packed::{Packed, dsd_packed, pack};
+    #[pymodule_export]
+    use super::pager::{DiskFile, Pager, Reader, Segment, Writer};
+    #[pymodule_export]
+    use super::probe::measure_io;
     #[pymodule_export]
     use super::rows::{combine, count_rows, dots};
     #[pymodule_export]

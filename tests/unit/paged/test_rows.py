@@ -6,9 +6,7 @@ import pytest
 import prunus as pr
 from helpers import BF16, F32, F64, I8, natural, sparse, values
 from prunus.paged import tables
-from support.paging import backend as backend  # noqa: PLC0414 - a fixture
 
-pytestmark = pytest.mark.usefixtures("backend")
 MIB = 1 << 20
 
 
@@ -110,7 +108,7 @@ def test_only_rows_that_blocks_meet_are_read(rng, stored):
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_linear(rng, stored, monkeypatch, branch, dtype):
     w, b, x = values(rng, (96, 40), dtype), values(rng, 96, dtype), values(rng, (5, 40), dtype)
-    file = stored(64 << 10, w=w)
+    file = stored(128 << 10, w=w)
     mask = rng.random(-(-96 // branch)) < 0.3
     every = [None, pr.Threshold(0.0), pr.Threshold(9.0, norm="l2"), pr.TopK(count=1), pr.Fixed(mask)]
     for span in (1, 16 * MIB):

@@ -7,8 +7,8 @@ use crate::level::{self, Level};
 
 /// Sums that are kept side by side: a vector or more of doubles on every level.
 const LANES: usize = 16;
-/// Doubles of scratch for each column: sum, squares, least, most, count.
-pub(super) const COLUMN_SUMS: usize = 5;
+/// Doubles of scratch for each column: sum, mean, squares, least, most, NaN.
+pub(super) const COLUMN_SUMS: usize = 6;
 
 /// A stored float.
 pub(super) trait Value: Copy + Send + Sync + 'static {
@@ -103,7 +103,7 @@ unsafe fn chunk<S: Value>(at: *const S, count: usize, skip_nan: bool, squares: b
 /// # Safety
 /// The rows must hold a value for each column, and `scratch` [`COLUMN_SUMS`] doubles for each.
 #[inline(always)]
-unsafe fn columns<S: Value>(part: &Part<S>, moments: &mut [Moments], scratch: *mut f64) {
+unsafe fn columns<S: Value, const SKIP: bool>(part: &Part<S>, moments: &mut [Moments], scratch: *mut f64) {
     let width = moments.len();
     // SAFETY: the caller's promise; every value of it is written before it is read.
     let scratch = unsafe {
@@ -111,6 +111,7 @@ unsafe fn columns<S: Value>(part: &Part<S>, moments: &mut [Moments], scratch: *m
         std::slice::from_raw_parts_mut(scratch, COLUMN_SUMS * width)
     };
     let (sums, rest) = scratch.split_at_mut(width);
+    let (means, rest) = rest.split_at_mut(width);
     let (apart, rest) = rest.split_at_mut(width);
     let (least, rest) = rest.split_at_mut(width);
     let (most, nans) = rest.split_at_mut(width);
@@ -119,34 +120,37 @@ unsafe fn columns<S: Value>(part: &Part<S>, moments: &mut [Moments], scratch: *m
     let row = |r: usize| part.first.wrapping_byte_offset(r as isize * part.row_stride);
     for r in 0..part.rows {
         let row = row(r);
-        for c in 0..width {
+        let columns = sums.iter_mut().zip(&mut *least).zip(&mut *most).zip(&mut *nans).enumerate();
+        for (c, (((sum, least), most), nans)) in columns {
             // SAFETY: a value of the row.
             let v = unsafe { row.add(c).read_unaligned().wide() };
             let nan = v.is_nan();
-            sums[c] += if nan && part.skip_nan { 0.0 } else { v };
-            least[c] = if v < least[c] { v } else { least[c] };
-            most[c] = if v > most[c] { v } else { most[c] };
-            nans[c] += if nan { 1.0 } else { 0.0 };
+            *sum += if SKIP && nan { 0.0 } else { v };
+            *least = if v < *least { v } else { *least };
+            *most = if v > *most { v } else { *most };
+            *nans += if nan { 1.0 } else { 0.0 };
         }
     }
     let rows = part.rows as f64;
+    let counted = |nans: f64| if SKIP { rows - nans } else { rows };
     if part.squares {
+        for ((mean, sum), nans) in means.iter_mut().zip(&*sums).zip(&*nans) {
+            *mean = sum / counted(*nans);
+        }
         for r in 0..part.rows {
             let row = row(r);
-            for c in 0..width {
+            for (c, (apart, mean)) in apart.iter_mut().zip(&*means).enumerate() {
                 // SAFETY: as above.
                 let v = unsafe { row.add(c).read_unaligned().wide() };
-                let counted = if part.skip_nan { rows - nans[c] } else { rows };
-                let distance = v - sums[c] / counted;
-                let distance = if part.skip_nan && v.is_nan() { 0.0 } else { distance };
-                apart[c] += distance * distance;
+                let distance = v - mean;
+                let distance = if SKIP && v.is_nan() { 0.0 } else { distance };
+                *apart += distance * distance;
             }
         }
     }
     for (c, moments) in moments.iter_mut().enumerate() {
-        let counted = if part.skip_nan { rows - nans[c] } else { rows };
         moments.merge(&Moments {
-            count: counted as u64,
+            count: counted(nans[c]) as u64,
             nans: nans[c] as u64,
             sum: sums[c],
             squares: apart[c],
@@ -167,7 +171,12 @@ macro_rules! compiled {
             $(#[$feature])?
             unsafe fn down<S: Value>(part: &Part<S>, moments: &mut [Moments], scratch: *mut f64) {
                 // SAFETY: as above.
-                unsafe { columns(part, moments, scratch) }
+                unsafe {
+                    match part.skip_nan {
+                        true => columns::<S, true>(part, moments, scratch),
+                        false => columns::<S, false>(part, moments, scratch),
+                    }
+                }
             }
             Kernels { chunk: run::<S>, columns: down::<S> }
         }

@@ -71,10 +71,8 @@ mod tests {
                 for unit in 0..units {
                     // A branch counts where its first unit is.
                     let begins = usize::from(unit % branch == 0);
-                    let live: Vec<bool> = tile
-                        .clone()
-                        .map(|row| live.bytes[row * live.branches + unit / live.branch] != 0)
-                        .collect();
+                    let needs = |row: usize| live.bytes[row * branches + unit / branch] != 0;
+                    let live: Vec<bool> = tile.clone().map(needs).collect();
                     let (some, any) =
                         (live.iter().filter(|&&live| live).count(), usize::from(live.contains(&true)));
                     expected.units += some;

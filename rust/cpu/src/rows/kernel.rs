@@ -168,9 +168,10 @@ unsafe fn read_some<L: Reads<S>, S: Copy>(from: *const S, count: usize) -> L::X 
     // Zero bytes are zero in every floating-point type; no vector has more than 16 lanes.
     let mut held = [const { MaybeUninit::<S>::zeroed() }; 16];
     debug_assert!(count <= L::LANES && L::LANES <= held.len());
-    // SAFETY: the caller provides `count` values, fewer than the buffer has.
+    // SAFETY: the caller provides `count` values, fewer than the buffer has. Copied as bytes: they lie at any
+    // alignment, as a vector's do.
     unsafe {
-        from.copy_to_nonoverlapping(held.as_mut_ptr().cast(), count);
+        from.cast::<u8>().copy_to_nonoverlapping(held.as_mut_ptr().cast(), count * size_of::<S>());
         <L as Reads<S>>::read(held.as_ptr().cast())
     }
 }

@@ -292,3 +292,44 @@ fn double_precision_sums_in_double_precision() {
         }
     });
 }
+
+#[test]
+fn operands_may_lie_at_any_address() {
+    let (rows, units) = (3, 20);
+    for k in [37, 48] {
+        let (x, w) = (numbers(rows * k, 1), numbers(units * k, 2));
+        let shifted = |values: &[f32]| {
+            let mut bytes = vec![0u8];
+            bytes.extend(values.iter().flat_map(|v| v.to_ne_bytes()));
+            bytes
+        };
+        let (far_x, far_w) = (shifted(&x), shifted(&w));
+        let far = |bytes: &[u8], rows: usize| {
+            // SAFETY: past the first byte are rows × k values in C order.
+            unsafe { MatRef::new(bytes[1..].as_ptr(), DType::F32, (rows, k), ((k * 4) as isize, 4)) }
+        };
+        level::each(|level| {
+            let run = |x: MatRef<'_>, w: MatRef<'_>| {
+                let mut out = vec![f32::NAN; rows * units];
+                let call = Dots {
+                    x,
+                    w,
+                    live: None,
+                    bias: None,
+                    activation: Activation::Identity,
+                    scale: None,
+                    out: mat_mut(&mut out, rows, units),
+                    found: None,
+                };
+                call.run(&context(1)).unwrap();
+                let mut sums = vec![f32::NAN; rows * k];
+                let h = mat(&out, rows, units);
+                let call = Combine { h, w, live: None, bias: None, out: mat_mut(&mut sums, rows, k) };
+                call.run(&context(1)).unwrap();
+                sums
+            };
+            let near = run(mat(&x, rows, k), mat(&w, units, k));
+            assert_eq!(run(far(&far_x, rows), far(&far_w, units)), near, "{}", level.name());
+        });
+    }
+}

@@ -2,8 +2,28 @@
 //! requests are under way at a time.
 
 use std::any::Any;
+use std::fmt;
 use std::io;
+use std::str::FromStr;
 use std::sync::Arc;
+
+mod choose;
+mod null;
+mod process;
+mod system;
+mod threads;
+mod transfer;
+#[cfg(target_os = "linux")]
+mod uring;
+
+pub use choose::{DEPTH, Engines};
+pub use null::{Fault, Null, Seen, What};
+pub(crate) use system::on_engine_thread;
+pub use threads::{THREADS, Threads};
+#[cfg(target_os = "linux")]
+pub use uring::Uring;
+
+use crate::{Aligned, Error};
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,8 +36,9 @@ pub enum Op {
     Sync,
 }
 
-/// Some memory of a request.
+/// Some memory of a request, laid out as the system's own `iovec`.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub struct Piece {
     /// First byte; a whole number of sectors from address 0 where the file is open for direct I/O.
     pub ptr: *mut u8,
@@ -29,7 +50,9 @@ pub struct Piece {
 unsafe impl Send for Piece {}
 
 /// Called once, on a thread of the engine's: bytes moved, or what kept them. Fewer bytes than were asked for:
-/// the file ends there.
+/// the file ends there. It should do little, as other requests wait for that thread. Where an engine can have no
+/// thread (the system refuses one, a program closed its ring) it is called inside `submit`: so hold no lock
+/// there that it takes.
 pub type Done = Box<dyn FnOnce(io::Result<usize>) + Send>;
 
 /// A run of a file's bytes to move. Its memory may be scattered.
@@ -71,8 +94,15 @@ pub struct Counters {
     pub depth: u64,
 }
 
+impl Counters {
+    /// Mean number of requests under way when one began; 0 where there were none.
+    pub fn mean_depth(&self) -> f64 {
+        if self.requests == 0 { 0.0 } else { self.depth as f64 / self.requests as f64 }
+    }
+}
+
 /// Which engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Linux io_uring, direct I/O.
     Uring,
@@ -82,6 +112,39 @@ pub enum Kind {
     Buffered,
     /// Memory in a file's place, with faults on request: for tests.
     Null,
+}
+
+impl Kind {
+    /// Its name, as `PRUNUS_IO` and reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uring => "io_uring",
+            Self::Direct => "direct",
+            Self::Buffered => "buffered",
+            Self::Null => "null",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Kind {
+    type Err = Error;
+
+    /// Kinds that a user can ask for; not `null`.
+    fn from_str(name: &str) -> Result<Self, Error> {
+        [Self::Uring, Self::Direct, Self::Buffered].into_iter().find(|kind| kind.name() == name).ok_or_else(
+            || Error::Argument {
+                what: "I/O engine (PRUNUS_IO, or io=)",
+                expected: "io_uring, direct or buffered".to_owned(),
+                got: format!("{name:?}"),
+            },
+        )
+    }
 }
 
 /// Moves bytes. Requests are independent and may finish in any order; engines go on after a failed one.
@@ -95,4 +158,14 @@ pub trait Engine: Send + Sync {
     fn counters(&self) -> Counters;
     /// Requests that it keeps under way at most.
     fn depth(&self) -> usize;
+    /// Registers memory that requests will often name, where that saves the system work on each of them.
+    /// The engine keeps the memory until it is dropped itself. The memory is backed and pinned as a whole.
+    ///
+    /// # Errors
+    /// `Unsupported` where the engine gains nothing by it, and the system's error where it refuses (`ENOMEM`:
+    /// the limit on locked memory). Requests work all the same.
+    fn register(&self, memory: &Arc<Aligned>) -> io::Result<()> {
+        let _ = memory;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }

@@ -1,0 +1,149 @@
+//! Which page leaves when a frame is needed.
+//!
+//! W-TinyLFU (see `ranks.rs`), with a margin that makes it keep the first part of a loop larger than the pool,
+//! as LIRS does, and of one whose order changes from pass to pass, as LIRS does not. Sets that move on are
+//! served better by recency. Which of the two is at hand, two miniature pools find out that see a sample of
+//! the pages only (Waldspurger et al., USENIX ATC 2017): the better one sets the window's share.
+
+use std::collections::HashMap;
+
+use super::ranks::{Ranks, Sketch};
+
+/// Shares of the window (in 1/256) that compete.
+const SHARES: [usize; 2] = [3, 250];
+/// Frames of a miniature pool, at most.
+const MINIATURE: usize = 128;
+
+/// A pool without memory that serves a sample of the pages.
+#[derive(Debug)]
+struct Miniature {
+    ranks: Ranks,
+    ids: HashMap<u64, u32>,
+    free: Vec<u32>,
+    /// Hits, older ones weighing less.
+    hits: usize,
+}
+
+impl Miniature {
+    fn new(share: usize) -> Self {
+        Self { ranks: Ranks::new(share), ids: HashMap::new(), free: Vec::new(), hits: 0 }
+    }
+
+    fn access(&mut self, hash: u64, sketch: &Sketch) {
+        if let Some(&id) = self.ids.get(&hash) {
+            self.ranks.touch(id);
+            self.hits += 1;
+            return;
+        }
+        while self.ranks.len() >= self.ranks.capacity().max(1) {
+            let Some(gone) = self.ranks.victim_hash(sketch) else { break };
+            if let Some(id) = self.ids.remove(&gone) {
+                self.free.push(id);
+            }
+        }
+        let id = self.free.pop().unwrap_or(self.ids.len() as u32);
+        self.ids.insert(hash, id);
+        self.ranks.insert(id, hash);
+    }
+}
+
+/// The order of eviction among the pages of one frame size. Pages are numbered by their owner.
+#[derive(Debug)]
+pub struct Policy {
+    ranks: Ranks,
+    sketch: Sketch,
+    miniatures: [Miniature; 2],
+    /// One page of so many is in the sample.
+    rate: u64,
+    sampled: usize,
+}
+
+/// Spreads the bits of a page's identity.
+pub fn hash(layout: u32, index: u64) -> u64 {
+    let mut z =
+        index.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(layout).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    z = (z ^ (z >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    z ^ (z >> 32)
+}
+
+impl Policy {
+    /// A policy for no frames yet (see [`Self::set_capacity`]), and for so many at most.
+    pub fn new(most: usize) -> Self {
+        let mut policy = Self {
+            ranks: Ranks::new(SHARES[0]),
+            sketch: Sketch::new(most),
+            miniatures: SHARES.map(Miniature::new),
+            rate: 1,
+            sampled: 0,
+        };
+        policy.set_capacity(0);
+        policy
+    }
+
+    /// Frames that there are. Fewer than before: the owner evicts the rest.
+    pub fn set_capacity(&mut self, frames: usize) {
+        self.ranks.set_capacity(frames);
+        self.sketch.set_capacity(frames);
+        self.rate = frames.div_ceil(MINIATURE).max(1) as u64;
+        for miniature in &mut self.miniatures {
+            miniature.ranks.set_capacity((frames as u64 / self.rate) as usize);
+        }
+    }
+
+    /// Frames that there are.
+    pub fn capacity(&self) -> usize {
+        self.ranks.capacity()
+    }
+
+    /// A page came into the pool. `hash` is that of its identity (see [`hash`]), the same every time.
+    pub fn admit(&mut self, id: u32, hash: u64) {
+        self.ranks.insert(id, hash);
+        self.used(hash);
+    }
+
+    /// A resident page was used.
+    pub fn touch(&mut self, id: u32) {
+        self.ranks.touch(id);
+        self.used(self.ranks.hash(id));
+    }
+
+    /// Takes out the page that should leave next, of those that may: `None` where none may.
+    pub fn victim(&mut self, may: impl FnMut(u32) -> bool) -> Option<u32> {
+        self.ranks.victim(&self.sketch, may)
+    }
+
+    /// Takes out a page that left for another reason.
+    pub fn remove(&mut self, id: u32) {
+        self.ranks.remove(id);
+    }
+
+    /// Whether a page is ranked.
+    pub fn contains(&self, id: u32) -> bool {
+        self.ranks.contains(id)
+    }
+
+    fn used(&mut self, hash: u64) {
+        self.sketch.add(hash);
+        if (hash >> 20) % self.rate != 0 {
+            return;
+        }
+        for miniature in &mut self.miniatures {
+            miniature.access(hash, &self.sketch);
+        }
+        self.sampled += 1;
+        let small = self.miniatures[0].ranks.capacity().max(16);
+        if self.sampled >= 2 * small {
+            self.sampled = 0;
+            let [frequent, recent] = [self.miniatures[0].hits, self.miniatures[1].hits];
+            // a difference that is more than noise
+            let now = usize::from(self.ranks.share() == SHARES[1]);
+            let (here, there) = if now == 0 { (frequent, recent) } else { (recent, frequent) };
+            if there > here + here / 64 + 1 {
+                self.ranks.set_share(SHARES[1 - now]);
+            }
+            for miniature in &mut self.miniatures {
+                miniature.hits -= miniature.hits / 4;
+            }
+        }
+    }
+}
