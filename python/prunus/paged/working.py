@@ -34,7 +34,7 @@ def _pager(budget: int | str | None, pager: Any) -> Any:
     if budget is None:
         return default_pager()
     if isinstance(budget, str):
-        budget = pagers.parse_bytes(budget)  # type: ignore[attr-defined]
+        budget = pagers.parse_bytes(budget)
     return new_pager(int(budget))
 
 
@@ -234,7 +234,7 @@ def save_array(source: Any, path: Path) -> None:
     """Write an array or expression to a .npy file, or to what ``pr.save`` makes of the name; atomic."""
     target = os.fspath(path)
     if not target.endswith(".npy"):
-        from prunus.paged.save import save  # type: ignore[import-not-found]
+        from prunus.paged.save import save
 
         save(target, {getattr(source, "name", "") or "array": source})
         return
