@@ -31,7 +31,12 @@ def stream_panel(budget: int, unit: int = 1) -> int:
     """Return how many bytes a stream's panels should have, a multiple of ``unit`` where that fits one."""
     # The sectors that a panel begins and ends in are in its frame too.
     most = max(min(budget // _SHARE, _LARGEST) - 2 * _SECTOR, _SECTOR)
-    return most // unit * unit if unit <= most else most // _SECTOR * _SECTOR
+    if unit > most:
+        return most // _SECTOR * _SECTOR
+    # Of whole sectors where that can be: panels that share one would read it twice.
+    whole = math.lcm(unit, _SECTOR)
+    unit = whole if whole <= most else unit
+    return most // unit * unit
 
 
 def least_budget() -> int:

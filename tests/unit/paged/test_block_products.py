@@ -8,6 +8,7 @@ import pytest
 import prunus as pr
 from helpers import BF16, F16, F32, F64, I8, bound, close, dense, natural, sparse, values
 from prunus.paged import blocks, sparse_products
+from support import plain_pager
 
 MIB = 1 << 20
 
@@ -38,6 +39,12 @@ def read(file):
     return file["w"].values.pager.stats()["bytes_read"]
 
 
+def once(file, before):
+    """Say whether what was read since is each block once, or less where the pager had some."""
+    nbytes, slack = file["w"].values.nbytes, 0 if type(file._pager) is plain_pager.Pager else 1 << 13
+    return 0 <= read(file) - before <= nbytes + slack
+
+
 def forms(rng, W, dtype, n, batch=()):
     """Every product of ``W`` and its transpose with a dense operand: of W, and the same in float64."""
     m, k = W.shape[-2:]
@@ -64,7 +71,7 @@ def test_products_are_those_of_memory(rng, stored, monkeypatch, dtype, n, group)
     for name, (product, a, b) in forms(rng, W, dtype, n).items():
         before = read(file)
         got = product(file["w"])
-        assert read(file) - before == W.data.nbytes, name
+        assert once(file, before), name
         assert got.dtype == kind
         assert got.shape == (a @ b).shape
         close(got, a @ b, 2 * bound(a, b, kind, more=20))
@@ -103,14 +110,14 @@ def test_batches(rng, stored, own):
         for name, (product, a, b) in forms(rng, W, F32, 6, batch).items():
             before = read(file)
             got = product(file["w"])
-            assert read(file) - before == W.data.nbytes, (batch, name)
+            assert once(file, before), (batch, name)
             close(got, a @ b, bound(a, b, F32))
     one = sparse(rng, (20, 30), (4, 4), F32, poison=False)
     file = stored(one)
     for name, (product, a, b) in forms(rng, one, F32, 6, (2, 3)).items():
         before = read(file)
         close(product(file["w"]), a @ b, bound(a, b, F32))
-        assert read(file) - before == one.data.nbytes, name
+        assert once(file, before), name
 
 
 def test_vectors_bias_activation_and_out(rng, stored, monkeypatch):
@@ -262,7 +269,7 @@ def test_a_trace_tells_what_was_read(rng, stored):
         P @ values(rng, (64, 5), F32)
     (record,) = t.records
     assert record.name == "matmul"
-    assert t.bytes_io == W.data.nbytes
+    assert t.bytes_io == W.data.nbytes  # a multiple of a sector
     assert t.bytes_io + t.bytes_skipped == 64 * 64 * 4
     assert t.flops == 2 * W.data.size * 5
     assert record.path.split(", ")[-1] in ("io_uring", "direct", "buffered")
