@@ -173,3 +173,26 @@ fn an_engine_that_is_dropped_ends_what_it_has_begun() {
         assert_eq!(told.iter().sum::<usize>(), bytes.len());
     }
 }
+
+#[test]
+fn many_threads_share_an_engine() {
+    let bytes = pattern(64 * SECTOR, 7);
+    on_all(&bytes, |file| {
+        std::thread::scope(|scope| {
+            for thread in 0..6_u64 {
+                let (file, bytes) = (&file, &bytes);
+                // One at a time: an engine that misses a wake-up hangs.
+                scope.spawn(move || {
+                    for turn in 0..150 {
+                        let at = (turn * 13 + thread * 7) % 63 * SECTOR as u64;
+                        let (got, memory) =
+                            transfer(file, Op::Read, &[(at, vec![SECTOR; 2])], |_, _| ()).remove(0);
+                        assert_eq!(got.unwrap(), 2 * SECTOR);
+                        assert_eq!(memory, bytes[at as usize..][..2 * SECTOR]);
+                    }
+                });
+            }
+        });
+        assert!(file.engine().counters().requests >= 900);
+    });
+}

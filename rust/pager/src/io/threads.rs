@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::process::PerProcess;
@@ -28,6 +29,8 @@ struct Home(Arc<Shared>);
 struct Shared {
     direct: bool,
     stats: Arc<Stats>,
+    /// Requests that threads are at, up to the moment when somebody is told that they are done.
+    busy: AtomicUsize,
     queue: Mutex<Queue>,
     ready: Condvar,
 }
@@ -37,7 +40,6 @@ struct Queue {
     waiting: VecDeque<Request>,
     threads: usize,
     idle: usize,
-    busy: usize,
     closed: bool,
 }
 
@@ -81,6 +83,7 @@ impl Home {
         Self(Arc::new(Shared {
             direct: kind != Kind::Buffered,
             stats: Arc::clone(stats),
+            busy: AtomicUsize::new(0),
             queue: Mutex::default(),
             ready: Condvar::new(),
         }))
@@ -131,12 +134,10 @@ impl Shared {
         loop {
             if let Some(request) = queue.waiting.pop_front() {
                 queue.idle -= 1;
-                queue.busy += 1;
-                self.stats.begin(queue.busy);
                 drop(queue);
+                self.stats.begin(self.busy.fetch_add(1, Ordering::Relaxed) + 1);
                 self.serve(request);
                 queue = self.lock();
-                queue.busy -= 1;
                 queue.idle += 1;
             } else if queue.closed {
                 return;
@@ -149,7 +150,10 @@ impl Shared {
     fn serve(&self, request: Request) {
         let mut transfer = match Transfer::new(request, self.direct) {
             Ok(transfer) => transfer,
-            Err((request, error)) => return finish(*request, Err(error), &self.stats),
+            Err((request, error)) => {
+                self.busy.fetch_sub(1, Ordering::Relaxed);
+                return finish(*request, Err(error), &self.stats);
+            }
         };
         loop {
             let (fd, op, offset) = (transfer.fd(), transfer.op(), transfer.offset());
@@ -157,7 +161,10 @@ impl Shared {
             let answer = system::transfer(fd, op, offset, transfer.window());
             match transfer.advance(answer) {
                 Step::Again => {}
-                Step::Finished(result) => return transfer.finish(result, &self.stats),
+                Step::Finished(result) => {
+                    self.busy.fetch_sub(1, Ordering::Relaxed);
+                    return transfer.finish(result, &self.stats);
+                }
             }
         }
     }
