@@ -445,3 +445,13 @@ def test_jobs_leave_room_for_the_readers(monkeypatch):
         assert (a + a.reshape(-1) * 2).sum() == 3 << 20
     assert most, "the plain pager was read"
     assert max(most) <= 1 << 19
+
+
+@pytest.mark.parametrize("axis", [2, -3, (0, 5)])
+def test_axes_that_are_not_there(a, axis):
+    with pytest.raises(np.exceptions.AxisError):
+        a.sum(axis)
+    with pytest.raises(ValueError, match="duplicate"):
+        a.sum((0, -2))
+    with pytest.raises(TypeError):
+        a.sum(1.5)
