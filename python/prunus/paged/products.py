@@ -25,7 +25,7 @@ from prunus.paged.operators import Operators
 
 __all__ = ["dot", "einsum", "matmul", "tensordot", "vdot"]
 
-_PANEL: Final = 2 << 20
+_PANEL: Final = 1 << 20
 
 
 def matmul(a: Any, b: Any, out: Any = None, dtype: Any = None) -> Any:
