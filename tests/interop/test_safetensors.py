@@ -6,12 +6,9 @@ import pytest
 
 import prunus as pr
 from helpers import BF16, sparse
-from support import backend
 
 safetensors = pytest.importorskip("safetensors")
 stn = pytest.importorskip("safetensors.numpy")
-
-backend.use()
 
 DTYPES = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 DTYPES += ["float16", "float32", "float64", "complex64"]

@@ -6,9 +6,6 @@ import pytest
 import prunus as pr
 from helpers import BF16, sparse
 from prunus.cli import main
-from support import backend
-
-backend.use()
 
 
 @pytest.fixture

@@ -10,9 +10,6 @@ from helpers import sparse
 from prunus import _core
 from prunus.paged import ChecksumError
 from prunus.paged.checksums import Running
-from support import backend
-
-backend.use()
 
 
 @pytest.fixture

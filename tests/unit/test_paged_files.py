@@ -13,9 +13,6 @@ from hypothesis import strategies as st
 import prunus as pr
 from helpers import BF16, layouts, poisoned, sparse
 from prunus.paged import File, PagedBSR, Pager
-from support import backend
-
-backend.use()
 
 
 @pytest.fixture

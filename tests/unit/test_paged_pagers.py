@@ -3,9 +3,6 @@
 import pytest
 
 from prunus.paged import Pager, default_pager, pagers, parse_bytes
-from support import backend
-
-backend.use()
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,6 @@ def readable(text: str) -> str:
     Examples
     --------
     >>> print(readable("a\x1b[2Jb"))
-    a\\x1b[2Jb
+    a\x1b[2Jb
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
