@@ -3,6 +3,7 @@
 import os
 
 from hypothesis import HealthCheck, settings
+
 from support import backend
 
 # The same examples in every run, so that a red run is a change's own fault.

@@ -1,4 +1,4 @@
-"""Arrays on disk: read and written through NumPy's calls, with a fixed budget of memory.
+"""Arrays in files: read and written through NumPy's calls, with a fixed budget of memory.
 
 ``pr.open`` and ``pr.save`` are the way in and out for files that other programs share; this package has the
 rest.
@@ -10,7 +10,6 @@ from prunus.paged.expr import PagedExpr
 from prunus.paged.files import File
 from prunus.paged.layers import PagedFFN
 from prunus.paged.pagers import Pager, default_pager, parse_bytes
-from prunus.paged.save import save
 from prunus.paged.sparse import PagedBSR
 from prunus.paged.working import empty, from_array, full, open, zeros
 
@@ -30,6 +29,5 @@ __all__ = [
     "full",
     "open",
     "parse_bytes",
-    "save",
     "zeros",
 ]

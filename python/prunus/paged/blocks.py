@@ -15,7 +15,7 @@ from prunus._layout import Index
 from prunus.engines.base import Blocks
 from prunus.paged.store import Store
 
-__all__ = ["GROUP", "BlockFile", "Piece", "least_budget", "panel_of"]
+__all__ = ["GROUP", "BlockFile", "Piece", "least_budget", "stream_panel"]
 
 # Bytes of blocks that are multiplied at a time where they are put together: enough that what a product does
 # once a call, such as packing its dense operand, is a small part of it. A constant, so that where sums are
@@ -27,17 +27,21 @@ _LARGEST: Final = 2 << 20
 _SECTOR: Final = 4096
 
 
-def panel_of(budget: int, unit: int = 1) -> int:
+def stream_panel(budget: int, unit: int = 1) -> int:
     """Return how many bytes a stream's panels should have, a multiple of ``unit`` where that fits one."""
-    most = max(min(budget // _SHARE, _LARGEST), 1)
-    if unit <= most:
-        return most // unit * unit
-    return max(most // _SECTOR * _SECTOR, _SECTOR)
+    # The sectors that a panel begins and ends in are in its frame too.
+    most = max(min(budget // _SHARE, _LARGEST) - 2 * _SECTOR, _SECTOR)
+    if unit > most:
+        return most // _SECTOR * _SECTOR
+    # Of whole sectors where that can be: panels that share one would read it twice.
+    whole = math.lcm(unit, _SECTOR)
+    unit = whole if whole <= most else unit
+    return most // unit * unit
 
 
 def least_budget() -> int:
-    """Return the least budget in bytes with which streams make progress: a sector for each panel."""
-    return _SHARE * _SECTOR
+    """Return the least budget in bytes with which streams make progress: some sectors for each panel."""
+    return 2 * _SHARE * _SECTOR
 
 
 class Piece(NamedTuple):
@@ -150,7 +154,7 @@ class BlockFile(NamedTuple):
             shape = (count, *self.blocksize)
             yield Piece(np.zeros(shape, self.dtype), 0, slice(0, len(self.indptr) - 1), True)
             return
-        panel = panel_of(budget, self.block_bytes)
+        panel = stream_panel(budget, self.block_bytes)
         longest = int(np.diff(self.indptr).max(initial=0)) * self.block_bytes
         reader = self.store.segment.reader(self.start, self.start + self.nbytes, panel)
         with closing(reader):

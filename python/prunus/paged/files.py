@@ -102,7 +102,7 @@ class File(Mapping[str, "PagedArray | PagedBSR | PagedFFN"]):
         blocks = part.header.blocks.get(name)
         writable, pager = self._writable, self._pager
         if name in part.header.layers:
-            return PagedFFN.from_file(part.file, part.header.layers[name], name, self._pager)
+            return PagedFFN.from_file(part.file, part.header.layers[name], name, pager)
         if blocks is not None:
             return PagedBSR.from_file(part.file, blocks, name, writable, pager)
         one = part.header.tensors[name]
@@ -244,7 +244,7 @@ class File(Mapping[str, "PagedArray | PagedBSR | PagedFFN"]):
     def flush(self) -> None:
         """Write back what was changed, and wait until it is on the disk."""
         for array in self._arrays.values():
-            if not isinstance(array, PagedFFN):
+            if not isinstance(array, PagedFFN):  # never written
                 (array.values if isinstance(array, PagedBSR) else array).flush()
 
     def close(self) -> None:

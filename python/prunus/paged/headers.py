@@ -87,6 +87,16 @@ class Layer(NamedTuple):
         return (self.out_features, self.units, self.features)
 
     @property
+    def dtype(self) -> str:
+        """NumPy's name of the weights' dtype."""
+        return self.bundle.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return sum(one.nbytes for one in self.tensors)
+
+    @property
     def matrices(self) -> int:
         """How many matrices (units, features) a bundle has a row of."""
         return 1 + self.gated - (self.panel is not None)
@@ -188,8 +198,8 @@ def _layer(name: str, described: dict[str, Any], tensors: dict[str, Tensor]) -> 
     if bundle is None or (panel is None) != (decide == "predictor"):
         missing = "bundle" if bundle is None else "panel"
         raise ValueError(f"layer {name!r} decided by {decide!r} and its tensor {name}.{missing} do not fit")
-    layer = Layer(decide, gated, *sizes, bundle, panel, b_up, b_down)
     units, features, out = sizes
+    layer = Layer(decide, gated, units, features, out, bundle, panel, b_up, b_down)
     for one, width in ((bundle, layer.width), (panel, features)):
         if one is None:
             continue

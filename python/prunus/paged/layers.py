@@ -22,8 +22,9 @@ from prunus._format import size_text
 from prunus._layout import blocks_along
 from prunus._trace import Span as Traced
 from prunus.paged.array import from_file
-from prunus.paged.blocks import panel_of
+from prunus.paged.blocks import stream_panel
 from prunus.paged.headers import Layer, load, numpy_dtype
+from prunus.paged.pagers import panel_of
 from prunus.paged.reading import reading
 from prunus.paged.sources import Source, source_of
 from prunus.paged.tables import Span, Table, Total, announced, spans
@@ -50,7 +51,7 @@ class Resident(Table):
         """Return all rows in panels of one height, but for the last one; read at the first call."""
         with self._lock:
             if self._panels is None:
-                panel = panel_of(int(self.store.pager.budget), self.pitch)
+                panel = stream_panel(int(self.store.pager.budget), self.pitch)
                 # Whole branches of usual widths. Rows longer than a panel come in memory that is used again.
                 unit, held = max(min(_UNIT, panel // max(self.pitch, 1)), 1), panel >= self.pitch
                 stream = super().stream(unit=unit)
@@ -151,8 +152,9 @@ class PagedFFN(FeedForward):
             resident == "panel" or (resident is None and panel.nbytes <= int(pager.budget) // 2)
         ):
             panel = Resident(panel)
-        biases = [None if one is None else load(file, one) for one in (layer.b_up, layer.b_down)]
-        return cls(layer, name, tables[0], panel, *biases)
+        size = panel_of(pager)
+        b_up, b_down = (None if one is None else load(file, one, size) for one in (layer.b_up, layer.b_down))
+        return cls(layer, name, tables[0], panel, b_up, b_down)
 
     @property
     def hidden(self) -> int:
@@ -375,20 +377,16 @@ def layer_parts(layer: FeedForward, name: str) -> tuple[dict[str, Any], dict[str
         "features": layer.features,
         "out_features": layer.out_features,
     }
-    if isinstance(layer, PagedFFN):
-        tables, streamed = layer._tables, True
-        biases = (layer._b_up, layer._b_down)
-    elif isinstance(layer, FFN):
-        tables, streamed = list(layer._kept), False
-        biases = (layer._b_up, layer._b_down)
-    else:
+    if not isinstance(layer, (FFN, PagedFFN)):
         raise TypeError(f"arrays[{name!r}] must be an FFN, got {type(layer).__name__}")
+    streamed = isinstance(layer, PagedFFN)
+    tables: list[Any] = layer._tables if isinstance(layer, PagedFFN) else list(layer._kept)
+    biases = (layer._b_up, layer._b_down)
     keys = ["bundle"] if len(tables) == 1 else ["panel", "bundle"]
     found: dict[str, Source] = {}
     for key, table in zip(keys, tables, strict=True):
-        pitch = (
-            table.pitch if streamed else (table.strides[0] if len(table) else table.shape[1] * table.itemsize)
-        )
+        tight = table.shape[1] * table.dtype.itemsize
+        pitch = table.pitch if streamed else table.strides[0] if len(table) else tight
         shape = (len(table), pitch // table.dtype.itemsize)
         found[f"{name}.{key}"] = Source(table.dtype, shape, partial(_padded, table, shape))
     for key, vector in zip(("b_up", "b_down"), biases, strict=True):

@@ -54,7 +54,8 @@ class Multiplying:
             raise TypeError(
                 f"np.matmul with a block-sparse array takes out= and dtype=, not {', '.join(kwargs)}="
             )
-        return ops.matmul(*inputs, out=out[0] if isinstance(out, tuple) else out, dtype=dtype)
+        a, b = inputs
+        return ops.matmul(a, b, out=out[0] if isinstance(out, tuple) else out, dtype=dtype)
 
     def _refuse(self, other: Any = None) -> Any:
         raise TypeError("a block-sparse array on disk has products only; call .load() for the rest")

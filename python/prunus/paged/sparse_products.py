@@ -22,6 +22,7 @@ from prunus._operands import as_operand
 from prunus._storage import BlockStorage
 from prunus._trace import span
 from prunus.engines.base import ACTIVATIONS, Blocks
+from prunus.paged import products
 from prunus.paged.array import PagedArray
 from prunus.paged.blocks import BlockFile, Piece
 from prunus.paged.expr import PagedExpr
@@ -77,8 +78,10 @@ def matmul(
     if not sparse_a and not sparse_b:
         if bias is not None or activation is not None:
             raise TypeError("bias and activation need a BSR operand")
-        extra = {} if dtype is None else {"dtype": dtype}
-        return np.matmul(a, b, out=out, **extra) if out is not None else np.matmul(a, b, **extra)
+        if is_paged(a) or is_paged(b):
+            return products.matmul(a, b, out, dtype)
+        out[...] = ops.matmul(a, b, dtype=dtype)
+        return out
     w, x = (a, b) if sparse_a else (b, a)
     if not is_paged(x):
         x = as_operand(x, "b" if sparse_a else "a")
@@ -87,7 +90,7 @@ def matmul(
     if not x.shape:
         raise ValueError("matmul takes arrays of at least one dimension; use * for scalars")
     if isinstance(w, BlockStorage):
-        from prunus.paged.rows import sparse_with_rows
+        from prunus.paged.rows import sparse_with_rows  # it builds on this module
 
         return sparse_with_rows(w, x, out, kind, bias, activation, flip=flip)
     operand = Operand.of(w)

@@ -19,7 +19,7 @@ from prunus._dtypes import F32, F64, FLOATS, Array, DType
 from prunus._errors import PrunusError
 from prunus.engines.base import Found
 from prunus.paged.array import PagedArray
-from prunus.paged.blocks import least_budget, panel_of
+from prunus.paged.blocks import least_budget, stream_panel
 from prunus.paged.expr import PagedExpr
 from prunus.paged.store import Store
 
@@ -181,7 +181,7 @@ class Table:
                 f"a pager with a budget of {budget} bytes cannot stream {self.store.name or 'an array'}: it "
                 f"takes at least {least_budget()}"
             )
-        panel = panel_of(budget, self.pitch * unit)
+        panel = stream_panel(budget, self.pitch * unit)
         reader = self.store.segment.reader(self.start, self.start + count * self.pitch, panel)
         with closing(reader):
             if rows is None and panel >= self.pitch * unit:

@@ -19,7 +19,7 @@ struct Bench {
 
 fn bytes(len: usize, seed: u64) -> Vec<u8> {
     let mut random = prunus_pager::pool::simulate::Random(seed);
-    (0..len).map(|_| random.next() as u8).collect()
+    (0..len).map(|_| random.bits() as u8).collect()
 }
 
 fn bench(budget: usize, len: usize, mode: Mode) -> Bench {
@@ -370,7 +370,7 @@ fn threads_share_a_small_pool() {
                         runs.dedup();
                         let offsets: Vec<u64> = runs.iter().map(|run| run * 3000).collect();
                         if round % 2 == 0 {
-                            let values = bytes(offsets.len() * 3000, random.next());
+                            let values = bytes(offsets.len() * 3000, random.bits());
                             segment.scatter(&offsets, 3000, &values, &Never).unwrap();
                             for (row, &offset) in values.chunks(3000).zip(&offsets) {
                                 own[offset as usize..][..3000].copy_from_slice(row);

@@ -6,9 +6,7 @@ import pytest
 import prunus as pr
 from helpers import BF16, F16, F32, F64
 from prunus.paged import tables
-from support.paging import backend as backend  # noqa: PLC0414 - a fixture
 
-pytestmark = pytest.mark.usefixtures("backend")
 MIB = 1 << 20
 LAYERS = [(False, "up"), (False, "predictor"), (True, "up"), (True, "gate"), (True, "predictor")]
 
@@ -93,7 +91,7 @@ def test_dtypes_and_spans(rng, stored, monkeypatch, dtype, span):
 def test_a_row_is_the_same_alone_and_with_any_budget(rng, stored, monkeypatch):
     monkeypatch.setattr(tables, "SPAN", 2000)
     layer = packed(rng, True, "gate")
-    small, large = stored(layer, 64 << 10, "none"), stored(layer, 64 * MIB, "panel")
+    small, large = stored(layer, 128 << 10, "none"), stored(layer, 64 * MIB, "panel")
     x = rng.standard_normal((6, 20)).astype(F32)
     policy = pr.Threshold(2.0)
     every = large(x, "relu", policy)
