@@ -73,12 +73,17 @@ impl Pager {
     pub fn open(&self, path: &Path, mode: Mode) -> Result<Arc<DiskFile>> {
         self.shared.check_process()?;
         let file = DiskFile::open(path, mode, &self.engines)?;
+        let same = |other: &Arc<DiskFile>| {
+            file.identity().is_some() && other.identity() == file.identity() && other.size() == file.size()
+        };
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         written.retain(|file| file.strong_count() > 0);
-        let same = |other: &Arc<DiskFile>| file.identity().is_some() && other.identity() == file.identity();
         if matches!(mode, Mode::Read | Mode::ReadWrite)
             && let Some(open) = written.iter().filter_map(Weak::upgrade).find(same)
         {
+            drop(written);
+            // Somebody else may have written to it since: who opens a file sees what is in it now.
+            self.release(&open, &prunus_core::Never)?;
             return Ok(open);
         }
         if file.writable() {
