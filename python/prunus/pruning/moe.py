@@ -52,9 +52,9 @@ def moe(
     w_up, w_gate : array_like, BSR or sequence
         Shape (E, f, d), or one (f, d) array or BSR for each expert, in memory or on disk: of experts on disk
         only those that rows chose are read, the next one's weights while one is computed. An expert without
-        ``w_gate`` computes ``activation(x @ w_up.T) @ w_down.T``, with it ``(activation(x @ w_gate.T) *
-        (x @ w_up.T)) @ w_down.T``. A sequence of FFNs for ``w_up`` is all there is to say; ``w_down`` and ``w_gate`` are None
-        then.
+        ``w_gate`` computes ``activation(x @ w_up.T) @ w_down.T``, with it ``(activation(x @ w_gate.T) * (x @
+        w_up.T)) @ w_down.T``. A sequence of FFNs for ``w_up`` is all there is to say; ``w_down`` and
+        ``w_gate`` are None then.
     w_down : array_like, BSR or sequence, optional
         Shape (E, d_out, f), or one (d_out, f) for each expert.
     top_k : int, default 2
