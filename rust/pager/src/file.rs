@@ -365,7 +365,7 @@ impl DiskFile {
 
     /// Cuts off what pads the last sector. Never on an engine's thread: cutting waits for all direct I/O on the
     /// file, which may need that thread to be completed.
-    fn trim(&self) -> Result<()> {
+    pub(crate) fn trim(&self) -> Result<()> {
         if !self.padded.load(Ordering::Acquire) {
             return Ok(());
         }

@@ -73,9 +73,7 @@ impl Pager {
     pub fn open(&self, path: &Path, mode: Mode) -> Result<Arc<DiskFile>> {
         self.shared.check_process()?;
         let file = DiskFile::open(path, mode, &self.engines)?;
-        let same = |other: &Arc<DiskFile>| {
-            file.identity().is_some() && other.identity() == file.identity() && other.size() == file.size()
-        };
+        let same = |other: &Arc<DiskFile>| file.identity().is_some() && other.identity() == file.identity();
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         written.retain(|file| file.strong_count() > 0);
         if matches!(mode, Mode::Read | Mode::ReadWrite)
@@ -84,7 +82,9 @@ impl Pager {
             drop(written);
             // Somebody else may have written to it since: who opens a file sees what is in it now.
             self.release(&open, &prunus_core::Never)?;
-            return Ok(open);
+            open.trim()?;
+            let now = DiskFile::open(path, mode, &self.engines)?;
+            return Ok(if now.size() == open.size() { open } else { now });
         }
         if file.writable() {
             written.push(Arc::downgrade(&file));
