@@ -23,6 +23,11 @@ __all__ = ["matmul", "sddmm"]
 S = TypeVar("S", bound=BlockStorage)
 
 
+def _on_disk(value: Any) -> bool:
+    """Say whether an operand is an array on disk, or an expression over some."""
+    return type(value) is not np.ndarray and getattr(type(value), "on_disk", False)
+
+
 def matmul(
     a: Any,
     b: Any,
@@ -95,6 +100,12 @@ def matmul(
         if out is not None:
             raise TypeError("a BSR times a BSR is a new BSR: out= is not supported")
         return _sparse(a, b, dtype)
+    if _on_disk(a) or _on_disk(b):
+        if bias is not None or activation is not None or densify:
+            raise TypeError("products with arrays on disk take no bias=, activation= and densify=")
+        from prunus.paged import products
+
+        return products.matmul(a, b, out, dtype)
     a = a if sparse_a else _operand(a, "a")
     b = b if sparse_b else _operand(b, "b")
     kind = result_dtype(a.dtype, b.dtype, dtype)

@@ -3,6 +3,7 @@
 import gc
 import os
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import prunus as pr
 from helpers import BF16
 from prunus.paged import evaluate, pagers, store
+from support import plain_pager
 
 X = np.arange(60, dtype=np.float32).reshape(12, 5)
 
@@ -410,3 +412,45 @@ def test_nothing_is_kept_open(tmp_path, pager):
     del b, lazy
     gc.collect()
     assert len(gc.get_referrers(file)) <= 1
+
+
+def test_products_with_the_package(a):
+    x = np.ones((5, 2), np.float32)
+    np.testing.assert_array_equal(pr.matmul(a, x), X @ x)
+    np.testing.assert_array_equal(pr.matmul(x.T, a.T), x.T @ X.T)
+    with pytest.raises(TypeError, match="activation"):
+        pr.matmul(a, x, activation="relu")
+    W = pr.BSR(np.diag(np.arange(5, dtype=np.float32)), blocksize=2)
+    for product in (a @ W, (W.T @ a.T).T, pr.matmul(a, W)):
+        np.testing.assert_array_equal(product, X @ W.toarray())
+
+
+def test_jobs_leave_room_for_the_readers(monkeypatch):
+    """However many threads there are, what jobs hold stays below the budget."""
+    pager = plain_pager.Pager(1 << 20)
+    a = pr.paged.from_array(np.ones(1 << 20, np.float32), pager=pager)
+    held, most = set(), []
+    plain_next = plain_pager.Reader.__next__
+
+    def counted(self):
+        offset, panel = plain_next(self)
+        held.add(id(panel))
+        weakref.finalize(panel, held.discard, id(panel))
+        most.append(len(held) * self.panel)
+        return offset, panel
+
+    monkeypatch.setattr(plain_pager.Reader, "__next__", counted)
+    with pr.num_threads(64):
+        assert (a + a.reshape(-1) * 2).sum() == 3 << 20
+    assert most, "the plain pager was read"
+    assert max(most) <= 1 << 19
+
+
+@pytest.mark.parametrize("axis", [2, -3, (0, 5)])
+def test_axes_that_are_not_there(a, axis):
+    with pytest.raises(np.exceptions.AxisError):
+        a.sum(axis)
+    with pytest.raises(ValueError, match="duplicate"):
+        a.sum((0, -2))
+    with pytest.raises(TypeError):
+        a.sum(1.5)

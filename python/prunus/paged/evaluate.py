@@ -243,6 +243,10 @@ class Pass:
         panel = min((s.array._store.panel(len(streamed)) for s in streamed), default=1 << 20)
         widest = max((s.nbytes(first) for s in streamed), default=TILE * 8)
         tiles = max(min(panel // max(widest, 1), _JOB), 1)
+        # What jobs hold of the readers' panels stays below a quarter of the budget: readers need the rest.
+        budget = min((int(s.array.pager.budget) for s in streamed), default=1 << 40)
+        threads = get_num_threads()
+        held = min(threads + 1, budget // (4 * panel * max(len(streamed), 1)))
         streams: list[Stream] = []
         settings = np.geterr()
 
@@ -264,25 +268,26 @@ class Pass:
             for source in streamed:
                 size = source.nbytes(first) * tiles
                 streams.append(Stream(source.array, min(size, panel) if size else panel))
-            threads = get_num_threads()
-            if threads == 1 or math.prod(self.shape) <= TILE:
+            if held < 2 or threads == 1 or math.prod(self.shape) <= TILE:
                 for part, raws in jobs():
                     yield job(part, raws)
             else:
-                yield from _in_order(job, jobs(), threads)
+                yield from _in_order(job, jobs(), threads, held - 1)
         finally:
             for stream in streams:
                 stream.close()
 
 
-def _in_order(work: Callable[..., R], jobs: Iterator[tuple[Any, ...]], threads: int) -> Iterator[R]:
-    """Run jobs on a pool of threads and yield their results in order; a few are under way at a time."""
+def _in_order(
+    work: Callable[..., R], jobs: Iterator[tuple[Any, ...]], threads: int, most: int
+) -> Iterator[R]:
+    """Run jobs on a pool of threads and yield their results in order, ``most`` under way at a time."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="prunus-paged")
     waiting: deque[Future[R]] = deque()
     try:
         for arguments in jobs:
             waiting.append(pool.submit(work, *arguments))
-            if len(waiting) > threads:
+            if len(waiting) >= most:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

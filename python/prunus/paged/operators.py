@@ -10,13 +10,14 @@ import numpy as np
 
 from prunus._arrays import is_array_like
 from prunus._dtypes import Array, DType
+from prunus._storage import BlockStorage
 
 __all__ = ["InPlace", "Operators"]
 
 
 def _is_operand(value: Any) -> bool:
     """Say whether an operator may take ``value``; what has ideas of its own is asked first."""
-    if isinstance(value, (Operators, np.ndarray, np.generic, int, float, complex, list, tuple)):
+    if isinstance(value, (Operators, BlockStorage, np.ndarray, np.generic, int, float, complex, list, tuple)):
         return True
     return is_array_like(value)
 
@@ -51,6 +52,8 @@ class Operators:
     __slots__ = ()
     __array_priority__: ClassVar[float] = 30.0
     __hash__: ClassVar[None]  # type: ignore[assignment]
+
+    on_disk: ClassVar[bool] = True
 
     shape: tuple[int, ...]
     dtype: DType

@@ -22,7 +22,7 @@ __all__ = ["Pager", "default_pager", "new_pager", "panel_of", "parse_bytes", "pi
 SHARE: Final = 4  # the default budget is the free memory divided by this
 _LEAST: Final = 64 << 20
 _SECTOR: Final = 4096
-_PANEL: Final = 4 << 20
+_PANEL: Final = 1 << 20
 _FALLBACK: Final = 1 << 30  # where the system does not tell what is free
 _LOCK: Final = threading.Lock()
 _UNITS: Final = {
@@ -170,8 +170,8 @@ def default_pager() -> Any:
 
 
 def panel_of(pager: Any) -> int:
-    """Return the bytes of a panel for streams through a pager: 4 MiB, or a sixteenth of a small budget."""
-    share = int(pager.budget) // 16 // _SECTOR * _SECTOR
+    """Return the bytes of a panel for streams through a pager: 1 MiB, or less of a small budget."""
+    share = int(pager.budget) // 32 // _SECTOR * _SECTOR
     return max(min(_PANEL, share), _SECTOR)
 
 

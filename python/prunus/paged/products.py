@@ -27,7 +27,7 @@ from prunus.paged.reading import reading
 
 __all__ = ["dot", "einsum", "matmul", "tensordot", "vdot"]
 
-_PANEL: Final = 4 << 20
+_PANEL: Final = 1 << 20
 
 
 def matmul(a: Any, b: Any, out: Any = None, dtype: Any = None) -> Any:
@@ -122,7 +122,7 @@ def _panels(a: PagedArray) -> Iterator[tuple[int, Array]]:
     rows, width = a._stored
     step = max(_PANEL // max(width * a.itemsize, 1), 1)
     a._store.file.check()
-    stream = Stream(a, a._store.panel())
+    stream = Stream(a, min(a._store.panel(), max(step * width * a.itemsize, 1)))
     try:
         for start in range(0, rows, step):
             count = min(step, rows - start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -33,7 +34,11 @@ def axes_of(axis: Any, ndim: int) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
     named = axis if isinstance(axis, tuple) else (axis,)
-    out = [np.lib.array_utils.normalize_axis_index(int(a), ndim) for a in named] if ndim or named else []
+    out: list[int] = []
+    for one in map(operator.index, named):
+        if not -ndim <= one < ndim:
+            raise np.exceptions.AxisError(one, ndim)
+        out.append(one % ndim)
     if len(set(out)) != len(out):
         raise ValueError("duplicate value in 'axis'")
     return tuple(sorted(out))

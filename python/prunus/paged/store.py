@@ -156,7 +156,7 @@ class Store:
     def panel(self, streams: int = 1) -> int:
         """Return how many bytes a panel of one of ``streams`` streams should have."""
         share = int(self.pager.budget) // (16 * max(streams, 1))
-        return max(min(share, 2 << 20), 16 * SECTOR) // SECTOR * SECTOR
+        return max(min(share, 2 << 20), SECTOR) // SECTOR * SECTOR
 
 
 class Sink:

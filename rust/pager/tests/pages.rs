@@ -19,7 +19,7 @@ struct Bench {
 
 fn bytes(len: usize, seed: u64) -> Vec<u8> {
     let mut random = prunus_pager::pool::simulate::Random(seed);
-    (0..len).map(|_| random.next() as u8).collect()
+    (0..len).map(|_| random.bits() as u8).collect()
 }
 
 fn bench(budget: usize, len: usize, mode: Mode) -> Bench {
@@ -370,7 +370,7 @@ fn threads_share_a_small_pool() {
                         runs.dedup();
                         let offsets: Vec<u64> = runs.iter().map(|run| run * 3000).collect();
                         if round % 2 == 0 {
-                            let values = bytes(offsets.len() * 3000, random.next());
+                            let values = bytes(offsets.len() * 3000, random.bits());
                             segment.scatter(&offsets, 3000, &values, &Never).unwrap();
                             for (row, &offset) in values.chunks(3000).zip(&offsets) {
                                 own[offset as usize..][..3000].copy_from_slice(row);
@@ -536,4 +536,22 @@ fn a_failed_panel_is_told() {
     null.heal();
     write(&segment, 0, 256 << 10, 32 << 10, &model).unwrap();
     assert_eq!((pager.stats().pinned, pager.stats().dirty), (0, 0));
+}
+
+#[test]
+fn a_writer_goes_on_while_its_panels_are_under_way() {
+    let Bench { pager, file, null, model } = bench(4 << 20, 1 << 20, Mode::ReadWrite);
+    let segment = Arc::new(Segment::new(&pager, &file, 0, 1 << 20, 4096).unwrap());
+    null.pause();
+    let mut writer = segment.writer(0, 1 << 20, 128 << 10, 6).unwrap();
+    for _ in 0..6 {
+        let at = writer.offset() as usize;
+        let memory = writer.panel(&Never).unwrap();
+        memory.copy_from_slice(&model[at..][..memory.len()]);
+        writer.put(&Never).unwrap();
+    }
+    assert_eq!(null.waiting(), 6);
+    null.resume();
+    writer.close(&Never).unwrap();
+    assert_eq!(pager.stats().pinned, 0);
 }

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from prunus.bench.paging import layers, probe, revisits, rivals
@@ -110,9 +111,9 @@ def scan(setup: Setup) -> Case:
         b.missing["tensorstore"] = why
     else:
         # A quarter of the values: its rate does not depend on how many there are.
-        store = str(setup.folder / "data.zarr")
+        store = str(setup.folder / f"data-{setup.data.nbytes}.zarr")
         made = setup.task("tensorstore make", store=store, values=setup.data.nbytes // 16)
-        parts = tuple(str(path) for path in (setup.folder / "data.zarr").rglob("*") if path.is_file())
+        parts = tuple(str(path) for path in Path(store).rglob("*") if path.is_file())
         for name, mode in zip(stores, _STORE_MODES, strict=True):
             run = partial(
                 lambda mode, _: setup.task(

@@ -86,6 +86,7 @@ def _delete(folder: Path) -> None:
     """Delete what the comparison wrote."""
     if folder.is_dir():
         remove([path for path in folder.iterdir() if path.suffix in (".npy", ".safetensors")])
-        shutil.rmtree(folder / "data.zarr", ignore_errors=True)
+        for store in folder.glob("data-*.zarr"):
+            shutil.rmtree(store, ignore_errors=True)
         with suppress(OSError):  # something else is in it
             folder.rmdir()

@@ -237,9 +237,16 @@ impl Frames {
     }
 
     /// The pages of the slab of another class that is cheapest to take, of those whose pages may all leave.
-    /// With `fair`, only from classes that are idle or have more than an equal share.
-    pub(crate) fn prey(&self, class: usize, fair: bool, may: impl Fn(u32) -> bool) -> Option<Vec<u32>> {
-        let active = self.classes.iter().filter(|class| class.slabs > 0).count().max(1);
+    /// With `fair`, only from classes that are idle or have more than an equal share. `worth` says of a page what
+    /// it is worth to stay, `None` that it must.
+    pub(crate) fn prey(
+        &self,
+        class: usize,
+        fair: bool,
+        worth: impl Fn(u32) -> Option<usize>,
+    ) -> Option<Vec<u32>> {
+        let others = |other: &usize| *other != class && self.classes[*other].slabs > 0;
+        let active = 1 + (0..self.classes.len()).filter(others).count();
         let step = |slab: &Slab| self.classes[usize::from(slab.class)].size / SECTOR;
         let pages = |index: usize| {
             let first = index * self.slab / SECTOR;
@@ -256,12 +263,15 @@ impl Frames {
                 let other = self.slabs[index].class;
                 other != NO_CLASS && usize::from(other) != class && rich(usize::from(other))
             })
-            .filter(|&index| pages(index).all(|page| page != NOBODY && may(page)))
-            .min_by_key(|&index| {
-                let slab = &self.slabs[index];
-                usize::from(slab.used) * self.classes[usize::from(slab.class)].size
+            .filter_map(|index| {
+                let worth = pages(index).try_fold(0, |sum, page| {
+                    let worth = if page == NOBODY { None } else { worth(page) };
+                    Some(sum + worth?)
+                });
+                Some((worth?, index))
             })
-            .map(|index| pages(index).collect())
+            .min()
+            .map(|(_, index)| pages(index).collect())
     }
 }
 
@@ -289,9 +299,12 @@ mod tests {
         for (page, &frame) in taken.iter().enumerate() {
             frames.set_owner(frame, page as u32);
         }
-        assert_eq!(frames.prey(large, true, |page| page != 2 && page % 2 == 0), None);
-        let prey = frames.prey(large, true, |page| page > 1).unwrap();
+        assert_eq!(frames.prey(large, true, |page| (page != 2 && page % 2 == 0).then_some(1)), None);
+        let prey = frames
+            .prey(large, true, |page| (page > 1).then_some(usize::from(page != 9 && page != 8)))
+            .unwrap();
         assert_eq!(prey.len(), 2);
+        assert!(prey.contains(&8) && prey.contains(&9));
         for page in prey {
             frames.give(taken[page as usize]);
         }

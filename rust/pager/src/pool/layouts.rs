@@ -126,7 +126,7 @@ impl State {
             if layout.start == start && layout.page == page {
                 let old = layout.len;
                 if len > old
-                    && old % page as u64 != 0
+                    && !old.is_multiple_of(page as u64)
                     && !self.clear(number, old / page as u64..old / page as u64 + 1)
                 {
                     return Room::Later;

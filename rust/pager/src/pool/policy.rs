@@ -117,6 +117,11 @@ impl Policy {
         self.ranks.remove(id);
     }
 
+    /// Whether a resident page was used again after it had stood its first test.
+    pub fn again(&self, id: u32) -> bool {
+        self.ranks.again(id)
+    }
+
     /// Whether a page is ranked.
     pub fn contains(&self, id: u32) -> bool {
         self.ranks.contains(id)
@@ -124,7 +129,7 @@ impl Policy {
 
     fn used(&mut self, hash: u64) {
         self.sketch.add(hash);
-        if (hash >> 20) % self.rate != 0 {
+        if !(hash >> 20).is_multiple_of(self.rate) {
             return;
         }
         for miniature in &mut self.miniatures {

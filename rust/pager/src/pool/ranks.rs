@@ -156,6 +156,10 @@ impl Ranks {
         self.nodes.get(id as usize).is_some_and(|node| node.list != ABSENT)
     }
 
+    pub(super) fn again(&self, id: u32) -> bool {
+        self.nodes.get(id as usize).is_some_and(|node| usize::from(node.list) == AGAIN)
+    }
+
     pub(super) fn hash(&self, id: u32) -> u64 {
         self.nodes[id as usize].hash
     }

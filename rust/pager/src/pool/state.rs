@@ -266,10 +266,18 @@ impl State {
             self.drop_page(id);
             return self.take_free(class);
         }
-        if self.drop_ahead() || self.rob(class, false) {
-            return self.take_free(class);
+        loop {
+            // what was read ahead may be all over the slabs
+            if self.rob(class, false) {
+                return self.take_free(class);
+            }
+            if !self.drop_ahead() {
+                return None;
+            }
+            if let Some(frame) = self.take_free(class) {
+                return Some(frame);
+            }
         }
-        None
     }
 
     /// Evicts the oldest page that was read ahead and not used.
@@ -287,8 +295,12 @@ impl State {
 
     /// Takes a slab from another class.
     fn rob(&mut self, class: usize, fair: bool) -> bool {
-        let table = &self.table;
-        let prey = self.frames.prey(class, fair, |id| evictable(table.page(id)));
+        let (table, policies, frames) = (&self.table, &self.policies, &self.frames);
+        let prey = frames.prey(class, fair, |id| {
+            let page = table.page(id);
+            // pages that were used again are what a pool is for
+            evictable(page).then(|| if policies[frames.class_of(page.frame)].again(id) { 16 } else { 1 })
+        });
         let Some(prey) = prey else { return false };
         for id in prey {
             self.counts.evictions += 1;

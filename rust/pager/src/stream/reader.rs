@@ -21,8 +21,6 @@ struct Flight {
     held: Arc<Held>,
     range: Range<u64>,
     progress: Arc<Progress>,
-    /// Pages that the pool had: pinned, to be copied over what was read.
-    pages: Vec<u32>,
 }
 
 /// Panels of a run, in the file's order, read ahead. What the pool has is taken from there; what was read is kept
@@ -119,11 +117,21 @@ impl Reader {
         let (layout, out, stale) = (segment.layout(), false, false);
         state.passages.push(Passage { id: passage, layout, range: range.clone(), out, stale });
         drop(state);
-        let flight = Flight { passage, held, range, progress: Arc::default(), pages };
+        let flight = Flight { passage, held, range, progress: Arc::default() };
         let requests: Vec<Request> = runs.iter().flat_map(|run| self.requests(&flight, run)).collect();
         flight.progress.add(requests.len());
         if !requests.is_empty() {
             segment.file().submit(requests);
+        }
+        // What is read meanwhile beside or across these bytes is the same, as only clean pages are read across.
+        // Whoever changes one from now on makes the panel stale.
+        self.copy(&flight, &pages, true);
+        if !pages.is_empty() {
+            let mut state = shared.lock();
+            for &id in &pages {
+                state.unpin(id);
+            }
+            shared.tell(&mut state);
         }
         Ok(flight)
     }
@@ -197,13 +205,13 @@ impl Reader {
                 self.flights.push_front(again);
                 continue;
             };
-            return Ok(Some(self.finish(flight, kept)));
+            return Ok(Some(self.finish(flight, &kept)));
         }
     }
 
-    /// Takes a panel that has been read off the list, and finds frames for pages of it that can be kept: pairs of
-    /// page and index. `None` where it must be read again.
-    fn land(&self, flight: &Flight) -> Option<Vec<(u32, u64)>> {
+    /// Takes a panel that has been read off the list, and finds frames for pages of it that can be
+    /// kept. `None` where it must be read again.
+    fn land(&self, flight: &Flight) -> Option<Vec<u32>> {
         let segment = &self.segment;
         let mut state = segment.shared().lock();
         if state.passages.iter().any(|passage| passage.id == flight.passage && passage.stale) {
@@ -212,7 +220,9 @@ impl Reader {
         state.passages.retain(|passage| passage.id != flight.passage);
         let layout = segment.layout();
         let (class, page) = (state.layouts[layout].class, segment.page() as u64);
-        let spare = state.panels_peak.saturating_sub(state.panels).div_ceil(state.frames.largest());
+        // slabs for the panels that this stream will have, one of them in use, or that others had
+        let most = state.panels_peak.max((self.shape.ahead + 2) * self.shape.frame);
+        let spare = most.saturating_sub(state.panels).div_ceil(state.frames.largest());
         let mut kept = Vec::new();
         for index in flight.range.start.div_ceil(page)..flight.range.end.div_ceil(page) {
             let bytes = state.range(layout, index);
@@ -225,46 +235,48 @@ impl Reader {
             let Some(frame) = state.take_free(class) else { break };
             let id = state.place(layout, index, frame);
             state.admit(id);
-            kept.push((id, index));
+            kept.push(id);
         }
         Some(kept)
     }
 
-    /// Copies what the pool had into the panel, and what it is to keep out of it.
-    fn finish(&self, flight: Flight, kept: Vec<(u32, u64)>) -> Panel {
-        let (shared, segment) = (self.segment.shared(), &self.segment);
-        let lead = ((segment.start() + flight.range.start) % SECTOR as u64) as usize;
+    /// Copies pinned pages into a panel, or out of it.
+    fn copy(&self, flight: &Flight, pages: &[u32], into: bool) {
+        if pages.is_empty() {
+            return;
+        }
+        let shared = self.segment.shared();
+        let lead = ((self.segment.start() + flight.range.start) % SECTOR as u64) as usize;
         let target = flight.held.ptr();
-        if !flight.pages.is_empty() || !kept.is_empty() {
-            let places: Vec<(u32, usize, Range<u64>)> = {
-                let state = shared.lock();
-                let all = flight.pages.iter().copied().chain(kept.iter().map(|&(id, _)| id));
-                all.map(|id| {
-                    let page = state.table.page(id);
-                    let lead = state.layouts[page.layout].lead(page.index);
-                    (page.frame, lead, state.range(page.layout, page.index))
-                })
-                .collect()
+        let places: Vec<(u32, usize, Range<u64>)> = {
+            let state = shared.lock();
+            let place = |&id: &u32| {
+                let page = state.table.page(id);
+                let lead = state.layouts[page.layout].lead(page.index);
+                (page.frame, lead, state.range(page.layout, page.index))
             };
-            for (nth, (frame, page_lead, bytes)) in places.into_iter().enumerate() {
-                let both = bytes.start.max(flight.range.start)..bytes.end.min(flight.range.end);
-                let len = both.end.saturating_sub(both.start) as usize;
-                // SAFETY: both lie in their frames, of which one is the panel's own and the other one pinned.
-                unsafe {
-                    let page = shared.frame(frame).add(page_lead + (both.start - bytes.start) as usize);
-                    let here = target.add(lead + (both.start - flight.range.start) as usize);
-                    if nth < flight.pages.len() {
-                        std::ptr::copy_nonoverlapping(page, here, len);
-                    } else {
-                        std::ptr::copy_nonoverlapping(here, page, len);
-                    }
-                }
+            pages.iter().map(place).collect()
+        };
+        for (frame, page_lead, bytes) in places {
+            let both = bytes.start.max(flight.range.start)..bytes.end.min(flight.range.end);
+            let len = both.end.saturating_sub(both.start) as usize;
+            // SAFETY: both lie in their frames, of which one is the panel's own and the other one pinned.
+            unsafe {
+                let page = shared.frame(frame).add(page_lead + (both.start - bytes.start) as usize);
+                let here = target.add(lead + (both.start - flight.range.start) as usize);
+                let (from, to) = if into { (page, here) } else { (here, page) };
+                std::ptr::copy_nonoverlapping(from, to, len);
             }
+        }
+    }
+
+    /// Copies out of a panel what the pool is to keep of it.
+    fn finish(&self, flight: Flight, kept: &[u32]) -> Panel {
+        let (shared, segment) = (self.segment.shared(), &self.segment);
+        self.copy(&flight, kept, false);
+        if !kept.is_empty() {
             let mut state = shared.lock();
-            for &id in &flight.pages {
-                state.unpin(id);
-            }
-            for (id, _) in kept {
+            for &id in kept {
                 if state.table.page(id).stale {
                     state.drop_page(id);
                 } else {
@@ -274,6 +286,7 @@ impl Reader {
             }
             shared.tell(&mut state);
         }
+        let lead = ((segment.start() + flight.range.start) % SECTOR as u64) as usize;
         let len = (flight.range.end - flight.range.start) as usize;
         Panel { held: flight.held, lead, len, offset: flight.range.start }
     }
@@ -281,9 +294,6 @@ impl Reader {
     fn abandon(&self, flight: Flight) {
         let mut state = self.segment.shared().lock();
         state.passages.retain(|passage| passage.id != flight.passage);
-        for id in flight.pages {
-            state.unpin(id);
-        }
         self.segment.shared().tell(&mut state);
     }
 }
@@ -307,6 +317,8 @@ fn plan(state: &mut State, layout: u32, range: &Range<u64>) -> (Vec<u32>, Vec<Ra
         return (Vec::new(), vec![range.clone()]);
     }
     let (mut pages, mut runs): (Vec<u32>, Vec<Range<u64>>) = Default::default();
+    // whether the last run may go on across what the pool has
+    let mut open = false;
     for index in touched {
         let resident =
             state.table.find(layout, index).filter(|&id| state.table.page(id).phase != Phase::Loading);
@@ -315,15 +327,17 @@ fn plan(state: &mut State, layout: u32, range: &Range<u64>) -> (Vec<u32>, Vec<Ra
             state.use_page(id);
             state.table.page_mut(id).pins += 1;
             pages.push(id);
+            open &= state.table.page(id).phase == Phase::Clean;
             continue;
         }
         state.counts.misses += 1;
         let bytes = state.range(layout, index);
         let (begin, end) = (bytes.start.max(range.start), bytes.end.min(range.end));
         match runs.last_mut() {
-            Some(run) if begin <= run.end + GAP => run.end = end,
+            Some(run) if open && begin <= run.end + GAP => run.end = end,
             _ => runs.push(begin..end),
         }
+        open = true;
     }
     (pages, runs)
 }
