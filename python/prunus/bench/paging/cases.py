@@ -281,7 +281,7 @@ def bsr(setup: Setup) -> Case:
 def revisit(setup: Setup) -> Case:
     """Follow traces of pages, beside caches that are simulated."""
     setup.shaped(64 << 10)
-    budget = setup.budget // 4
+    budget = setup.budget // 8
     capacity = max(budget // (64 << 10), 1)
     b = _Builder(setup)
     targets = []
