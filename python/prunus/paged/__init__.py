@@ -10,6 +10,7 @@ from prunus.paged.expr import PagedExpr
 from prunus.paged.files import File
 from prunus.paged.layers import PagedFFN
 from prunus.paged.pagers import Pager, default_pager, parse_bytes
+from prunus.paged.plans import Plan, follow, record
 from prunus.paged.sparse import PagedBSR
 from prunus.paged.working import empty, from_array, full, open, zeros
 
@@ -22,12 +23,15 @@ __all__ = [
     "PagedExpr",
     "PagedFFN",
     "Pager",
+    "Plan",
     "default_pager",
     "empty",
+    "follow",
     "from_array",
     "from_file",
     "full",
     "open",
     "parse_bytes",
+    "record",
     "zeros",
 ]

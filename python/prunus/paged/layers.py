@@ -47,6 +47,11 @@ class Resident(Table):
         self._lock = threading.Lock()
         self._panels: list[Array] | None = None
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it was read."""
+        return self._panels is not None
+
     def _kept(self) -> list[Array]:
         """Return all rows in panels of one height, but for the last one; read at the first call."""
         with self._lock:
@@ -197,8 +202,9 @@ class PagedFFN(FeedForward):
 
     def prefetch(self) -> None:
         """Have the pager fetch what every call reads: the matrix that decides. Returns at once."""
-        if self._panel is not None:
-            Table.prefetch(self._panel, np.arange(self.hidden))
+        panel = self._panel
+        if panel is not None and not (isinstance(panel, Resident) and panel.is_there):
+            Table.prefetch(panel, np.arange(self.hidden))
 
     def load(self) -> FFN:
         """Return the layer in memory."""

@@ -15,6 +15,7 @@ from typing import Any, Final, SupportsIndex
 
 from prunus import _core
 from prunus._errors import PrunusError
+from prunus.paged.plans import Following, Plan, Recording, follow, record
 
 __all__ = ["Pager", "default_pager", "new_pager", "panel_of", "parse_bytes", "pick_pager", "set_backend"]
 
@@ -221,6 +222,14 @@ class Pager:
     def stats(self) -> dict[str, int | float]:
         """Return counts since the pager was made: hits, misses, bytes read and written, and others."""
         return dict(self._pager.stats())
+
+    def record(self) -> Recording:
+        """Record what arrays of this pager read: ``with pager.record() as plan``; see :func:`record`."""
+        return record(self)
+
+    def follow(self, plan: Plan) -> Following:
+        """Fetch what a plan says comes next while the same calls run again; see :func:`follow`."""
+        return follow(plan, self)
 
     def __repr__(self) -> str:
         from prunus._format import size_text

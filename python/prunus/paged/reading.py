@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from prunus._trace import Span
 from prunus.paged.store import Store
 
-__all__ = ["reading"]
+__all__ = ["reading", "stores_of"]
+
+
+def stores_of(value: Any) -> list[Store]:
+    """Return where the values of an array or a table on disk are."""
+    value = getattr(value, "values", value)
+    found = getattr(value, "store", None) or getattr(value, "_store", None)
+    return [] if found is None else [found]
 
 
 @contextmanager

@@ -110,6 +110,28 @@ class PagedBSR(Multiplying):
             positions *= size
         return self.nnzb / positions if positions else 0.0
 
+    def member(self, at: int) -> PagedBSR:
+        """Return one member of a batch of one dimension, whose blocks stay on disk.
+
+        Raises
+        ------
+        ValueError
+            If there is no such batch.
+        """
+        if self.ndim != 3:
+            raise ValueError(f"an array of shape {self.shape} has no batch of one dimension")
+        indices, indptr, first = self.indices, self.indptr, 0
+        if indptr.ndim > 1:
+            indptr = indptr[at]
+            first, stop = int(indptr[0]), int(indptr[-1])
+            values, indices, indptr = self.values.rows(first, stop), indices[first:stop], indptr - first
+        else:
+            values = self.values.rows(at, at + 1).reshape(self.values.shape[1:])
+        one = object.__new__(PagedBSR)
+        one.values, one.indices, one.indptr = values, indices, indptr
+        one.shape, one.blocksize, one.name = self.shape[1:], self.blocksize, f"{self.name}[{at}]"
+        return one
+
     @property
     def mask(self) -> BlockMask:
         """Which blocks are stored; two-dimensional where a batch shares one pattern."""

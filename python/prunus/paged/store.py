@@ -13,6 +13,7 @@ import numpy as np
 
 from prunus._dtypes import Array, DType
 from prunus._errors import PrunusError
+from prunus.paged.plans import ACTIVE
 
 __all__ = ["SECTOR", "Sink", "Store", "Version", "choose_page"]
 
@@ -130,9 +131,15 @@ class Store:
         self.writable = writable
         self.name = name
         self.header = header
-        self.segment = file.segment(start, nbytes, page)
+        self._segment = file.segment(start, nbytes, page)
         self.version = _version(file.path, start)
         self.lock = threading.RLock()  # held while the file grows
+
+    @property
+    def segment(self) -> Any:
+        """The bytes as the pager sees them; while reads are recorded or foreseen, they are told of."""
+        session = ACTIVE.get()
+        return self._segment if session is None else session.watch(self, self._segment)
 
     def wrote(self) -> None:
         """Note that bytes have changed, or may have."""
@@ -144,7 +151,7 @@ class Store:
         self.segment.flush()
         self.file.resize(self.start + nbytes)
         self.nbytes = nbytes
-        self.segment = self.file.segment(self.start, nbytes, self.page)
+        self._segment = self.file.segment(self.start, nbytes, self.page)
 
     def panel(self, streams: int = 1) -> int:
         """Return how many bytes a panel of one of ``streams`` streams should have."""

@@ -251,11 +251,12 @@ def contribute(h: Array, w: Any, out: Array, live: Array, branch: int, bias: Arr
 
 def watched(at: Span, *tables: Any) -> AbstractContextManager[None]:
     """Check the files of tables on disk around an operation, and count what it reads."""
-    stores = [table.store for table in tables if table is not None and not isinstance(table, np.ndarray)]
-    if not stores:
+    paged = [table for table in tables if table is not None and not isinstance(table, np.ndarray)]
+    if not paged:
         return nullcontext()
-    from prunus.paged.reading import reading
+    from prunus.paged.reading import reading, stores_of  # it builds on this package
 
+    stores = [store for table in paged for store in stores_of(table)]
     return reading(at, stores)
 
 

@@ -10,12 +10,13 @@ import numpy as np
 from prunus._arrays import as_array, as_floats
 from prunus._dtypes import BFLOAT16, F32, F64, FLOATS, Array, DType, result_dtype
 from prunus._layout import blocks_along
+from prunus._operands import is_on_disk
 from prunus._storage import BlockStorage
 from prunus._trace import Span, span
 from prunus.engines.base import Engine
 from prunus.ops import matmul
-from prunus.pruning._rows import TILE, as_table, contribute, find, norms_of, spread
-from prunus.pruning.ffn import FFN
+from prunus.pruning._rows import TILE, as_table, combine, contribute, dots, find, norms_of, spread, watched
+from prunus.pruning.ffn import FeedForward
 from prunus.pruning.policies import Policy, decide, foreseen
 
 __all__ = ["Expert", "Experts", "Style", "sums_of"]
@@ -38,7 +39,7 @@ def sums_of(kind: DType) -> DType:
 
 
 class Expert:
-    """One expert, checked: dense or block-sparse matrices, or an FFN.
+    """One expert, checked: dense or block-sparse matrices, or an FFN; each in memory or on disk.
 
     Parameters
     ----------
@@ -57,7 +58,7 @@ class Expert:
 
     def __init__(self, name: str, up: Any, down: Any = None, gate: Any = None) -> None:
         self.name, self.up, self.down, self.gate = name, up, down, gate
-        if isinstance(up, FFN):
+        if isinstance(up, FeedForward):
             if down is not None or gate is not None:
                 raise TypeError(f"{name} is an FFN, which has its own w_down and w_gate: pass None for them")
             self.features, self.units, self.out_features = up.features, up.hidden, up.out_features
@@ -80,47 +81,62 @@ class Expert:
     def matrices(self) -> list[Any]:
         """Its matrices; none of an FFN."""
         every = [self.up, self.down, self.gate]
-        return [] if isinstance(self.up, FFN) else [w for w in every if w is not None]
+        return [] if isinstance(self.up, FeedForward) else [w for w in every if w is not None]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all weights, were they dense."""
-        if isinstance(self.up, FFN):
+        if isinstance(self.up, FeedForward):
             return self.up.nbytes
         return sum(w.shape[0] * w.shape[1] * w.dtype.itemsize for w in self.matrices)
 
     @property
     def flops(self) -> int:
         """Operations that one row costs where nothing is pruned, with dense weights."""
-        if isinstance(self.up, FFN):
+        if isinstance(self.up, FeedForward):
             return 2 * self.units * (self.features * (1 + self.up.gated) + self.out_features)
         return sum(2 * w.shape[0] * w.shape[1] for w in self.matrices)
 
     def dtype(self, x: DType) -> DType:
         """Return the dtype of the result for an input of dtype ``x``."""
         kind = x
-        for w in [self.up] if isinstance(self.up, FFN) else self.matrices:
+        for w in [self.up] if isinstance(self.up, FeedForward) else self.matrices:
             kind = result_dtype(kind, w.dtype, names=("x", "an expert"))
         return kind
 
+    def prefetch(self, policy: Policy | None) -> None:
+        """Have the pager fetch what a call that prunes so reads of an expert on disk whatever is live."""
+        sees = policy is not None and type(policy).foresee is Policy.foresee
+        if isinstance(self.up, FeedForward):
+            wanted: list[Any] = [self.up] if policy is None or sees else []
+        elif policy is None:
+            wanted = self.matrices
+        else:
+            first = self.up if self.gate is None else self.gate
+            wanted = [first] if sees else []
+            wanted += [w for w in self.matrices if _is_sparse(w) or (w is self.down and not _in_line(w))]
+        for w in wanted:
+            if is_on_disk(w):
+                w.prefetch()
+
     def run(self, engine: Engine, x: Array, style: Style) -> Array:
         """Return the expert's output for the rows of ``x`` (n, d), each the same whatever the others are."""
-        if isinstance(self.up, FFN):
+        if isinstance(self.up, FeedForward):
             layer: Any = self.up
             result: Array = layer(x, activation=style.activation, prune=style.policy, branch=style.branch)
             return result
         style = style._replace(branch=min(style.branch, max(self.units, 1)))
         sums = sums_of(self.dtype(x.dtype))
-        with span("expert") as at:
+        with span("expert") as at, watched(at, *(w for w in self.matrices if is_on_disk(w))):
             h, live, known = self._hidden(engine, x, style, sums)
             y = np.empty((len(x), self.out_features), sums)
             every = None if live is None else spread(live, style.branch, self.units)
-            if isinstance(self.down, BlockStorage):
+            if _is_sparse(self.down):
                 _down_blocks(h, self.down, y, every)
             elif live is None or every is None:
-                engine.dots(h, as_table(self.down, "w_down"), y)
+                _outputs(h, self.down, y)
             elif _in_line(self.down):
-                engine.combine(h, self.down.T, y, live, style.branch)
+                combine(h, as_table(self.down.T, "w_down"), y, live, style.branch)
             else:
                 contribute(h, as_table(self.down, "w_down"), y, every, 1)
             if at:
@@ -138,7 +154,7 @@ class Expert:
         live, known = None, False
         if policy is None:
             _project(engine, x, first, h, None, branch, activation)
-        elif isinstance(first, BlockStorage):
+        elif _is_sparse(first):
             live = foreseen(policy, x, blocks_along(self.units, branch))
             known = live is not None
             _project(engine, x, first, h, live, branch, activation)
@@ -166,7 +182,7 @@ class Expert:
             )
         first = self.up if self.gate is None else self.gate
         for w in self.matrices:
-            if isinstance(w, BlockStorage):
+            if _is_sparse(w):
                 continue
             # What decides is computed whole, and so is a w_down that cannot be skipped in.
             part = (known or w is not first) and (w is not self.down or _in_line(w))
@@ -175,7 +191,7 @@ class Expert:
             at.count(
                 flops=done,
                 flops_skipped=2 * w.size * rows - done,
-                bytes_loaded=read,
+                bytes_loaded=0 if is_on_disk(w) else read,  # counted where it is read
                 bytes_skipped=w.nbytes - read,
             )
 
@@ -231,7 +247,7 @@ class _Members(Sequence[Any]):
 
 def _matrix(w: Any, name: str) -> Any:
     """Return one matrix of an expert, checked: a BSR as it is, or an ndarray."""
-    if not isinstance(w, BlockStorage):
+    if not isinstance(w, BlockStorage) and not is_on_disk(w):
         w = as_floats(w, name)
     elif w.dtype not in FLOATS:
         raise TypeError(f"{name} must hold floats, got dtype {w.dtype}")
@@ -243,16 +259,35 @@ def _matrix(w: Any, name: str) -> Any:
 def _stack(w: Any, name: str) -> Sequence[Any] | Array | None:
     if w is None or isinstance(w, (list, tuple)):
         return w
-    if not isinstance(w, BlockStorage):
+    if not isinstance(w, BlockStorage) and not is_on_disk(w):
         w = as_array(w, name, "an array of numbers, a BSR or a list with one for each expert")
     if w.ndim != 3:
         raise ValueError(f"{name} must have the experts on axis 0 of three, got shape {w.shape}")
+    if is_on_disk(w):
+        from prunus.paged.experts import members  # it builds on this package
+
+        return members(w, name)
     return _Members(w) if isinstance(w, BlockStorage) else w
 
 
-def _in_line(down: Array) -> bool:
+def _is_sparse(w: Any) -> bool:
+    """Say whether a matrix, in memory or on disk, is block-sparse."""
+    return isinstance(w, BlockStorage) or (is_on_disk(w) and hasattr(w, "blocksize"))
+
+
+def _outputs(h: Array, down: Any, out: Array) -> None:
+    """Write ``h @ down.T`` with all units, for a matrix (d_out, f) in any layout."""
+    if is_on_disk(down) and _in_line(down):
+        combine(h, as_table(down.T, "w_down"), out)
+    else:
+        dots(h, as_table(down, "w_down"), out)
+
+
+def _in_line(down: Any) -> bool:
     """Say whether the outputs of each hidden unit are contiguous in ``down`` (d_out, f)."""
-    return down.shape[0] == 1 or down.strides[0] == down.itemsize
+    if is_on_disk(down):
+        return bool(down.shape[0] == 1 or down._perm == (1, 0))
+    return bool(down.shape[0] == 1 or down.strides[0] == down.itemsize)
 
 
 def _project(
@@ -266,8 +301,8 @@ def _project(
     scale: Array | None = None,
 ) -> None:
     """Write ``activation(x @ w.T) * scale`` where it is live and 0 elsewhere, for any kind of ``w``."""
-    if not isinstance(w, BlockStorage):
-        engine.dots(x, as_table(w, "w"), out, live, branch, None, activation, scale)
+    if not _is_sparse(w):
+        dots(x, as_table(w, "w"), out, live, branch, None, activation, scale)
         return
     _product(x, w, out, activation)
     if scale is not None:
@@ -276,7 +311,7 @@ def _project(
         out[~spread(live, branch, out.shape[1])] = 0
 
 
-def _product(x: Array, w: BlockStorage, out: Array, activation: str | None = None) -> None:
+def _product(x: Array, w: Any, out: Array, activation: str | None = None) -> None:
     """Write ``activation(x @ w.T)``, where each row is the same to the bit whatever the others are."""
     rows = len(x)
     # A few rows are joined by zeros, and bfloat16 is widened: whether its own kernels pay depends on how many
@@ -290,7 +325,7 @@ def _product(x: Array, w: BlockStorage, out: Array, activation: str | None = Non
         matmul(x.astype(kind, copy=False), w.T, out, activation=activation, dtype=out.dtype)
 
 
-def _down_blocks(h: Array, w: BlockStorage, out: Array, live: Array | None) -> None:
+def _down_blocks(h: Array, w: Any, out: Array, live: Array | None) -> None:
     """Write ``h @ w.T`` for a BSR where only live units (rows, f) take part; None: all."""
     _product(h, w, out)
     if live is None:
@@ -299,6 +334,8 @@ def _down_blocks(h: Array, w: BlockStorage, out: Array, live: Array | None) -> N
     wrong = np.flatnonzero(~np.isfinite(out).all(axis=1))
     if not wrong.size:
         return
+    if is_on_disk(w):
+        w = w.load()
     units, values = _units_of(w), w._clean()
     broken = (~np.isfinite(values)).any(axis=-1 if w._t else -2) & (units < w._cols)
     poisoned = np.unique(units[broken])

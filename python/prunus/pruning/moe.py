@@ -16,7 +16,7 @@ from prunus.engines.base import Engine
 from prunus.pruning._checks import check_count
 from prunus.pruning._rows import check_activation, check_branch
 from prunus.pruning.experts import Expert, Experts, Style, sums_of
-from prunus.pruning.ffn import FFN
+from prunus.pruning.ffn import FeedForward
 from prunus.pruning.policies import Fixed, Policy, Router, as_policy, decide
 
 __all__ = ["moe"]
@@ -50,10 +50,11 @@ def moe(
     router : array_like or None
         Shape (E, d): the logits are ``x @ router.T``. None with ``logits=``.
     w_up, w_gate : array_like, BSR or sequence
-        Shape (E, f, d), or one (f, d) array or BSR for each expert. An expert without ``w_gate`` computes
-        ``activation(x @ w_up.T) @ w_down.T``, with it ``(activation(x @ w_gate.T) * (x @ w_up.T)) @
-        w_down.T``. A sequence of FFNs for ``w_up`` is all there is to say; ``w_down`` and ``w_gate`` are None
-        then.
+        Shape (E, f, d), or one (f, d) array or BSR for each expert, in memory or on disk: of experts on disk
+        only those that rows chose are read, the next one's weights while one is computed. An expert without
+        ``w_gate`` computes ``activation(x @ w_up.T) @ w_down.T``, with it ``(activation(x @ w_gate.T) * (x @
+        w_up.T)) @ w_down.T``. A sequence of FFNs for ``w_up`` is all there is to say; ``w_down`` and
+        ``w_gate`` are None then.
     w_down : array_like, BSR or sequence, optional
         Shape (E, d_out, f), or one (d_out, f) for each expert.
     top_k : int, default 2
@@ -131,7 +132,10 @@ def moe(
             kind = result_dtype(kind, one.dtype(rows.dtype))
         sums = np.zeros((len(rows), width), sums_of(kind))
         with np.errstate(all="ignore"):
-            for e, at in chosen:
+            for number, (e, at) in enumerate(chosen):
+                if number + 1 < len(chosen):
+                    following = chosen[number + 1][0]
+                    used[following].prefetch(styles[following].policy)
                 whole = len(at) == len(rows)
                 style = styles[e] if whole else _at_rows(styles[e], at)
                 part = used[e].run(engine, rows if whole else rows[at], style)
@@ -271,7 +275,7 @@ def _shared(shared: Any) -> list[Expert]:
     found = []
     for i, one in enumerate(shared):
         parts = one if isinstance(one, tuple) else (one,)
-        if not isinstance(one, (tuple, FFN)) or (isinstance(one, tuple) and len(one) not in (2, 3)):
+        if not isinstance(one, (tuple, FeedForward)) or (isinstance(one, tuple) and len(one) not in (2, 3)):
             raise TypeError(
                 "a shared expert is an FFN, or a tuple (w_up, w_down) or (w_up, w_down, w_gate); got "
                 + (f"a tuple of {len(one)}" if isinstance(one, tuple) else type(one).__name__)

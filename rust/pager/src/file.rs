@@ -317,13 +317,16 @@ impl DiskFile {
         let changed = |fault: String| Error::Changed { path: self.path.clone(), fault };
         let now = file.metadata().map_err(|source| self.error("look at", source))?;
         let now = Identity::of(&now);
-        let there = std::fs::metadata(&self.place).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => changed("it is no longer there".to_owned()),
-            _ => self.error("look at", error),
-        })?;
-        let there = Identity::of(&there);
-        if (there.device, there.inode) != (then.device, then.inode) {
-            return Err(changed("another file has taken its place".to_owned()));
+        // A file without a name is what it was: a temporary one never had it for long.
+        match std::fs::metadata(&self.place) {
+            Ok(there) => {
+                let there = Identity::of(&there);
+                if (there.device, there.inode) != (then.device, then.inode) {
+                    return Err(changed("another file has taken its place".to_owned()));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(self.error("look at", error)),
         }
         if self.writable {
             let size = self.size();
@@ -336,6 +339,11 @@ impl DiskFile {
             return Err(changed("it was written to".to_owned()));
         }
         Ok(())
+    }
+
+    /// What tells the file from all others, whatever it is called; nothing where the system has no such thing.
+    pub fn identity(&self) -> Option<(u64, u64)> {
+        self.identity.map(|identity| (identity.device, identity.inode))
     }
 
     fn must_be_writable(&self) -> Result<()> {
@@ -357,7 +365,7 @@ impl DiskFile {
 
     /// Cuts off what pads the last sector. Never on an engine's thread: cutting waits for all direct I/O on the
     /// file, which may need that thread to be completed.
-    fn trim(&self) -> Result<()> {
+    pub(crate) fn trim(&self) -> Result<()> {
         if !self.padded.load(Ordering::Acquire) {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! A pager: a pool of pages with its budget, and the engines that fill it.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use prunus_core::Interrupt;
 
@@ -13,6 +13,8 @@ use crate::{DiskFile, Error, Mode, Result};
 pub struct Pager {
     pub(crate) shared: Arc<Shared>,
     engines: Engines,
+    /// Files that are open and may be written.
+    written: Mutex<Vec<Weak<DiskFile>>>,
 }
 
 /// What a pager has and did.
@@ -50,7 +52,7 @@ impl Pager {
     /// # Errors
     /// [`Error::Budget`] where that is less than eight sectors, [`Error::Memory`] where there is less.
     pub fn new(budget: usize, engines: Engines) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { shared: Arc::new(Shared::new(budget)?), engines }))
+        Ok(Arc::new(Self { shared: Arc::new(Shared::new(budget)?), engines, written: Mutex::default() }))
     }
 
     /// Bytes that were given.
@@ -63,13 +65,31 @@ impl Pager {
         &self.engines
     }
 
-    /// Opens a file.
+    /// Opens a file. One that this pager has open to write is handed out again, also to who only reads: what is
+    /// newer than the file is seen by all.
     ///
     /// # Errors
     /// As [`DiskFile::open`].
     pub fn open(&self, path: &Path, mode: Mode) -> Result<Arc<DiskFile>> {
         self.shared.check_process()?;
-        DiskFile::open(path, mode, &self.engines)
+        let file = DiskFile::open(path, mode, &self.engines)?;
+        let same = |other: &Arc<DiskFile>| file.identity().is_some() && other.identity() == file.identity();
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.retain(|file| file.strong_count() > 0);
+        if matches!(mode, Mode::Read | Mode::ReadWrite)
+            && let Some(open) = written.iter().filter_map(Weak::upgrade).find(same)
+        {
+            drop(written);
+            // Somebody else may have written to it since: who opens a file sees what is in it now.
+            self.release(&open, &prunus_core::Never)?;
+            open.trim()?;
+            let now = DiskFile::open(path, mode, &self.engines)?;
+            return Ok(if now.size() == open.size() { open } else { now });
+        }
+        if file.writable() {
+            written.push(Arc::downgrade(&file));
+        }
+        Ok(file)
     }
 
     /// Writes back what is newer than its file, of all files, and makes it durable.

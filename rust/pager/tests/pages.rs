@@ -537,3 +537,21 @@ fn a_failed_panel_is_told() {
     write(&segment, 0, 256 << 10, 32 << 10, &model).unwrap();
     assert_eq!((pager.stats().pinned, pager.stats().dirty), (0, 0));
 }
+
+#[test]
+fn a_writer_goes_on_while_its_panels_are_under_way() {
+    let Bench { pager, file, null, model } = bench(4 << 20, 1 << 20, Mode::ReadWrite);
+    let segment = Arc::new(Segment::new(&pager, &file, 0, 1 << 20, 4096).unwrap());
+    null.pause();
+    let mut writer = segment.writer(0, 1 << 20, 128 << 10, 6).unwrap();
+    for _ in 0..6 {
+        let at = writer.offset() as usize;
+        let memory = writer.panel(&Never).unwrap();
+        memory.copy_from_slice(&model[at..][..memory.len()]);
+        writer.put(&Never).unwrap();
+    }
+    assert_eq!(null.waiting(), 6);
+    null.resume();
+    writer.close(&Never).unwrap();
+    assert_eq!(pager.stats().pinned, 0);
+}

@@ -7,7 +7,7 @@ use numpy::ndarray::ArrayView1;
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray2};
 use prunus_pager as pager;
 use prunus_pager::io::Engines;
-use pyo3::exceptions::{PyStopIteration, PyValueError};
+use pyo3::exceptions::{PyOSError, PyStopIteration, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -53,7 +53,7 @@ impl Pager {
             }
         };
         let inner = py.detach(|| self.inner.open(&path, mode)).map_err(file_error)?;
-        Ok(DiskFile { inner, pager: Arc::clone(&self.inner) })
+        Ok(DiskFile { inner, pager: Arc::clone(&self.inner), writable: mode.writable() })
     }
 
     /// Writes back what is dirty, and makes it durable.
@@ -86,6 +86,16 @@ impl Pager {
 pub(crate) struct DiskFile {
     inner: Arc<pager::DiskFile>,
     pager: Arc<pager::Pager>,
+    /// As it was asked for: the file itself may be open to write for somebody else.
+    writable: bool,
+}
+
+/// Raises unless a file may be written.
+fn check_writable(writable: bool) -> PyResult<()> {
+    match writable {
+        true => Ok(()),
+        false => Err(PyOSError::new_err((libc::EBADF, "the file is open to read only"))),
+    }
 }
 
 #[pymethods]
@@ -114,7 +124,7 @@ impl DiskFile {
 
     #[getter]
     fn writable(&self) -> bool {
-        self.inner.writable()
+        self.writable
     }
 
     /// Writes back what is dirty and drops the file's pages; it can be used again, and is closed with its last user.
@@ -123,6 +133,7 @@ impl DiskFile {
     }
 
     fn resize(&self, py: Python<'_>, size: u64) -> PyResult<()> {
+        check_writable(self.writable)?;
         py.detach(|| self.inner.resize(size)).map_err(file_error)
     }
 
@@ -146,13 +157,14 @@ impl DiskFile {
     }
 
     fn write(&self, py: Python<'_>, offset: u64, data: &[u8]) -> PyResult<()> {
+        check_writable(self.writable)?;
         py.detach(|| self.inner.write_all(offset, data)).map_err(file_error)
     }
 
     /// Bytes of the file that are cached in pages of `page` bytes.
     fn segment(&self, start: u64, length: u64, page: usize) -> PyResult<Segment> {
         let inner = pager::Segment::new(&self.pager, &self.inner, start, length, page).map_err(file_error)?;
-        Ok(Segment { inner: Arc::new(inner) })
+        Ok(Segment { inner: Arc::new(inner), writable: self.writable })
     }
 }
 
@@ -160,6 +172,7 @@ impl DiskFile {
 #[pyclass(frozen, module = "prunus._core")]
 pub(crate) struct Segment {
     inner: Arc<pager::Segment>,
+    writable: bool,
 }
 
 fn places(array: &PyReadonlyArray1<'_, i64>) -> PyResult<Vec<u64>> {
@@ -218,6 +231,7 @@ impl Segment {
         size: usize,
         values: PyReadonlyArray2<'_, u8>,
     ) -> PyResult<()> {
+        check_writable(self.writable)?;
         let places = places(&offsets)?;
         let values = values.as_array();
         let shape = values.shape();
@@ -244,6 +258,7 @@ impl Segment {
 
     /// Writes a range in panels, in order.
     fn writer(&self, py: Python<'_>, begin: u64, end: u64, panel: usize) -> PyResult<Writer> {
+        check_writable(self.writable)?;
         let inner = py.detach(|| self.inner.writer(begin, end, panel, 0)).map_err(file_error)?;
         Ok(Writer { inner: Mutex::new(Some(inner)), shown: Mutex::new(None) })
     }

@@ -257,7 +257,7 @@ def test_closed_and_replaced_files(rng, tmp_path):
 
 def test_a_budget_too_small_names_the_least(rng, stored):
     W = sparse(rng, (24, 40), (4, 8), F32, poison=False)
-    file = stored(W, budget=40 << 10)
+    file = stored(W, budget=100 << 10)
     with pytest.raises(pr.PrunusError, match="131072"):
         file["w"] @ values(rng, (40, 3), F32)
 

@@ -80,8 +80,12 @@ impl Writer {
             self.raise()?;
             // without a frame that nobody has, wait for one of our own
             let held = loop {
-                let idle = self.progress.wait(0);
-                if let Some(held) = self.shape.take(&self.segment, idle, interrupt)? {
+                if let Some(held) = self.shape.take(&self.segment, false, interrupt)? {
+                    break held;
+                }
+                if self.progress.wait(0)
+                    && let Some(held) = self.shape.take(&self.segment, true, interrupt)?
+                {
                     break held;
                 }
                 if interrupt.interrupted() {
