@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,9 @@ def test_fio_command():
     assert line[0] == "fio"
     for option in ("--filename=/a\\:b", "--rw=randread", "--bs=65536", "--iodepth=64", "--randseed=7"):
         assert option in line
+    assert not any("fixedbufs" in option for option in line)
+    assert "--fixedbufs=1" in fio.command("fio", replace(job, registered=True), "io_uring")
+    assert "--fixedbufs=1" not in fio.command("fio", replace(job, registered=True), "libaio")
     threads = fio.command("fio", job, "psync")
     assert "--numjobs=64" in threads
     assert f"--offset_increment={1 << 24}" in threads

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,11 @@ class _Builder:
         self.all.append(Contestant(name, run, self.files))
         return name
 
+    def registered(self, run: Callable[[int], Sample]) -> None:
+        """Add the drive's rate with buffers that the kernel knows beforehand: to be seen, no target."""
+        if self.setup.rated_by == "fio":
+            self.all.append(Contestant("fio, registered buffers", run, self.files, self.setup.peers))
+
     def case(self, name: str, title: str, targets: Sequence[Target], unit: str = "MiB", **more: Any) -> Case:
         return Case(name, title, tuple(self.all), tuple(targets), unit, missing=self.missing, **more)
 
@@ -103,6 +109,7 @@ def scan(setup: Setup) -> Case:
     b.task(PRUNUS, "scan")
     drive = b.drive(partial(_sequential, setup))
     b.task(DIRECT, "scan", engine="direct")
+    b.registered(lambda _: setup.rater(replace(setup.sequential, registered=True)))
     b.task(FRESH, "scan", fresh=True, slow=True)
     b.task(MAP, "memmap scan", slow=True)
     b.task(SMALL_MAP, "memmap scan", limited=True, slow=True)
@@ -140,6 +147,7 @@ def _random(setup: Setup, name: str, block: int, title: str, maps: bool) -> Case
     b.task(PRUNUS, "random", share=share)
     drive = b.drive(lambda number: setup.rate("randread", block, 64, amount, number))
     b.task(DIRECT, "random", share=share, engine="direct")
+    b.registered(lambda number: setup.rate("randread", block, 64, amount, number, registered=True))
     targets = [
         Target(f"rate: prunus / {drive}, depth 64", rate_ratio(PRUNUS, drive), 0.9),
         _direct_target(),
@@ -273,7 +281,7 @@ def bsr(setup: Setup) -> Case:
 def revisit(setup: Setup) -> Case:
     """Follow traces of pages, beside caches that are simulated."""
     setup.shaped(64 << 10)
-    budget = setup.budget // 4
+    budget = setup.budget // 8
     capacity = max(budget // (64 << 10), 1)
     b = _Builder(setup)
     targets = []

@@ -42,6 +42,8 @@ class Job:
         Bytes to read and write in all.
     seed : int
         Chooses the blocks.
+    registered : bool
+        With io_uring: buffers and files are registered with the kernel beforehand, which saves it work.
     """
 
     path: str
@@ -51,6 +53,7 @@ class Job:
     size: int
     amount: int
     seed: int = 1
+    registered: bool = False
 
 
 Rater = Callable[[Job], Sample]
@@ -82,6 +85,8 @@ def command(program: str, job: Job, engine: str) -> list[str]:
     }
     if job.pattern == "rw":
         options |= {"end_fsync": 1, "overwrite": 1, "refill_buffers": 1, "scramble_buffers": 1}
+    if job.registered and engine == "io_uring":
+        options |= {"fixedbufs": 1, "registerfiles": 1}
     if engine == "psync":
         # As many processes as requests would be in flight; each takes its share of the file.
         share = job.size // job.depth // job.block * job.block

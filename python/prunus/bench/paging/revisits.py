@@ -1,6 +1,7 @@
 """Sets of pages that are revisited, and caches that are simulated on them.
 
-The traces are those of the pool's own tests, made by the same generator from the same seeds.
+The traces are made as those of the pool's own tests are (``simulate.rs``), by the same generator and in the same
+proportions to what a cache holds.
 """
 
 import heapq
@@ -99,14 +100,14 @@ def trace(name: str, capacity: int) -> list[int]:
     """
     pages = capacity * 12 // 5  # as 768 MiB are to 320 MiB
     if name == "cyclic":
-        return cyclic(pages, 6)
+        return cyclic(pages, 12)
     if name == "shuffled":
-        return shuffled(pages, 6, Random(1))
+        return shuffled(pages, 12, Random(1))
     if name == "skewed":
-        return zipf(8 * capacity, 0.9, 16 * capacity, Random(2))
+        return zipf(10 * capacity, 0.9, 120 * capacity, Random(2))
     if name == "mixed with scans":
-        draws = zipf(4 * capacity, 0.9, 12 * capacity, Random(3))
-        return with_scans(draws, 4 * capacity, capacity, 3 * capacity)
+        draws = zipf(10 * capacity, 0.9, 90 * capacity, Random(3))
+        return with_scans(draws, 10 * capacity, capacity // 2, capacity)
     raise ValueError(f"no trace {name!r}: expected one of {', '.join(TRACES)}")
 
 

@@ -138,10 +138,19 @@ class Setup:
         arguments |= {"budget": self.budget, **more}
         return work(name, arguments, engine=engine, group=self.group if limited else None)
 
-    def rate(self, pattern: fio.Pattern, block: int, depth: int, amount: int, seed: int = 1) -> Sample:
+    def rate(
+        self,
+        pattern: fio.Pattern,
+        block: int,
+        depth: int,
+        amount: int,
+        seed: int = 1,
+        registered: bool = False,
+    ) -> Sample:
         """Measure the drive's own rate on the data."""
         size = os.path.getsize(self.data.path) // block * block
-        return self.rater(Job(self.data.path, pattern, block, depth, size, amount // block * block, seed + 1))
+        amount = amount // block * block
+        return self.rater(Job(self.data.path, pattern, block, depth, size, amount, seed + 1, registered))
 
 
 def _rater(data: Data) -> tuple[Rater, str, str]:
