@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -142,11 +143,22 @@ def config_lines(verbose: bool = False) -> list[str]:
         f"CPU         {this.name}",
         f"features    {', '.join(this.features) or 'unknown'}",
         f"caches      {this.caches_text}",
+        f"I/O engine  {_io_choice()}",
     ]
     if verbose:
         lines.append(f"last path   {_core.last_path() or 'no product yet'}")
         lines += _flat(other)
     return lines
+
+
+def _io_choice() -> str:
+    """Say which I/O engine serves files here, and why, by opening one without a name."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix="prunus-") as file:
+            opened = _core.Pager(1 << 16).open(file.name, "r")
+            return f"{opened.engine} for files in {os.path.dirname(file.name)} ({opened.why})"
+    except (OSError, ValueError) as error:
+        return f"none: {error}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[str]:

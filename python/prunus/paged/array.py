@@ -13,10 +13,12 @@ from numpy.typing import DTypeLike
 
 from prunus._dtypes import Array, DType, as_dtype
 from prunus._errors import PrunusError
+from prunus._trace import span
 from prunus.paged.access import Selection
 from prunus.paged.indexing import NEW, Index, Whole, parse
 from prunus.paged.operators import InPlace
 from prunus.paged.pagers import default_pager
+from prunus.paged.reading import reading
 from prunus.paged.reducible import Reducible
 from prunus.paged.store import Store, choose_page
 
@@ -208,7 +210,13 @@ class PagedArray(InPlace, Reducible):
 
             return compress(masked, self)
         index = parse(key, self.shape)
-        found = self._select(index).read()
+        selection = self._select(index)
+        with span("getitem") as at:
+            if at:
+                with reading(at, [self._store]):
+                    found = selection.read()
+            else:
+                found = selection.read()
         return found[()] if index.scalar else found
 
     def __setitem__(self, key: Any, value: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -12,9 +12,21 @@ from prunus._dtypes import BFLOAT16, F16, F32, DType, weak
 from prunus._errors import PrunusError
 from prunus.paged.array import PagedArray
 from prunus.paged.operators import Operators
-from prunus.paged.store import Version
+from prunus.paged.store import Store, Version
 
-__all__ = ["Call", "Const", "Leaf", "Node", "Pick", "Stamps", "as_node", "call", "check", "stamps_of"]
+__all__ = [
+    "Call",
+    "Const",
+    "Leaf",
+    "Node",
+    "Pick",
+    "Stamps",
+    "as_node",
+    "call",
+    "check",
+    "stamps_of",
+    "stores_of",
+]
 
 _COPIED: Final = 16 << 20  # operands in memory up to this many bytes are copied: the caller may change them
 
@@ -77,6 +89,25 @@ class Pick(Node):
 
     def __init__(self, source: Call, index: int) -> None:
         self.call, self.index, self.shape, self.dtype = source, index, source.shape, source.dtypes[index]
+
+
+def stores_of(nodes: Iterable[Node]) -> list[Store]:
+    """Return where the sources of some nodes lie, each once."""
+    found: dict[int, Store] = {}
+    seen: set[int] = set()
+    ahead = list(nodes)
+    while ahead:
+        node = ahead.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, Leaf):
+            found[id(node.array._store)] = node.array._store
+        elif isinstance(node, Call):
+            ahead += node.args
+        elif isinstance(node, Pick):
+            ahead.append(node.call)
+    return list(found.values())
 
 
 Stamps = dict[int, tuple[Version, int, str]]

@@ -12,11 +12,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from prunus._dtypes import Array, DType
+from prunus import _core
+from prunus._dtypes import BFLOAT16, F16, F32, F64, Array, DType
 
 __all__ = ["Arg", "Count", "Extreme", "Logical", "Moments", "Product", "Reducer", "Sum", "add_up"]
 
 Box = tuple[slice, ...]
+# Dtypes that the compiled kernel sums.
+_SUMMED: Final = frozenset({F32, F64, F16, BFLOAT16})
 _WIDE: Final = 1024  # narrower rows are put side by side before they are added
 
 
@@ -39,6 +42,27 @@ def add_up(x: Array, axes: tuple[int, ...], dtype: DType) -> Array:
     if axes == tuple(range(x.ndim)) and x.ndim > 1 and x.flags.c_contiguous:
         return np.add.reduce(x.reshape(-1), dtype=dtype).reshape((1,) * x.ndim)  # type: ignore[no-any-return]
     return np.add.reduce(x, axis=axes, dtype=dtype, keepdims=True)
+
+
+def compiled(x: Array, axes: tuple[int, ...], squares: bool) -> tuple[Array, Array] | None:
+    """Return sums over ``axes`` of a tile and sums of squares about the mean, by the compiled kernel.
+
+    Both are float64, the dimensions kept. None where the kernel does not take the tile: it sums floats over all
+    axes, or over the leading ones.
+    """
+    if (
+        not x.size
+        or x.dtype not in _SUMMED
+        or not x.flags.c_contiguous
+        or axes != tuple(range(len(axes)))
+        or not axes
+    ):
+        return None
+    lead = len(axes)
+    flat = x.reshape(math.prod(x.shape[:lead]), -1) if lead < x.ndim else x.reshape(1, -1)
+    found = _core.moments(flat, lead < x.ndim, False, squares, 1)
+    kept = (1,) * lead + x.shape[lead:]
+    return found[:, 2].reshape(kept), found[:, 3].reshape(kept)
 
 
 class Reducer:
@@ -94,6 +118,8 @@ class Sum(Reducer):
     def tile(self, values: list[Array], box: Box) -> Array:
         """Reduce a tile."""
         x = _masked(values, 0)
+        if self.dtype == F64 and self.cast is None and (found := compiled(x, self.axes, False)):
+            return found[0]
         return add_up(x if self.cast is None else x.astype(self.cast), self.axes, self.dtype)
 
     def merge(self, part: Array, box: Box) -> None:
@@ -188,6 +214,9 @@ class Moments(Reducer):
     def tile(self, values: list[Array], box: Box) -> tuple[Any, Array, Array]:
         """Reduce a tile."""
         with np.errstate(all="ignore"):
+            if len(values) == 1 and self.dtype == F64 and (found := compiled(values[0], self.axes, True)):
+                many = math.prod(box[axis].stop - box[axis].start for axis in self.axes)
+                return many, found[0] / many, found[1]
             x = values[0].astype(self.dtype, order="C")  # a copy, worked on in place
             if len(values) == 1:
                 n: Any = math.prod(box[axis].stop - box[axis].start for axis in self.axes)

@@ -12,8 +12,10 @@ from typing import Any, Final
 import numpy as np
 
 from prunus._dtypes import BFLOAT16, HALVES, Array, DType, as_dtype
+from prunus._trace import span
 from prunus.paged.evaluate import Pass, Tile
-from prunus.paged.graph import Node, as_node, call, check, stamps_of
+from prunus.paged.graph import Node, as_node, call, check, stamps_of, stores_of
+from prunus.paged.reading import reading
 from prunus.paged.reducers import Arg, Count, Extreme, Logical, Moments, Product, Reducer, Sum
 
 __all__ = ["axes_of", "finish", "reduce", "run", "several"]
@@ -129,7 +131,8 @@ def _reduce(
     for maker in makers:
         for key, reducer in maker.wanted():
             reducers.setdefault(key, reducer)
-    run(nodes, list(reducers.values()))
+    with span("+".join(names)) as at, reading(at, stores_of(nodes)):
+        run(nodes, list(reducers.values()))
     check(stamps)
     return {m.name: finish(m.result(reducers), request.axes, bool(keepdims), out) for m in makers}
 
