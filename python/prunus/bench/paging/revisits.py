@@ -1,7 +1,7 @@
 """Sets of pages that are revisited, and caches that are simulated on them.
 
-The traces are made as those of the pool's own tests are (``simulate.rs``), by the same generator and in the same
-proportions to what a cache holds.
+The traces are made as those of the pool's own tests are (``simulate.rs``), by the same generator and in the
+same proportions to what a cache holds.
 """
 
 import heapq
