@@ -17,11 +17,13 @@ from prunus import ops
 from prunus._arrays import as_array
 from prunus._dtypes import F32, HALVES, I8, I32, OPERANDS, Array, DType, as_dtype, result_dtype
 from prunus._storage import BlockStorage
+from prunus._trace import span
 from prunus.paged import statistics
 from prunus.paged.array import PagedArray
 from prunus.paged.evaluate import Stream
 from prunus.paged.multiplying import Multiplying
 from prunus.paged.operators import Operators
+from prunus.paged.reading import reading
 
 __all__ = ["dot", "einsum", "matmul", "tensordot", "vdot"]
 
@@ -133,6 +135,15 @@ def _product(a: Any, b: Any, out: Any, work: DType) -> None:
     """Compute a product of matrices into ``out``, in memory or on disk."""
     if 0 in out.shape:
         return
+    stores = [x._store for x in (a, b) if isinstance(x, PagedArray)]
+    with span("matmul") as at, reading(at, stores):
+        _compute(a, b, out, work)
+        if at:
+            at.ran("numpy")
+            at.count(flops=2 * a.shape[0] * a.shape[1] * b.shape[1])
+
+
+def _compute(a: Any, b: Any, out: Any, work: DType) -> None:
     if isinstance(a, PagedArray) and isinstance(b, PagedArray):
         if b.nbytes < a.nbytes:
             a, b, out = b.T, a.T, out.T

@@ -166,6 +166,17 @@ def test_ffn_with_weights_on_disk(rng, stored):
     np.testing.assert_array_equal(got, pr.ffn(x, up, broken, prune=pr.Fixed(mask)))
 
 
+def test_dense_products_are_traced(rng, stored):
+    w, x = values(rng, (64, 1024), F32), values(rng, (1024, 3), F32)
+    file = stored(8 * MIB, w=w)
+    with pr.trace() as t:
+        y = pr.matmul(file["w"], x)
+    np.testing.assert_allclose(y, w @ x, rtol=1e-4, atol=1e-4)
+    assert t.bytes_io == w.nbytes
+    assert t.flops == 2 * w.size * 3
+    assert [record.name for record in t.records] == ["matmul"]
+
+
 def test_what_is_refused(rng, stored):
     file = stored(w=values(rng, (8, 6), F32), i=np.ones((8, 6), np.int64))
     x = values(rng, (2, 8), F32)
