@@ -68,7 +68,7 @@ def test_passes(arguments):
 
 def test_revisit(arguments):
     reshape(arguments, 1024)
-    found = tasks.revisit(arguments | {"trace": "skewed", "budget": 32 << 12}, Meter())
+    found = tasks.revisit(arguments | {"trace": "skewed", "budget": 16 << 12}, Meter())
     assert found.series["hits"] == pytest.approx([0], abs=0.1)
     with pytest.raises(ValueError, match="trace of"):
         tasks.revisit(arguments | {"trace": "cyclic", "budget": 32 << 20}, Meter())
