@@ -20,6 +20,9 @@ __all__ = ["Arg", "Count", "Extreme", "Logical", "Moments", "Product", "Reducer"
 Box = tuple[slice, ...]
 # Dtypes that the compiled kernel sums.
 _SUMMED: Final = frozenset({F32, F64, F16, BFLOAT16})
+# Rows of a tile from which on the kernel sums its columns.
+_TALL_SUMS: Final = 256
+_TALL_SQUARES: Final = 64
 _WIDE: Final = 1024  # narrower rows are put side by side before they are added
 
 
@@ -47,19 +50,19 @@ def add_up(x: Array, axes: tuple[int, ...], dtype: DType) -> Array:
 def compiled(x: Array, axes: tuple[int, ...], squares: bool) -> tuple[Array, Array] | None:
     """Return sums over ``axes`` of a tile and sums of squares about the mean, by the compiled kernel.
 
-    Both are float64, the dimensions kept. None where the kernel does not take the tile: it sums floats over all
-    axes, or over the leading ones.
+    Both are float64, the dimensions kept. None where the kernel does not take the tile: it sums floats over
+    all axes, or over the leading ones.
     """
-    if (
-        not x.size
-        or x.dtype not in _SUMMED
-        or not x.flags.c_contiguous
-        or axes != tuple(range(len(axes)))
-        or not axes
-    ):
-        return None
     lead = len(axes)
-    flat = x.reshape(math.prod(x.shape[:lead]), -1) if lead < x.ndim else x.reshape(1, -1)
+    if not lead or axes != tuple(range(lead)):
+        return None
+    if x.dtype not in _SUMMED or not x.size or not x.flags.c_contiguous:
+        return None
+    rows = math.prod(x.shape[:lead])
+    # Of few rows NumPy's sums are quicker: merging columns costs the kernel as much as some dozens of rows.
+    if lead < x.ndim and rows < (_TALL_SQUARES if squares else _TALL_SUMS):
+        return None
+    flat = x.reshape(rows, -1) if lead < x.ndim else x.reshape(1, -1)
     found = _core.moments(flat, lead < x.ndim, False, squares, 1)
     kept = (1,) * lead + x.shape[lead:]
     return found[:, 2].reshape(kept), found[:, 3].reshape(kept)
