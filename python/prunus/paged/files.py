@@ -186,7 +186,7 @@ class File(Mapping[str, "PagedArray | PagedBSR | PagedFFN"]):
         name : str
             Which one.
         resident : {"panel", "none"}, optional
-            It stays by default where it takes at most half of the budget.
+            It stays by default where it takes at most a quarter of the budget.
 
         Raises
         ------

@@ -154,7 +154,7 @@ class PagedFFN(FeedForward):
             tables.append(Table(array._store, array._start, (layer.units, width), kind, pitch))
         panel = tables[1] if len(tables) > 1 else None
         if panel is not None and (
-            resident == "panel" or (resident is None and panel.nbytes <= int(pager.budget) // 2)
+            resident == "panel" or (resident is None and len(panel) * panel.pitch <= int(pager.budget) // 4)
         ):
             panel = Resident(panel)
         size = panel_of(pager)

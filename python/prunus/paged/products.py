@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +30,10 @@ from prunus.paged.reading import reading
 __all__ = ["dot", "einsum", "matmul", "tensordot", "vdot"]
 
 _PANEL: Final = 1 << 20
+# Bytes that are multiplied at a time with at least so many columns. Constants: where sums are cut does not
+# depend on a budget.
+_GROUP: Final = 16 << 20
+_MANY: Final = 8
 
 
 def matmul(a: Any, b: Any, out: Any = None, dtype: Any = None) -> Any:
@@ -117,16 +123,33 @@ def _inner(a: Any, b: Any, work: DType) -> Any:
     return np.asarray(statistics.reduce(apply(np.multiply, [x, b]), "sum"))
 
 
-def _panels(a: PagedArray) -> Iterator[tuple[int, Array]]:
-    """Yield runs of the stored rows of a matrix: the first row's index, and the rows."""
+def _panels(a: PagedArray, size: int) -> Iterator[tuple[int, Array]]:
+    """Yield runs of about ``size`` bytes of the stored rows of a matrix: the first row's index, and the rows.
+
+    A run is valid until the next but one is asked for.
+    """
     rows, width = a._stored
-    step = max(_PANEL // max(width * a.itemsize, 1), 1)
+    row = max(width * a.itemsize, 1)
+    step = min(max(size // row, 1), rows)
+    panel = min(a._store.panel(), step * row)
     a._store.file.check()
-    stream = Stream(a, min(a._store.panel(), max(step * width * a.itemsize, 1)))
+    stream = Stream(a, panel)
+    # In memory that is used again: fresh pages cost more than copying to old ones. Two, so that the caller has
+    # one while the other is filled.
+    buffers = [np.empty(step * row if step * row > panel else 0, np.uint8) for _ in range(2)]
     try:
         for start in range(0, rows, step):
             count = min(step, rows - start)
-            yield start, stream.take(count * width * a.itemsize).view(a.dtype).reshape(count, width)
+            buffers.reverse()
+            buffer = buffers[0]
+            if buffer.size:
+                for at in range(0, count * row, panel):
+                    part = min(panel, count * row - at)
+                    buffer[at : at + part] = stream.take(part)
+                run = buffer[: count * row]
+            else:
+                run = stream.take(count * row)
+            yield start, run.view(a.dtype).reshape(count, width)
     finally:
         stream.close()
 
@@ -163,14 +186,30 @@ def _compute(a: Any, b: Any, out: Any, work: DType) -> None:
 def _stream(a: PagedArray, x: Array, out: Any, work: DType) -> None:
     """Compute ``a @ x`` with ``a`` on disk and ``x`` in memory."""
     x = x.astype(work, copy=False)
-    if a._perm == (0, 1):  # panels are rows of the result
-        for start, panel in _panels(a):
-            out[start : start + len(panel)] = np.matmul(panel.astype(work, copy=False), x)
-        return
-    total = np.zeros((a.shape[0], x.shape[1]), work)
-    for start, panel in _panels(a):
-        total += np.matmul(panel.astype(work, copy=False).T, x[start : start + len(panel)])
-    out[...] = total
+    # Each run packs x anew, so with many columns a run has to be long.
+    size = _PANEL if x.shape[1] < _MANY else _GROUP
+    rows = a._perm == (0, 1)  # panels are rows of the result; otherwise they are parts of its sums
+    total = out if rows else np.zeros((a.shape[0], x.shape[1]), work)
+
+    def multiply(start: int, panel: Array) -> None:
+        if rows:
+            total[start : start + len(panel)] = np.matmul(panel.astype(work, copy=False), x)
+        else:
+            np.add(
+                total, np.matmul(panel.astype(work, copy=False).T, x[start : start + len(panel)]), out=total
+            )
+
+    # One panel is multiplied while the next one is put together.
+    with ThreadPoolExecutor(1) as pool, closing(_panels(a, size)) as panels:
+        running: Future[None] | None = None
+        for start, panel in panels:
+            if running is not None:
+                running.result()
+            running = pool.submit(multiply, start, panel)
+        if running is not None:
+            running.result()
+    if not rows:
+        out[...] = total
 
 
 def _batched(a: Any, b: Any, to: DType) -> Array:

@@ -345,7 +345,7 @@ class FFN(FeedForward):
             Bytes of memory of a pager of its own, such as ``"512 MiB"``.
         resident : {"panel", "none"}, optional
             Whether the matrix that decides stays in memory once it was read. It does by default where it
-            takes at most half of the budget.
+            takes at most a quarter of the budget.
 
         Returns
         -------
