@@ -8,7 +8,7 @@ parts of up to a quarter of the budget (in memory of their own), and the other o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, Final
@@ -123,7 +123,7 @@ def _inner(a: Any, b: Any, work: DType) -> Any:
     return np.asarray(statistics.reduce(apply(np.multiply, [x, b]), "sum"))
 
 
-def _panels(a: PagedArray, size: int) -> Iterator[tuple[int, Array]]:
+def _panels(a: PagedArray, size: int) -> Generator[tuple[int, Array], None, None]:
     """Yield runs of about ``size`` bytes of the stored rows of a matrix: the first row's index, and the rows.
 
     A run is valid until the next but one is asked for.
@@ -134,8 +134,8 @@ def _panels(a: PagedArray, size: int) -> Iterator[tuple[int, Array]]:
     panel = min(a._store.panel(), step * row)
     a._store.file.check()
     stream = Stream(a, panel)
-    # In memory that is used again: fresh pages cost more than copying to old ones. Two, so that the caller has
-    # one while the other is filled.
+    # In memory that is used again: fresh pages cost more than copying to old ones. Two, so that the caller
+    # has one while the other is filled.
     buffers = [np.empty(step * row if step * row > panel else 0, np.uint8) for _ in range(2)]
     try:
         for start in range(0, rows, step):
