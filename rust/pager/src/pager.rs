@@ -7,7 +7,7 @@ use prunus_core::Interrupt;
 
 use crate::io::Engines;
 use crate::pool::{Phase, Shared, launch};
-use crate::{DiskFile, Error, Mode, Result};
+use crate::{DiskFile, Mode, Result};
 
 /// A fixed budget of memory that caches parts of files, for any number of threads.
 pub struct Pager {
@@ -50,7 +50,7 @@ impl Pager {
     /// A pager of `budget` bytes, all of them for pages and streams; tables take up to 1 % more.
     ///
     /// # Errors
-    /// [`Error::Budget`] where that is less than eight sectors, [`Error::Memory`] where there is less.
+    /// [`crate::Error::Budget`] where that is less than eight sectors, [`crate::Error::Memory`] where there is less.
     pub fn new(budget: usize, engines: Engines) -> Result<Arc<Self>> {
         Ok(Arc::new(Self { shared: Arc::new(Shared::new(budget)?), engines, written: Mutex::default() }))
     }
@@ -155,10 +155,7 @@ impl Pager {
             if !open {
                 break;
             }
-            if interrupt.interrupted() {
-                return Err(Error::Interrupted);
-            }
-            state = shared.sleep(state);
+            state = shared.pause(state, interrupt)?;
         }
         let fault = kept.or_else(|| Shared::kept_fault(&state, Some(file)));
         for layout in state.layouts.iter_mut() {

@@ -219,10 +219,7 @@ impl Writer {
             if !writing && !state.is_going(layout, &range) {
                 break;
             }
-            if interrupt.interrupted() {
-                return Err(Error::Interrupted);
-            }
-            state = shared.sleep(state);
+            state = shared.pause(state, interrupt)?;
         }
         if state.layouts[layout].pages > 0 {
             for index in state.layouts[layout].touched(&range) {
@@ -275,8 +272,8 @@ impl Writer {
         }
         self.raise()?;
         if !self.carry.is_empty() {
-            // closed before its end
-            let carry = std::mem::take(&mut self.carry);
+            // closed before its end; kept until it is written, as a close that fails may be tried again
+            let carry = self.carry.clone();
             let start = self.segment.start();
             let end = start + self.at;
             let begin = (end - carry.len() as u64).max(start);
@@ -288,6 +285,7 @@ impl Writer {
             self.segment.shared().tell(&mut state);
             drop(state);
             result?;
+            self.carry.clear();
         }
         self.end = self.at;
         Ok(())
