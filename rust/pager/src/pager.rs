@@ -77,14 +77,20 @@ impl Pager {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         written.retain(|file| file.strong_count() > 0);
         if matches!(mode, Mode::Read | Mode::ReadWrite)
-            && let Some(open) = written.iter().filter_map(Weak::upgrade).find(same)
+            && let Some(open) = written.iter().rev().filter_map(Weak::upgrade).find(same)
         {
             drop(written);
             // Somebody else may have written to it since: who opens a file sees what is in it now.
             self.release(&open, &prunus_core::Never)?;
-            open.trim()?;
-            let now = DiskFile::open(path, mode, &self.engines)?;
-            return Ok(if now.size() == open.size() { open } else { now });
+            let now = open.as_it_is(|| DiskFile::open(path, mode, &self.engines))?;
+            if let Some(now) = now {
+                if now.writable() {
+                    let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+                    written.push(Arc::downgrade(&now));
+                }
+                return Ok(now);
+            }
+            return Ok(open);
         }
         if file.writable() {
             written.push(Arc::downgrade(&file));
