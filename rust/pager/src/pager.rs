@@ -60,6 +60,14 @@ impl Pager {
         self.shared.budget
     }
 
+    /// Sees whether this process made the pager. What a forked child's parent was doing never ends there.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] in a forked child.
+    pub fn check_process(&self) -> Result<()> {
+        self.shared.check_process()
+    }
+
     /// The engines.
     pub fn engines(&self) -> &Engines {
         &self.engines

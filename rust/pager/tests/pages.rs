@@ -601,6 +601,31 @@ fn a_writer_that_is_interrupted_can_be_closed_again() {
 }
 
 #[test]
+fn a_panel_that_is_kept_is_nobody_elses() {
+    let Bench { pager, file, model, .. } = bench(64 << 10, 64 << 10, Mode::ReadWrite);
+    let segment = Arc::new(Segment::new(&pager, &file, 0, 64 << 10, 4096).unwrap());
+    let mut writer = segment.writer(0, 64 << 10, 4096, 1).unwrap();
+    assert!(writer.keep().is_none());
+    let place = {
+        let memory = writer.panel(&Never).unwrap();
+        memory.copy_from_slice(&model[..4096]);
+        memory.as_mut_ptr()
+    };
+    let kept = writer.keep();
+    writer.put(&Never).unwrap();
+    assert_ne!(writer.panel(&Never).unwrap().as_mut_ptr(), place);
+    writer.close(&Never).unwrap();
+    let all: Vec<u64> = (0..16).map(|page| page * 4096).collect();
+    gather(&segment, &all, 4096).unwrap();
+    // SAFETY: the memory is kept, and nobody else's.
+    unsafe { place.write_bytes(7, 4096) };
+    assert!(gather(&segment, &all, 4096).unwrap() == model);
+    assert_eq!(pager.stats().pinned, 4096);
+    drop(kept);
+    assert_eq!(pager.stats().pinned, 0);
+}
+
+#[test]
 fn a_failed_panel_is_told() {
     let Bench { pager, file, null, model } = bench(1 << 20, 256 << 10, Mode::ReadWrite);
     let segment = Arc::new(Segment::new(&pager, &file, 0, 256 << 10, 4096).unwrap());

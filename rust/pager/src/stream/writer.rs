@@ -27,6 +27,11 @@ pub struct Writer {
     progress: Arc<Progress>,
 }
 
+/// Keeps the memory of a writer's panel from other uses, also after the panel was put.
+pub struct Kept {
+    _held: Arc<Held>,
+}
+
 impl Segment {
     /// Writes `begin..end` in panels of `panel` bytes, the last one shorter, `ahead` of them at a time (0: enough to
     /// keep a drive busy).
@@ -100,6 +105,12 @@ impl Writer {
         let Some(held) = &self.current else { return Ok(&mut []) };
         // SAFETY: the frame holds the panel after its lead, nobody else has it, and it is initialised memory.
         Ok(unsafe { std::slice::from_raw_parts_mut(held.ptr().add(lead), len) })
+    }
+
+    /// Keeps the memory of the panel at hand, for who goes on to look at it in ways that cannot be borrowed. It
+    /// counts as a panel's until this is dropped.
+    pub fn keep(&self) -> Option<Kept> {
+        self.current.clone().map(|held| Kept { _held: held })
     }
 
     /// Sends the panel at hand off; the next one is at hand then.
