@@ -80,6 +80,7 @@ class Output:
             self._panel[self._filled : self._filled + count] = data[:count]
             self._filled, data = self._filled + count, data[count:]
             if self._filled == len(self._panel):
+                self._panel, self._filled = np.empty(0, np.uint8), 0  # its memory is the writer's again
                 self._writer.put()
 
     def __exit__(

@@ -55,8 +55,10 @@ pub struct DiskFile {
     identity: Option<Identity>,
     /// Its directory does not durably know of it yet.
     fresh: AtomicBool,
-    /// Some write went, or may yet go, past the size up to the end of a sector.
-    padded: AtomicBool,
+    /// How far writes went, or may yet go, past the size up to the end of a sector.
+    padded: AtomicU64,
+    /// Which process opened it.
+    process: u32,
     /// Taken to read, change and write back parts of sectors.
     sectors: Mutex<()>,
     /// Taken to change the size. No I/O is waited for under it.
@@ -147,7 +149,8 @@ impl DiskFile {
             size: AtomicU64::new(identity.size),
             identity: Some(identity),
             fresh: AtomicBool::new(fresh),
-            padded: AtomicBool::new(false),
+            padded: AtomicU64::new(0),
+            process: std::process::id(),
             sectors: Mutex::default(),
             length: Mutex::default(),
         })
@@ -174,7 +177,8 @@ impl DiskFile {
             direct: true,
             identity: None,
             fresh: AtomicBool::new(false),
-            padded: AtomicBool::new(false),
+            padded: AtomicU64::new(0),
+            process: std::process::id(),
             sectors: Mutex::default(),
             length: Mutex::default(),
         })
@@ -253,8 +257,9 @@ impl DiskFile {
             if request.op == Op::Write {
                 let len =
                     request.pieces.iter().fold(0_u64, |sum, piece| sum.saturating_add(piece.len as u64));
-                if request.offset.saturating_add(len) > self.size() {
-                    self.padded.store(true, Ordering::Release);
+                let end = request.offset.saturating_add(len);
+                if end > self.size() {
+                    self.padded.fetch_max(end, Ordering::AcqRel);
                 }
             }
             let file = Arc::clone(self);
@@ -359,19 +364,26 @@ impl DiskFile {
         let _lock = self.length.lock().unwrap_or_else(PoisonError::into_inner);
         let size = self.size.fetch_max(end, Ordering::AcqRel).max(end);
         if written > size {
-            self.padded.store(true, Ordering::Release);
+            self.padded.fetch_max(written, Ordering::AcqRel);
         }
+    }
+
+    /// Whether a file so long ends in what pads its last sector. What others have written is not cut off: they
+    /// went further, or ended elsewhere.
+    fn is_padding(&self, long: u64, size: u64) -> bool {
+        let padded = self.padded.load(Ordering::Acquire);
+        size < long && long <= padded && long.is_multiple_of(crate::SECTOR as u64)
     }
 
     /// Cuts off what pads the last sector. Never on an engine's thread: cutting waits for all direct I/O on the
     /// file, which may need that thread to be completed.
     pub(crate) fn trim(&self) -> Result<()> {
-        if !self.padded.load(Ordering::Acquire) {
+        if self.padded.load(Ordering::Acquire) <= self.size() {
             return Ok(());
         }
         let _lock = self.length.lock().unwrap_or_else(PoisonError::into_inner);
         let size = self.size();
-        let cut = |long| if long > size { self.handle.set_len(size) } else { Ok(()) };
+        let cut = |long| if self.is_padding(long, size) { self.handle.set_len(size) } else { Ok(()) };
         self.handle
             .len()
             .and_then(cut)
@@ -379,12 +391,26 @@ impl DiskFile {
     }
 }
 
+impl DiskFile {
+    /// Opens it once more, while nothing is written that pads its last sector. Returns the other one where that
+    /// has another size: somebody else has changed it.
+    pub(crate) fn as_it_is(&self, open: impl FnOnce() -> Result<Arc<Self>>) -> Result<Option<Arc<Self>>> {
+        let _lock = self.sectors.lock().unwrap_or_else(PoisonError::into_inner);
+        self.trim()?;
+        let now = open()?;
+        Ok((now.size() != self.size()).then_some(now))
+    }
+}
+
 impl Drop for DiskFile {
     fn drop(&mut self) {
-        if !self.padded.load(Ordering::Acquire) {
+        let size = self.size();
+        // A forked child knows nothing of what its parent has written since.
+        if self.process != std::process::id()
+            || !self.handle.len().is_ok_and(|long| self.is_padding(long, size))
+        {
             return;
         }
-        let size = self.size();
         match &self.handle {
             // See `trim`. Where the file or a thread cannot be had the padding stays: nobody is left to be told.
             Handle::System(file) if on_engine_thread() => {

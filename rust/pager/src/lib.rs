@@ -19,4 +19,4 @@ pub use error::{Error, Result};
 pub use file::{DiskFile, Mode, sync_parent};
 pub use pager::{Pager, Stats};
 pub use segment::{Pinned, Segment};
-pub use stream::{Panel, Reader, Writer};
+pub use stream::{Kept, Panel, Reader, Writer};

@@ -7,7 +7,7 @@ use prunus_core::Interrupt;
 
 use crate::io::Engines;
 use crate::pool::{Phase, Shared, launch};
-use crate::{DiskFile, Error, Mode, Result};
+use crate::{DiskFile, Mode, Result};
 
 /// A fixed budget of memory that caches parts of files, for any number of threads.
 pub struct Pager {
@@ -50,7 +50,7 @@ impl Pager {
     /// A pager of `budget` bytes, all of them for pages and streams; tables take up to 1 % more.
     ///
     /// # Errors
-    /// [`Error::Budget`] where that is less than eight sectors, [`Error::Memory`] where there is less.
+    /// [`crate::Error::Budget`] where that is less than eight sectors, [`crate::Error::Memory`] where there is less.
     pub fn new(budget: usize, engines: Engines) -> Result<Arc<Self>> {
         Ok(Arc::new(Self { shared: Arc::new(Shared::new(budget)?), engines, written: Mutex::default() }))
     }
@@ -58,6 +58,14 @@ impl Pager {
     /// Bytes that were given.
     pub fn budget(&self) -> usize {
         self.shared.budget
+    }
+
+    /// Sees whether this process made the pager. What a forked child's parent was doing never ends there.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] in a forked child.
+    pub fn check_process(&self) -> Result<()> {
+        self.shared.check_process()
     }
 
     /// The engines.
@@ -77,14 +85,20 @@ impl Pager {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         written.retain(|file| file.strong_count() > 0);
         if matches!(mode, Mode::Read | Mode::ReadWrite)
-            && let Some(open) = written.iter().filter_map(Weak::upgrade).find(same)
+            && let Some(open) = written.iter().rev().filter_map(Weak::upgrade).find(same)
         {
             drop(written);
             // Somebody else may have written to it since: who opens a file sees what is in it now.
             self.release(&open, &prunus_core::Never)?;
-            open.trim()?;
-            let now = DiskFile::open(path, mode, &self.engines)?;
-            return Ok(if now.size() == open.size() { open } else { now });
+            let now = open.as_it_is(|| DiskFile::open(path, mode, &self.engines))?;
+            if let Some(now) = now {
+                if now.writable() {
+                    let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+                    written.push(Arc::downgrade(&now));
+                }
+                return Ok(now);
+            }
+            return Ok(open);
         }
         if file.writable() {
             written.push(Arc::downgrade(&file));
@@ -155,10 +169,7 @@ impl Pager {
             if !open {
                 break;
             }
-            if interrupt.interrupted() {
-                return Err(Error::Interrupted);
-            }
-            state = shared.sleep(state);
+            state = shared.pause(state, interrupt)?;
         }
         let fault = kept.or_else(|| Shared::kept_fault(&state, Some(file)));
         for layout in state.layouts.iter_mut() {

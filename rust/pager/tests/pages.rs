@@ -2,9 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use proptest::prelude::*;
-use prunus_core::Never;
+use prunus_core::{Interrupt, Never};
 use prunus_pager::io::{Engines, Fault, Null, Op, What};
 use prunus_pager::{DiskFile, Error, Mode, Pager, Segment};
 
@@ -509,6 +512,117 @@ fn streams_see_what_the_pool_has() {
     assert!(gather(&segment, &[0], 256 << 10).unwrap() == all);
     segment.flush(&Never).unwrap();
     assert!(null.bytes(Path::new(PATH)).unwrap() == all);
+}
+
+/// Answers like a program whose other threads are about to use the pool, and waits for them.
+struct Asked(Arc<Pager>, AtomicUsize);
+
+impl Interrupt for Asked {
+    fn interrupted(&self) -> bool {
+        let (tell, told) = channel();
+        let pager = Arc::clone(&self.0);
+        std::thread::spawn(move || tell.send(pager.stats().resident));
+        told.recv_timeout(Duration::from_secs(5)).expect("the pool is locked while its caller is asked");
+        self.1.fetch_add(1, Relaxed) == 2
+    }
+}
+
+#[test]
+fn who_is_asked_whether_to_stop_may_use_the_pool() {
+    let Bench { pager, file, null, model } = bench(64 << 10, 256 << 10, Mode::ReadWrite);
+    let segment = Arc::new(Segment::new(&pager, &file, 0, 256 << 10, 4096).unwrap());
+    let asked = || Asked(Arc::clone(&pager), AtomicUsize::new(0));
+    let stopped =
+        |result: Result<(), Error>| assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+    // the drive does not answer a flush
+    segment.scatter(&[0], 4096, &model[..4096], &Never).unwrap();
+    null.pause();
+    stopped(segment.flush(&asked()));
+    // a panel of bytes that are on their way
+    let mut writer = segment.writer(0, 8192, 4096, 1).unwrap();
+    writer.panel(&Never).unwrap().copy_from_slice(&model[..4096]);
+    stopped(writer.put(&asked()));
+    null.resume();
+    segment.flush(&Never).unwrap();
+    null.pause();
+    writer.put(&Never).unwrap();
+    let mut out = [0; 4096];
+    stopped(segment.gather(&[0], 4096, &mut out, &asked()));
+    null.resume();
+    writer.close(&Never).unwrap();
+    // all frames are held
+    let held: Vec<_> = (0..16).map(|page| segment.pin(page * 4096, 1, &Never).unwrap()).collect();
+    stopped(segment.gather(&[16 * 4096], 4096, &mut out, &asked()));
+    drop(held);
+    pager.flush(&Never).unwrap();
+}
+
+#[test]
+fn pages_wait_for_panels_under_way() {
+    let Bench { pager, file, null, model } = bench(1 << 20, 64 << 10, Mode::ReadWrite);
+    let segment = Arc::new(Segment::new(&pager, &file, 0, 64 << 10, 32 << 10).unwrap());
+    gather(&segment, &[0], 1).unwrap();
+    null.pause();
+    let mut writer = segment.writer(0, 16 << 10, 16 << 10, 1).unwrap();
+    writer.panel(&Never).unwrap().fill(1);
+    writer.put(&Never).unwrap();
+    // the page is there still, as the panel is a part of it: what changes it now is newer than the panel
+    segment.scatter(&[0], 100, &[2; 100], &Never).unwrap();
+    let flushed = std::thread::scope(|scope| {
+        let flush = scope.spawn(|| segment.flush(&Never));
+        std::thread::sleep(Duration::from_millis(100));
+        let waiting = null.waiting();
+        null.resume();
+        flush.join().unwrap().unwrap();
+        waiting
+    });
+    assert_eq!(flushed, 1, "only the panel is on its way");
+    writer.close(&Never).unwrap();
+    let mut model = model;
+    model[..16 << 10].fill(1);
+    model[..100].fill(2);
+    assert!(null.bytes(Path::new(PATH)).unwrap() == model);
+}
+
+#[test]
+fn a_writer_that_is_interrupted_can_be_closed_again() {
+    let Bench { pager, file, null, mut model } = bench(1 << 20, 64 << 10, Mode::ReadWrite);
+    let segment = Arc::new(Segment::new(&pager, &file, 0, 64 << 10, 4096).unwrap());
+    let mut writer = segment.writer(0, 64 << 10, 5000, 2).unwrap();
+    writer.panel(&Never).unwrap().fill(1);
+    writer.put(&Never).unwrap();
+    let range = 4096..8192;
+    null.inject(Fault { op: Some(Op::Write), range, times: 1, what: What::Error(libc::ENOSPC) });
+    assert!(matches!(writer.close(&Never), Err(Error::Io { .. })));
+    writer.close(&Never).unwrap();
+    model[..5000].fill(1);
+    assert!(null.bytes(Path::new(PATH)).unwrap() == model);
+    drop((pager, file));
+}
+
+#[test]
+fn a_panel_that_is_kept_is_nobody_elses() {
+    let Bench { pager, file, model, .. } = bench(64 << 10, 64 << 10, Mode::ReadWrite);
+    let segment = Arc::new(Segment::new(&pager, &file, 0, 64 << 10, 4096).unwrap());
+    let mut writer = segment.writer(0, 64 << 10, 4096, 1).unwrap();
+    assert!(writer.keep().is_none());
+    let place = {
+        let memory = writer.panel(&Never).unwrap();
+        memory.copy_from_slice(&model[..4096]);
+        memory.as_mut_ptr()
+    };
+    let kept = writer.keep();
+    writer.put(&Never).unwrap();
+    assert_ne!(writer.panel(&Never).unwrap().as_mut_ptr(), place);
+    writer.close(&Never).unwrap();
+    let all: Vec<u64> = (0..16).map(|page| page * 4096).collect();
+    gather(&segment, &all, 4096).unwrap();
+    // SAFETY: the memory is kept, and nobody else's.
+    unsafe { place.write_bytes(7, 4096) };
+    assert!(gather(&segment, &all, 4096).unwrap() == model);
+    assert_eq!(pager.stats().pinned, 4096);
+    drop(kept);
+    assert_eq!(pager.stats().pinned, 0);
 }
 
 #[test]

@@ -8,9 +8,10 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use prunus_pager::io::{Engine, Engines, Kind, Op, Piece, Uring};
-use prunus_pager::{Aligned, DiskFile, Error, Mode, SECTOR, sync_parent};
+use prunus_pager::{Aligned, DiskFile, Error, Mode, Pager, SECTOR, sync_parent};
 use support::{Scratch, all, pattern, transfer};
 
 /// Runs something in a forked process, where it may change limits and rights; it must not panic.
@@ -278,14 +279,97 @@ fn a_dead_ring_is_an_error_and_never_a_hang() {
     });
 }
 
+#[test]
+fn a_ring_that_cannot_be_woken_is_an_error_and_never_a_hang() {
+    if Uring::new(1).is_err() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let path = scratch.with("data", &[1; SECTOR]);
+    in_child(|| {
+        // SAFETY: a call without memory. Where it hangs the child ends, and the test fails.
+        unsafe { libc::alarm(20) };
+        let inherited = named("anon_inode:[eventfd]");
+        let file = DiskFile::open(&path, Mode::Read, &Engines::new(Some(Kind::Uring), 8).unwrap()).unwrap();
+        file.read_exact(0, &mut [0; 10]).unwrap();
+        // until the thread sleeps
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let nothing = std::fs::File::open("/dev/null").unwrap();
+        for wake in named("anon_inode:[eventfd]").into_iter().filter(|wake| !inherited.contains(wake)) {
+            // SAFETY: a call without memory.
+            assert_eq!(unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&nothing), wake) }, wake);
+        }
+        for _ in 0..3 {
+            assert!(file.read_exact(0, &mut [0; 10]).is_err());
+        }
+    });
+}
+
 /// Descriptors of this process that are rings.
 fn rings() -> Vec<i32> {
+    named("anon_inode:[io_uring]")
+}
+
+fn named(name: &str) -> Vec<i32> {
     let entries = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-    let ring = |path: &std::path::Path| {
-        std::fs::read_link(path).is_ok_and(|to| to.as_os_str() == "anon_inode:[io_uring]")
-    };
+    let named = |path: &std::path::Path| std::fs::read_link(path).is_ok_and(|to| to.as_os_str() == name);
     let number = |path: &std::path::Path| path.file_name()?.to_str()?.parse().ok();
-    entries.map(|entry| entry.path()).filter(|path| ring(path)).filter_map(|path| number(&path)).collect()
+    entries.map(|entry| entry.path()).filter(|path| named(path)).filter_map(|path| number(&path)).collect()
+}
+
+#[test]
+fn what_others_have_written_is_never_cut_off() {
+    for engines in all() {
+        let scratch = Scratch::new();
+        let path = scratch.file("data");
+        let open = || DiskFile::open(&path, Mode::Create { size: 0 }, &engines).unwrap();
+        let size = || std::fs::metadata(&path).unwrap().len();
+        let file = open();
+        if file.kind() == Kind::Null {
+            continue;
+        }
+        // a forked child closes the file after its parent has gone on
+        file.write_all(0, &[1; 5000]).unwrap();
+        let mut file = Some(file);
+        in_child(|| {
+            let parent = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            parent.set_len(8192).unwrap();
+            drop(file.take());
+            assert_eq!(size(), 8192);
+        });
+        drop(file);
+        // another process writes behind what was written here
+        for more in [100, 3192, 100_000] {
+            let file = open();
+            file.write_all(0, &[1; 5000]).unwrap();
+            let mut other = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+            std::io::Write::write_all(&mut other, &vec![2; more]).unwrap();
+            file.sync().unwrap();
+            drop(file);
+            // what ends as padding does cannot be told from it
+            assert!(size() == 5000 + more as u64 || more == 3192);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_being_written_is_the_same_to_who_opens_it() {
+    let scratch = Scratch::new();
+    let path = scratch.with("data", &[0; 5000]);
+    let pager = Pager::new(1 << 20, Engines::new(Some(Kind::Direct), 8).unwrap());
+    let Ok(pager) = pager else { return };
+    let Ok(file) = pager.open(&path, Mode::ReadWrite) else { return };
+    let end = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !end.load(Relaxed) {
+                file.write_all(4500, &[1; 500]).unwrap();
+            }
+        });
+        let same = (0..300).all(|_| Arc::ptr_eq(&pager.open(&path, Mode::Read).unwrap(), &file));
+        end.store(true, Relaxed);
+        assert!(same);
+    });
 }
 
 #[test]

@@ -33,6 +33,22 @@ pub(crate) fn to_python(error: Error) -> PyErr {
     }
 }
 
+/// The system's number of an error, also of one that was found without asking the system.
+fn number(error: &std::io::Error) -> Option<i32> {
+    use std::io::ErrorKind;
+    error.raw_os_error().or(match error.kind() {
+        ErrorKind::NotFound => Some(libc::ENOENT),
+        ErrorKind::AlreadyExists => Some(libc::EEXIST),
+        ErrorKind::PermissionDenied => Some(libc::EPERM),
+        ErrorKind::InvalidInput => Some(libc::EINVAL),
+        ErrorKind::FileTooLarge => Some(libc::EFBIG),
+        ErrorKind::Unsupported => Some(libc::ENOSYS),
+        ErrorKind::OutOfMemory => Some(libc::ENOMEM),
+        ErrorKind::WriteZero => Some(libc::EIO),
+        _ => None,
+    })
+}
+
 /// The one map from the pager's errors to Python exceptions.
 pub(crate) fn pager_to_python(py: Python<'_>, error: prunus_pager::Error) -> PyErr {
     use prunus_pager::Error;
@@ -40,7 +56,7 @@ pub(crate) fn pager_to_python(py: Python<'_>, error: prunus_pager::Error) -> PyE
     let text = error.to_string();
     match error {
         // With errno, Python makes the subclass: FileNotFoundError, PermissionError.
-        Error::Io { path, what, source } => match source.raw_os_error() {
+        Error::Io { path, what, source } => match number(&source) {
             Some(number) => PyOSError::new_err((number, format!("{what}: {source}"), path)),
             None => PyOSError::new_err(text),
         },
@@ -141,7 +157,7 @@ pub(crate) fn file_error(error: pager::Error) -> PyErr {
     use pager::Error as Fault;
     match &error {
         // Made with an error number, an OSError becomes FileNotFoundError and its like.
-        Fault::Io { path, what, source } => match source.raw_os_error() {
+        Fault::Io { path, what, source } => match number(source) {
             Some(number) => PyOSError::new_err((number, format!("{what}: {source}"), path.clone())),
             None => PyOSError::new_err(error.to_string()),
         },

@@ -134,10 +134,12 @@ impl DiskFile {
 
     fn resize(&self, py: Python<'_>, size: u64) -> PyResult<()> {
         check_writable(self.writable)?;
+        self.pager.check_process().map_err(file_error)?;
         py.detach(|| self.inner.resize(size)).map_err(file_error)
     }
 
     fn sync(&self, py: Python<'_>) -> PyResult<()> {
+        self.pager.check_process().map_err(file_error)?;
         py.detach(|| self.inner.sync()).map_err(file_error)
     }
 
@@ -147,7 +149,13 @@ impl DiskFile {
 
     /// Reads some bytes, such as a header.
     fn read<'py>(&self, py: Python<'py>, offset: u64, size: usize) -> PyResult<Bound<'py, PyBytes>> {
+        self.pager.check_process().map_err(file_error)?;
         let mut bytes = Vec::new();
+        // More than the file has is refused before there is memory for it.
+        if offset.checked_add(size as u64).is_none_or(|end| end > self.inner.size()) {
+            let (path, got) = (self.inner.path().to_owned(), self.inner.size().saturating_sub(offset));
+            return Err(file_error(pager::Error::Short { path, offset, expected: size as u64, got }));
+        }
         if bytes.try_reserve_exact(size).is_err() {
             return Err(file_error(pager::Error::Memory(size)));
         }
@@ -158,6 +166,7 @@ impl DiskFile {
 
     fn write(&self, py: Python<'_>, offset: u64, data: &[u8]) -> PyResult<()> {
         check_writable(self.writable)?;
+        self.pager.check_process().map_err(file_error)?;
         py.detach(|| self.inner.write_all(offset, data)).map_err(file_error)
     }
 
@@ -275,6 +284,12 @@ struct PanelMemory {
     panel: pager::Panel,
 }
 
+/// The memory of a writer's panel: the array that shows it keeps it.
+#[pyclass(frozen, module = "prunus._core")]
+struct WriterMemory {
+    _kept: Option<pager::Kept>,
+}
+
 /// Panels of a range of bytes, in order.
 #[pyclass(frozen, module = "prunus._core")]
 pub(crate) struct Reader {
@@ -329,27 +344,27 @@ fn closed() -> PyErr {
 #[pymethods]
 impl Writer {
     /// Memory for the next panel, to be filled; the same array until it is put. Empty after the last one.
-    fn panel<'py>(this: Bound<'py, Self>) -> PyResult<Bound<'py, PyArray1<u8>>> {
-        let py = this.py();
-        let writer = this.get();
-        if let Some(array) = &*held(&writer.shown) {
+    fn panel<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u8>>> {
+        if let Some(array) = &*held(&self.shown) {
             return Ok(array.bind(py).clone());
         }
-        let place = attend(py, |signals| match held(&writer.inner).as_mut() {
+        let (place, kept) = attend(py, |signals| match held(&self.inner).as_mut() {
             Some(writer) => {
                 let panel = writer.panel(signals)?;
-                Ok(Some(Place(panel.as_mut_ptr(), panel.len())))
+                let place = Place(panel.as_mut_ptr(), panel.len());
+                Ok(Some((place, writer.keep())))
             }
             None => Ok(None),
         })?
         .ok_or_else(closed)?;
-        // SAFETY: the panel's memory belongs to the pager, which the writer keeps, and the array keeps the
-        // writer; nothing else refers to it before the panel is put.
+        let memory = Bound::new(py, WriterMemory { _kept: kept })?;
+        // SAFETY: the array, and so all views of it, keep the panel's memory from other uses, also where they
+        // are written to after the panel was put. The empty one has no memory.
         let array = unsafe {
             let view = ArrayView1::from_shape_ptr(place.1, place.0.cast_const());
-            PyArray1::borrow_from_array(&view, this.clone().into_any())
+            PyArray1::borrow_from_array(&view, memory.into_any())
         };
-        *held(&writer.shown) = Some(array.clone().unbind());
+        *held(&self.shown) = Some(array.clone().unbind());
         Ok(array)
     }
 
@@ -366,7 +381,6 @@ impl Writer {
     /// Waits until all is written.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.let_go(py);
-        // Kept until its memory is no longer shown: a view of a panel may have outlived it.
         attend(py, |signals| match held(&self.inner).as_mut() {
             Some(writer) => writer.close(signals),
             None => Ok(()),

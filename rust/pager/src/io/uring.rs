@@ -209,6 +209,8 @@ impl Shared {
         self.stats.call();
         (&self.wake).write_all(&1_u64.to_ne_bytes()).map_err(|error| {
             let mut inbox = self.lock();
+            // Nobody was woken: the next one must not rely on it.
+            inbox.asleep = true;
             inbox.memory.clear();
             (std::mem::take(&mut inbox.requests), error)
         })

@@ -164,6 +164,23 @@ impl Shared {
         state.sleepers -= 1;
         state
     }
+
+    /// As [`Self::sleep`], for work that may be interrupted. The caller is asked without the lock: to answer it may
+    /// use the pool itself, or wait for a thread that does (Python's lock, signal handlers).
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub(crate) fn pause<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<MutexGuard<'a, State>> {
+        drop(self.sleep(state));
+        if interrupt.interrupted() {
+            return Err(Error::Interrupted);
+        }
+        Ok(self.lock())
+    }
 }
 
 /// Patience of a call that cannot go on.
@@ -193,18 +210,9 @@ impl Patience {
     /// Says after each wait whether to go on.
     ///
     /// # Errors
-    /// [`Error::Interrupted`], and [`Error::Budget`] where nothing has moved for long and nothing is under way:
-    /// then all frames are held by guards and panels.
-    pub(crate) fn check(
-        &mut self,
-        state: &State,
-        budget: usize,
-        size: usize,
-        interrupt: &dyn Interrupt,
-    ) -> Result<()> {
-        if interrupt.interrupted() {
-            return Err(Error::Interrupted);
-        }
+    /// [`Error::Budget`] where nothing has moved for long and nothing is under way: then all frames are held by
+    /// guards and panels.
+    pub(crate) fn check(&mut self, state: &State, budget: usize, size: usize) -> Result<()> {
         let busy = state.loading > 0 || state.writing_bytes > 0 || state.passages.iter().any(|p| p.out);
         if busy || state.moves != self.moves {
             (self.since, self.moves) = (Instant::now(), state.moves);

@@ -182,7 +182,11 @@ impl State {
                 continue;
             }
             let wanted = file.is_none_or(|file| Arc::ptr_eq(file, &self.layouts[page.layout].file));
-            if page.writers > 0 || page.failed || !wanted || page.dirtied > until {
+            // a panel under way to the same bytes is older
+            let going = || {
+                !self.passages.is_empty() && self.is_going(page.layout, &self.range(page.layout, page.index))
+            };
+            if page.writers > 0 || page.failed || !wanted || page.dirtied > until || going() {
                 self.dirty.push_back(id);
                 continue;
             }

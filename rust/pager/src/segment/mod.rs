@@ -274,8 +274,8 @@ impl Segment {
             if stuck && patience.retry(&mut state)? {
                 return Ok(());
             }
-            patience.check(&state, shared.budget, self.frame, interrupt)?;
-            drop(shared.sleep(state));
+            patience.check(&state, shared.budget, self.frame)?;
+            drop(shared.pause(state, interrupt)?);
         } else {
             drop(state);
             launch(shared, jobs);

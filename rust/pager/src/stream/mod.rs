@@ -6,7 +6,7 @@ mod writer;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 pub use reader::{Panel, Reader};
-pub use writer::Writer;
+pub use writer::{Kept, Writer};
 
 use crate::pool::{Frames, LARGEST, POLL, Patience, Shared, copy, launch};
 use crate::{Error, Result, SECTOR, Segment};

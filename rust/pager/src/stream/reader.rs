@@ -106,10 +106,7 @@ impl Reader {
         let mut state = shared.lock();
         while state.is_going(segment.layout(), &segment.widened(&range)) {
             // no frame is waited for, so this ends
-            state = shared.sleep(state);
-            if interrupt.interrupted() {
-                return Err(Error::Interrupted);
-            }
+            state = shared.pause(state, interrupt)?;
         }
         let (pages, runs) = plan(&mut state, segment.layout(), &range);
         state.clock += 1;

@@ -27,6 +27,11 @@ pub struct Writer {
     progress: Arc<Progress>,
 }
 
+/// Keeps the memory of a writer's panel from other uses, also after the panel was put.
+pub struct Kept {
+    _held: Arc<Held>,
+}
+
 impl Segment {
     /// Writes `begin..end` in panels of `panel` bytes, the last one shorter, `ahead` of them at a time (0: enough to
     /// keep a drive busy).
@@ -100,6 +105,12 @@ impl Writer {
         let Some(held) = &self.current else { return Ok(&mut []) };
         // SAFETY: the frame holds the panel after its lead, nobody else has it, and it is initialised memory.
         Ok(unsafe { std::slice::from_raw_parts_mut(held.ptr().add(lead), len) })
+    }
+
+    /// Keeps the memory of the panel at hand, for who goes on to look at it in ways that cannot be borrowed. It
+    /// counts as a panel's until this is dropped.
+    pub fn keep(&self) -> Option<Kept> {
+        self.current.clone().map(|held| Kept { _held: held })
     }
 
     /// Sends the panel at hand off; the next one is at hand then.
@@ -219,10 +230,7 @@ impl Writer {
             if !writing && !state.is_going(layout, &range) {
                 break;
             }
-            if interrupt.interrupted() {
-                return Err(Error::Interrupted);
-            }
-            state = shared.sleep(state);
+            state = shared.pause(state, interrupt)?;
         }
         if state.layouts[layout].pages > 0 {
             for index in state.layouts[layout].touched(&range) {
@@ -275,8 +283,8 @@ impl Writer {
         }
         self.raise()?;
         if !self.carry.is_empty() {
-            // closed before its end
-            let carry = std::mem::take(&mut self.carry);
+            // closed before its end; kept until it is written, as a close that fails may be tried again
+            let carry = self.carry.clone();
             let start = self.segment.start();
             let end = start + self.at;
             let begin = (end - carry.len() as u64).max(start);
@@ -288,6 +296,7 @@ impl Writer {
             self.segment.shared().tell(&mut state);
             drop(state);
             result?;
+            self.carry.clear();
         }
         self.end = self.at;
         Ok(())
