@@ -14,6 +14,7 @@ True
 """
 
 from prunus import _start as _start  # first: it tells of bad settings
+from prunus import llm as llm
 from prunus import paged as paged
 from prunus._bsr import BSR
 from prunus._config import show_config

