@@ -1,18 +1,19 @@
 """``llm calibrate``: from a text to what each hidden unit weighs, thresholds, and predictors.
 
 Of a hidden unit ``silu(g) * u`` whose row of the down-projection is d, ``|silu(g)| |u| ||d||`` is what
-leaving it out costs. Where the up-projection decides, |u| is known and the rest is not yet: the unit's weight is
-``||d||`` times the root of the mean square of ``silu(g)`` over the text, given u's token; where the gate
-decides, likewise with u. Thresholds are quantiles of weighted magnitudes, one set a layer, as those of CATS
-(Lee et al., 2024, arXiv:2404.08763) are of a gate's. Predictors are :class:`prunus.Predictor`, their scores
-weighted by ``||d||`` too.
+leaving it out costs. Where the up-projection decides, |u| is known and the rest is not yet: the unit's weight
+is ``||d||`` times the root of the mean square of ``silu(g)`` over the text; where the gate decides, likewise
+with u. With predictors, what is not known yet is guessed for each token instead, from a low-rank
+approximation of its matrix. Thresholds are quantiles of the scores, one set a layer, as those of CATS (Lee et
+al., 2024, arXiv:2404.08763) are of a gate's magnitudes. Where neither side is computed before units are
+chosen, :class:`prunus.Predictor` guesses both.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import numpy as np
 
@@ -37,6 +38,37 @@ _GRID: Final = np.linspace(0, 1, 129)
 _SAMPLE: Final = 4 << 20  # bytes of magnitudes of each kind that a layer's quantiles come from
 
 
+class Rule(NamedTuple):
+    """How a layer's units are judged once one side of them is known: live where the score is above ``tau``.
+
+    Attributes
+    ----------
+    tau : float
+        The threshold.
+    weights : ndarray of float32
+        Shape (units,): what a unit's known side is multiplied by. With ``guess``, the length of its row of
+        the down-projection; else that times the other side's root mean square.
+    other : str
+        The side that is not known: "up" or "gate".
+    guess : LowRank, optional
+        What the other side is about, for each input.
+    """
+
+    tau: float
+    weights: Array
+    other: str
+    guess: LowRank | None
+
+    def scores(self, known: Array, x: Array | None) -> Array:
+        """Return the scores (rows, units) for magnitudes of the known side, and the layer's inputs."""
+        scores: Array = known * self.weights
+        if self.guess is not None:
+            assert x is not None
+            with np.errstate(over="ignore", invalid="ignore"):
+                scores *= np.sqrt(self.guess.power(x, "silu" if self.other == "gate" else None))
+        return scores
+
+
 class Calibration:
     """What a text told of a model's hidden units.
 
@@ -59,25 +91,27 @@ class Calibration:
                 f"the calibration is of a model of (layers, hidden units, inputs) {self.sizes}, this is {own}"
             )
 
-    def thresholds(self, decide: str, keep: float) -> list[tuple[float, Array]]:
-        """Return for each layer the threshold that keeps a share of its units, and what units weigh.
+    def rules(self, decide: str, keep: float) -> list[Rule]:
+        """Return for each layer how its units are judged once one side is known.
 
         Parameters
         ----------
         decide : {"up", "gate"}
-            Which matrix decides.
+            The side that is computed first.
         keep : float
-            Share of units that were above it in the text, over all tokens.
+            Share of units that were above the threshold in the text, over all tokens.
         """
-        found = []
+        other = DECIDERS[1 - DECIDERS.index(decide)]
+        made = []
         for i in range(self.sizes[0]):
             levels = self._arrays[f"layers.{i}.{decide}.levels"]
             tau = float(np.interp(1 - keep, _GRID, levels))
-            found.append((tau, self._arrays[f"layers.{i}.{decide}.weights"]))
-        return found
+            guess = self._low_rank(i, other) if self.rank else None
+            made.append(Rule(tau, self._arrays[f"layers.{i}.{decide}.weights"], other, guess))
+        return made
 
     def predictors(self, keep: float) -> list[Predictor]:
-        """Return for each layer the predictor that keeps a share of its units.
+        """Return for each layer the predictor that keeps a share of its units before either side is known.
 
         Raises
         ------
@@ -88,12 +122,14 @@ class Calibration:
             raise ValueError("the calibration has no predictors: calibrate with rank= (--rank)")
         made = []
         for i in range(self.sizes[0]):
-            parts = (
-                LowRank(*(self._arrays[f"layers.{i}.predictor.{side}.{part}"] for part in LowRank._fields))
-                for side in ("up", "gate")
-            )
-            made.append(Predictor(*parts, keep=keep, activation="silu"))
+            # What a unit moves the output by is its value times its row's length.
+            lengths = np.maximum(self._arrays[f"layers.{i}.lengths"], np.finfo(np.float32).tiny)
+            up, gate = self._low_rank(i, "up").over(1 / lengths), self._low_rank(i, "gate")
+            made.append(Predictor(up, gate, keep=keep, activation="silu"))
         return made
+
+    def _low_rank(self, layer: int, side: str) -> LowRank:
+        return LowRank(*(self._arrays[f"layers.{layer}.{side}.{part}"] for part in LowRank._fields))
 
     # In files ------------------------------------------------------------------------------------------
 
@@ -137,21 +173,14 @@ class Calibration:
     def _require(self, path: str) -> None:
         """Raise FormatError unless all arrays are there in their shapes."""
         layers, units, inputs = self.sizes
-        low = {
-            "narrow": (self.rank, inputs),
-            "wide": (units, self.rank),
-            "offset": (units,),
-            "spread": (units,),
-        }
-        expected: dict[str, tuple[int, ...]] = {}
-        for i in range(layers):
-            for side in DECIDERS:
-                expected[f"layers.{i}.{side}.weights"] = (units,)
-                expected[f"layers.{i}.{side}.levels"] = (len(_GRID),)
-                if self.rank:
-                    for part, shape in low.items():
-                        expected[f"layers.{i}.predictor.{side}.{part}"] = shape
-        for name, shape in expected.items():
+        low = {"narrow": (self.rank, inputs), "wide": (units, self.rank)}
+        each: dict[str, tuple[int, ...]] = {"lengths": (units,)}
+        for side in DECIDERS:
+            each |= {f"{side}.weights": (units,), f"{side}.levels": (len(_GRID),)}
+            if self.rank:
+                each |= {f"{side}.{part}": shape for part, shape in low.items()}
+                each |= {f"{side}.{part}": (units,) for part in ("offset", "spread")}
+        for name, shape in ((f"layers.{i}.{name}", each[name]) for i in range(layers) for name in each):
             found = self._arrays.get(name)
             if found is None or found.shape != shape or found.dtype != np.float32:
                 what = "nothing" if found is None else f"{found.dtype} of shape {found.shape}"
@@ -180,10 +209,10 @@ class Collector:
         self._sums = np.zeros((count, 2, units))
         self._tokens = np.zeros(count, np.int64)
         room = max(_SAMPLE // (4 * units), 16)
-        self._sizes_kept = [Reservoir(room, 2 * units, seed + i) for i in range(count)]
+        self._samples = [Reservoir(room, 2 * units + inputs, seed + i) for i in range(count)]
         # A fit wants a few times as many samples as there are inputs.
         wanted = 4 * inputs if rank else 0
-        self._inputs_kept = [Reservoir(wanted, inputs, seed + i) for i in range(count)]
+        self._inputs = [Reservoir(wanted, inputs, seed + i) for i in range(count)]
 
     def watch(self, number: int, x: Array) -> None:
         """Take note of a layer's inputs (tokens, hidden_size)."""
@@ -196,8 +225,8 @@ class Collector:
         sizes = np.concatenate([np.abs(up), np.abs(gate)], axis=1)
         self._sums[number] += np.square(sizes, dtype=np.float64).sum(axis=0).reshape(2, -1)
         self._tokens[number] += len(x)
-        self._sizes_kept[number].add(sizes)
-        self._inputs_kept[number].add(x)
+        self._samples[number].add(np.concatenate([sizes, x], axis=1))
+        self._inputs[number].add(x)
 
     def finish(self, told: Callable[[], None] = lambda: None) -> Calibration:
         """Return the calibration; ``told`` is called once a layer.
@@ -207,38 +236,40 @@ class Collector:
         ValueError
             If the text was too short for the predictors' rank.
         """
-        count, units, _ = self._sizes
         arrays: dict[str, Array] = {}
-        for i in range(count):
-            ffn = _in_memory(self._layers[i])
-            lengths = np.sqrt(np.einsum("ij,ij->i", down := ffn._down.astype(np.float32), down))
-            mean = np.sqrt(self._sums[i] / max(int(self._tokens[i]), 1))
-            kept = self._sizes_kept[i].rows
-            for at, side in enumerate(DECIDERS):
-                weights = (lengths * mean[1 - at]).astype(np.float32)
-                scores = kept[:, at * units : (at + 1) * units] * weights
-                levels = np.quantile(scores, _GRID) if scores.size else np.zeros(len(_GRID))
-                levels[0] = 0.0  # what keeps all
-                arrays[f"layers.{i}.{side}.weights"] = weights
-                arrays[f"layers.{i}.{side}.levels"] = levels.astype(np.float32)
-            if self._rank:
-                arrays |= self._predictor(i, ffn, lengths)
+        for i in range(self._sizes[0]):
+            found = self._layer(i, _in_memory(self._layers[i]))
+            arrays |= {f"layers.{i}.{name}": np.ascontiguousarray(a, np.float32) for name, a in found.items()}
             told()
         return Calibration(self._sizes, arrays, self._rank)
 
-    def _predictor(self, i: int, ffn: FFN, lengths: Array) -> dict[str, Array]:
-        x = self._inputs_kept[i].rows
+    def _layer(self, i: int, ffn: FFN) -> dict[str, Array]:
+        units = self._sizes[1]
+        down = ffn._down.astype(np.float32)
+        lengths = np.sqrt(np.einsum("ij,ij->i", down, down))
+        mean = np.sqrt(self._sums[i] / max(int(self._tokens[i]), 1))
+        found = {"lengths": lengths}
+        fits = self._fits(i, ffn) if self._rank else None
+        sizes, x = self._samples[i].rows[:, : 2 * units], self._samples[i].rows[:, 2 * units :]
+        for at, side in enumerate(DECIDERS):
+            other = DECIDERS[1 - at]
+            weights = lengths if fits else lengths * mean[1 - at]
+            rule = Rule(0.0, weights.astype(np.float32), other, fits[other] if fits else None)
+            scores = rule.scores(sizes[:, at * units : (at + 1) * units], np.ascontiguousarray(x))
+            levels = np.quantile(scores, _GRID) if scores.size else np.zeros(len(_GRID))
+            levels[0] = 0.0  # what keeps all
+            found |= {f"{side}.weights": weights, f"{side}.levels": levels}
+            if fits:
+                found |= {f"{side}.{part}": values for part, values in fits[side]._asdict().items()}
+        return found
+
+    def _fits(self, i: int, ffn: FFN) -> dict[str, LowRank]:
+        """Return low-rank approximations of both sides."""
+        x = self._inputs[i].rows
         up, gate = (w.astype(np.float32) for w in (ffn._up, ffn._gate) if w is not None)
         made = Predictor.fit(x, up, rank=self._rank, keep=1.0, w_gate=gate, b_up=ffn._b_up, activation="silu")
-        # What a unit moves the output by is its value times its row's length.
-        weighted = made._up.over(1 / np.maximum(lengths, np.finfo(np.float32).tiny))
         assert made._gate is not None
-        sides: dict[str, Any] = {"up": weighted, "gate": made._gate}
-        return {
-            f"layers.{i}.predictor.{side}.{part}": np.ascontiguousarray(values, np.float32)
-            for side, found in sides.items()
-            for part, values in found._asdict().items()
-        }
+        return {"up": made._up, "gate": made._gate}
 
 
 class Reservoir:

@@ -20,8 +20,9 @@ from prunus.llm.generation import Generation
 from prunus.llm.pruning import Prune, Tally, policies
 from prunus.llm.vocabulary import Tokenizer
 from prunus.llm.weights import DTYPES, Weights, from_checkpoint, from_file, speech_of
+from prunus.paged.blocks import least_budget
 from prunus.paged.files import File, open_file
-from prunus.paged.pagers import Pager
+from prunus.paged.pagers import Pager, parse_bytes
 from prunus.pruning.ffn import DECIDERS
 
 __all__ = ["Model", "load"]
@@ -359,13 +360,17 @@ def load(
     UnsupportedModelError
         If the model has something that is not built here.
     ValueError
-        If arguments do not fit each other.
+        If arguments do not fit each other, or the budget is too small for one step.
     """
     text = os.fspath(path)
     if budget is not None and pager is not None:
         raise ValueError("budget= makes a new pager and pager= names one: expected only one of them")
     if decide is not None and decide not in DECIDERS:
         raise ValueError(f"decide must be one of {', '.join(DECIDERS)}, got {decide!r}")
+    size = None if budget is None else parse_bytes(budget)
+    size = pager.budget if pager is not None else size
+    if size is not None and size < least_budget():
+        raise ValueError(f"a model on disk needs a budget of at least {least_budget()} bytes, got {size}")
     paged = Pager(budget) if budget is not None else pager
     if _is_packed(text):
         made = _open_packed(text, paged, dtype, decide, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from prunus._construct import count_of
 from prunus._dtypes import Array
-from prunus.llm.calibration import Calibration
+from prunus.llm.calibration import Calibration, Rule
 from prunus.llm.weights import Weights
 from prunus.pruning._checks import check_share
 from prunus.pruning.policies import Policy, Statistics, foreseen, largest
@@ -72,26 +73,31 @@ class Ranked(Policy):
 
 
 class Above(Policy):
-    """Keeps the units whose weighted magnitude is above a threshold; NaN is kept.
+    """Keeps the units whose score is above a threshold; NaN is kept.
 
     Parameters
     ----------
-    tau : float
-        The threshold.
-    weights : ndarray of float32
-        Shape (units,).
+    rule : Rule
+        The threshold, and how units are scored.
     tally : Tally
         What counts.
     """
 
     scope = "row"
 
-    def __init__(self, tau: float, weights: Array, tally: Tally) -> None:
-        self.tau, self.weights, self.tally = tau, weights, tally
+    def __init__(self, rule: Rule, tally: Tally) -> None:
+        self.rule, self.tally = rule, tally
+        self._inputs = threading.local()  # of the call that each thread is in
+
+    def foresee(self, x: Array, branches: int) -> Array | None:
+        """Foresee nothing, but take note of the inputs: what is not computed yet is guessed from them."""
+        self._inputs.x = None if self.rule.guess is None else np.asarray(x, np.float32)
+        return None
 
     def select(self, statistics: Statistics) -> Array:
         """Return the units that are kept."""
-        return self.tally.add(~(statistics.norms * self.weights <= self.tau))
+        scores = self.rule.scores(statistics.norms, self._inputs.x)
+        return self.tally.add(~(scores <= self.rule.tau))
 
 
 class Foreseen(Policy):
@@ -165,4 +171,4 @@ def policies(
         return None
     if weights.decide == "predictor":
         return [Foreseen(one, tally) for one in found.predictors(share)]
-    return [Above(tau, scale, tally) for tau, scale in found.thresholds(weights.decide, share)]
+    return [Above(rule, tally) for rule in found.rules(weights.decide, share)]

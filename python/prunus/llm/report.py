@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Memory", "disk_rate", "usage_table"]
 
 _STATUS: Final = Path("/proc/self/status")
-_BLOCK, _DEPTH, _SECONDS = 1 << 20, 16, 0.3
+_BLOCK, _SECTOR, _DEPTH, _SECONDS = 1 << 20, 4096, 16, 0.3
 
 
 class Memory:
@@ -61,7 +61,8 @@ def disk_rate(path: str) -> float:
     OSError
         If the file cannot be read.
     """
-    found = _core.measure_io(path, None, ["sequential read"], [_BLOCK], [_DEPTH], _SECONDS)
+    block = max(min(_BLOCK, Path(path).stat().st_size // _SECTOR * _SECTOR), 1)
+    found = _core.measure_io(path, None, ["sequential read"], [block], [_DEPTH], _SECONDS)
     return max(float(rate) for _, _, _, _, rate, *_ in found)
 
 

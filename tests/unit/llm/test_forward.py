@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from prunus import llm
 from support.llama import Small, small
 
