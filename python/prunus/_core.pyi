@@ -273,6 +273,7 @@ def combine(
     branch: int,
     bias: NDArray[Any] | None,
     threads: int,
+    add: bool = False,
 ) -> None: ...
 
 # Headers of files (rust/pager/src/format). Paths are for messages alone; dtypes are NumPy's or ml_dtypes'

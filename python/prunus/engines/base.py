@@ -194,6 +194,7 @@ class Engine(Protocol):
         live: Array | None = None,
         branch: int = 1,
         bias: Array | None = None,
+        add: bool = False,
     ) -> None:
         """Write ``h @ w + bias``, where only live branches of each row of ``h`` take part.
 
@@ -214,6 +215,9 @@ class Engine(Protocol):
             Units in a branch.
         bias : ndarray, optional
             Shape (n,).
+        add : bool
+            Go on from the sums that ``out`` holds, of the dtype that sums have, as if units before these had
+            been summed first.
         """
         ...
 

@@ -108,9 +108,10 @@ class CpuEngine:
         live: Array | None = None,
         branch: int = 1,
         bias: Array | None = None,
+        add: bool = False,
     ) -> None:
         """See :class:`prunus.engines.base.Engine`."""
-        _core.combine(h, w, out, _bytes(live), branch, bias, THREADS.get())
+        _core.combine(h, w, out, _bytes(live), branch, bias, THREADS.get(), add)
 
     def attention(
         self,

@@ -160,6 +160,7 @@ class ReferenceEngine:
         live: Array | None = None,
         branch: int = 1,
         bias: Array | None = None,
+        add: bool = False,
     ) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         every = _units(live, branch, h.shape)
@@ -167,6 +168,7 @@ class ReferenceEngine:
             for t, row in enumerate(h.astype(np.float64)):
                 at = np.flatnonzero(every[t])
                 sums = (row[at, None] * w[at].astype(np.float64)).sum(axis=0)
+                sums = sums + out[t] if add else sums
                 out[t] = sums if bias is None else sums + bias.astype(np.float64)
 
     def attention(

@@ -94,9 +94,8 @@ class Resident(Table):
 class PagedFFN(FeedForward):
     """A packed feed-forward layer on disk; made by ``pr.open(path)[name]`` or ``FFN.open``.
 
-    It is called as an :class:`prunus.FFN` is, with the same result: to the bit where its units are one span
-    of 16 MiB of bundles, and otherwise up to the order of sums, which is fixed by the layer's sizes: spans of
-    units are added in ascending order.
+    It is called as an :class:`prunus.FFN` is, with the same result to the bit: units are taken in ascending
+    order, 16 MiB of bundles at a time, and sums go on from one such span to the next.
 
     Attributes
     ----------
@@ -268,14 +267,15 @@ class PagedFFN(FeedForward):
         first: Array | None,
     ) -> None:
         """Read bundles span by span and add what they contribute."""
-        total, d = Total(y, self._b_down), self.features
+        d = self.features
         # The panel's rows of live units are wanted too where nothing was decided by it.
         panel = self._panel if first is None else None
         chunks: Iterator[tuple[Span, Array]]
+        every = [] if live is None else list(spans(self.hidden, self._bundle.span, live, branch))
+        total = Total(y, self._b_down, len(every) == 1)
         if live is None:
-            chunks = self._bundle.chunks(None, branch)
+            chunks = self._bundle.panels()
         else:
-            every = list(spans(self.hidden, self._bundle.span, live, branch))
             told = announced(every, [self._bundle] if panel is None else [panel, self._bundle])
             chunks = ((part, self._bundle.gather(part.units)) for _, part in zip(told, every, strict=True))
         count = self._layer.matrices

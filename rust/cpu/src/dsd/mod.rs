@@ -9,7 +9,7 @@ mod blocks;
 pub(crate) mod convert;
 mod pack;
 mod panel;
-mod parts;
+pub(crate) mod parts;
 pub(crate) mod plan;
 #[cfg(target_arch = "x86_64")]
 mod stages;

@@ -13,11 +13,10 @@ use super::Dsd;
 use super::blocks::{BlockLayout, copy_block};
 use super::convert::{Convert, Element, Rect};
 use super::pack::{self, Cut, View};
+use super::parts::take_sums;
 use super::plan::{self, Panel};
 use super::store::{Finished, Store, Sum};
 use super::tile::{Block, Tile};
-use super::transpose;
-use crate::level;
 use crate::memory::Workspace;
 use crate::simd::Lanes;
 use crate::threads::{Context, for_each};
@@ -374,36 +373,6 @@ where
         };
         // SAFETY: the sums are complete, and these rows and columns of the result are this task's.
         unsafe { (self.store)(&finished, &self.call.epilogue) };
-    }
-}
-
-/// Copies sums out of a result of their own type to rows of `width`, zeros behind them.
-///
-/// # Safety
-/// The rectangle must be readable, and `dst` writeable for `width` values a row.
-unsafe fn take_sums<A: Copy + Default>(rect: &Rect, dst: *mut A, width: usize) {
-    let size = size_of::<A>();
-    let turned = rect.row_stride == 4 && size == 4 && transpose::is_available(level::current());
-    let straight = rect.col_stride == size as isize;
-    // SAFETY: the caller's promise; a 32-bit value is copied as it is.
-    unsafe {
-        if turned {
-            transpose::transpose_32(rect, dst.cast(), width);
-        }
-        for row in 0..rect.rows {
-            let (from, to) = (rect.src.wrapping_offset(row as isize * rect.row_stride), dst.add(row * width));
-            if straight {
-                std::ptr::copy_nonoverlapping(from, to.cast(), rect.cols * size);
-            } else if !turned {
-                for col in 0..rect.cols {
-                    let from = from.wrapping_offset(col as isize * rect.col_stride);
-                    to.add(col).write(from.cast::<A>().read_unaligned());
-                }
-            }
-            for col in rect.cols..width {
-                to.add(col).write(A::default());
-            }
-        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! Products that come in parts: x packed once for all of them, and sums that go on.
 
+use std::ptr;
+
 use prunus_core::{DType, Error, MatMut, MatRef};
 
-use super::convert::{Convert, Element};
-use super::{Dsd, PackedX, compute_type, sums_type, thin};
+use super::convert::{Convert, Element, Rect};
+use super::{Dsd, PackedX, compute_type, sums_type, thin, transpose};
 use crate::dispatch::with_lanes;
 use crate::level;
 #[cfg(target_arch = "x86_64")]
@@ -103,6 +105,36 @@ impl Dsd<'_> {
             })?;
         }
         Ok(path)
+    }
+}
+
+/// Copies sums out of a result of their own type to rows of `width`, zeros behind them.
+///
+/// # Safety
+/// The rectangle must be readable, and `dst` writeable for `width` values a row.
+pub(crate) unsafe fn take_sums<A: Copy + Default>(rect: &Rect, dst: *mut A, width: usize) {
+    let size = size_of::<A>();
+    let turned = rect.row_stride == 4 && size == 4 && transpose::is_available(level::current());
+    let straight = rect.col_stride == size as isize;
+    // SAFETY: the caller's promise; a 32-bit value is copied as it is.
+    unsafe {
+        if turned {
+            transpose::transpose_32(rect, dst.cast(), width);
+        }
+        for row in 0..rect.rows {
+            let (from, to) = (rect.src.wrapping_offset(row as isize * rect.row_stride), dst.add(row * width));
+            if straight {
+                ptr::copy_nonoverlapping(from, to.cast(), rect.cols * size);
+            } else if !turned {
+                for col in 0..rect.cols {
+                    let from = from.wrapping_offset(col as isize * rect.col_stride);
+                    to.add(col).write(from.cast::<A>().read_unaligned());
+                }
+            }
+            for col in rect.cols..width {
+                to.add(col).write(A::default());
+            }
+        }
     }
 }
 
