@@ -118,6 +118,19 @@ def test_dead_bundles_are_never_read(rng, stored):
     assert t.bytes_skipped == 240 * 1400 * 4
 
 
+def test_many_layers_leave_room_to_read(rng, tmp_path):
+    """Each panel is below a quarter of the budget, all of them are more than it."""
+    layers = {f"l{i}": packed(rng, False, "up", units=256, d=700, out=700) for i in range(8)}
+    pr.save(tmp_path / "m.safetensors", layers)
+    x = rng.standard_normal((2, 700)).astype(F32)
+    with pr.open(tmp_path / "m.safetensors", budget=4 * MIB) as file:
+        disk = {name: file[name] for name in layers}
+        for _ in range(2):
+            for name, layer in layers.items():
+                policy = pr.Threshold(1.0)
+                np.testing.assert_array_equal(disk[name](x, "relu", policy), layer(x, "relu", policy))
+
+
 def test_resident_panels_are_read_once(rng, stored):
     layer = packed(rng, False, "up", units=256, d=700, out=700)
     disk = stored(layer, 8 * MIB)
