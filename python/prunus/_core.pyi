@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 __all__ = [
     "DiskFile",
     "Packed",
+    "PackedColumns",
     "Pager",
     "Reader",
     "Segment",
@@ -40,6 +41,7 @@ __all__ = [
     "npy_header",
     "npy_header_size",
     "pack",
+    "pack_columns",
     "parse_npy",
     "parse_safetensors",
     "pooled_scores",
@@ -139,7 +141,17 @@ def dsd(
     bias: NDArray[Any] | None,
     activation: str | None,
     threads: int,
+    packed: PackedColumns | None = None,
+    add: bool = False,
 ) -> None: ...
+
+@final
+class PackedColumns:
+    """A dense operand in the kernels' panels, for products with many operands."""
+
+def pack_columns(
+    x: NDArray[Any], w: np.dtype[Any], out: np.dtype[Any], blocksize: tuple[int, int], threads: int
+) -> PackedColumns | None: ...
 def dsd_packed(
     w: Packed,
     transposed: bool,
@@ -261,6 +273,7 @@ def combine(
     branch: int,
     bias: NDArray[Any] | None,
     threads: int,
+    add: bool = False,
 ) -> None: ...
 
 # Headers of files (rust/pager/src/format). Paths are for messages alone; dtypes are NumPy's or ml_dtypes'

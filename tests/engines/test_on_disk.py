@@ -34,6 +34,7 @@ def near(got, expected):
 def test_products(rng, stored, monkeypatch, small):
     if small:
         monkeypatch.setattr(blocks, "GROUP", 500)
+        monkeypatch.setattr(blocks, "SPREAD", 500)
         monkeypatch.setattr(tables, "SPAN", 500)
     W = sparse(rng, (37, 50), (4, 6), F32)
     x, z, bias = values(rng, (50, 7), F32), values(rng, (3, 37), F32), values(rng, 37, F32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from prunus._core import Packed
 from prunus._dtypes import Array, DType
@@ -83,7 +83,30 @@ class Engine(Protocol):
 
     name: str
 
-    def dsd(self, w: Blocks, x: Array, out: Array, bias: Array | None, activation: str | None) -> None:
+    def hold(self, x: Array, w: DType, out: DType, blocksize: tuple[int, int]) -> Any:
+        """Return what makes many products with one dense operand faster, or None.
+
+        Parameters
+        ----------
+        x : ndarray
+            Shape (k, n). It must not be written while what is returned is in use.
+        w, out : dtype
+            Of the block-sparse operands, and of what they are multiplied into.
+        blocksize : tuple of int
+            Rows and columns of the operands' blocks, after transposition.
+        """
+        ...
+
+    def dsd(
+        self,
+        w: Blocks,
+        x: Array,
+        out: Array,
+        bias: Array | None,
+        activation: str | None,
+        held: Any = None,
+        add: bool = False,
+    ) -> None:
         """Write ``activation(w @ x + bias[:, None])`` to ``out``, for every member of a batch.
 
         Parameters
@@ -98,6 +121,11 @@ class Engine(Protocol):
             Shape (m,).
         activation : str, optional
             One of ``ACTIVATIONS``.
+        held : object, optional
+            What :meth:`hold` made of ``x``, which has no batch then.
+        add : bool
+            Add the product to what ``out`` holds, of the dtype that sums have; without ``bias`` and
+            ``activation``.
         """
         ...
 
@@ -166,6 +194,7 @@ class Engine(Protocol):
         live: Array | None = None,
         branch: int = 1,
         bias: Array | None = None,
+        add: bool = False,
     ) -> None:
         """Write ``h @ w + bias``, where only live branches of each row of ``h`` take part.
 
@@ -186,6 +215,9 @@ class Engine(Protocol):
             Units in a branch.
         bias : ndarray, optional
             Shape (n,).
+        add : bool
+            Go on from the sums that ``out`` holds, of the dtype that sums have, as if units before these had
+            been summed first.
         """
         ...
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from prunus import _core
@@ -20,14 +22,30 @@ class CpuEngine:
 
     name = "cpu"
 
-    def dsd(self, w: Blocks, x: Array, out: Array, bias: Array | None, activation: str | None) -> None:
+    def hold(self, x: Array, w: DType, out: DType, blocksize: tuple[int, int]) -> Any:
+        """See :class:`prunus.engines.base.Engine`."""
+        return _core.pack_columns(x, w, out, blocksize, THREADS.get())
+
+    def dsd(
+        self,
+        w: Blocks,
+        x: Array,
+        out: Array,
+        bias: Array | None,
+        activation: str | None,
+        held: Any = None,
+        add: bool = False,
+    ) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         # The kernels take every pair of operand dtypes and round once, so nothing is converted here.
         data, indices, indptr, shape, transposed = w
         if isinstance(data, _core.Packed):
+            if add:
+                raise TypeError("the product of a packed operand is not added to anything")
             _core.dsd_packed(data, transposed, x, out, bias, activation, THREADS.get())
-        else:
-            _core.dsd(data, indices, indptr, shape, transposed, x, out, bias, activation, THREADS.get())
+            return
+        threads = THREADS.get()
+        _core.dsd(data, indices, indptr, shape, transposed, x, out, bias, activation, threads, held, add)
 
     def ssd(self, a: Blocks, b: Blocks, dtype: DType) -> tuple[Array, Index, Index]:
         """See :class:`prunus.engines.base.Engine`."""
@@ -90,9 +108,10 @@ class CpuEngine:
         live: Array | None = None,
         branch: int = 1,
         bias: Array | None = None,
+        add: bool = False,
     ) -> None:
         """See :class:`prunus.engines.base.Engine`."""
-        _core.combine(h, w, out, _bytes(live), branch, bias, THREADS.get())
+        _core.combine(h, w, out, _bytes(live), branch, bias, THREADS.get(), add)
 
     def attention(
         self,

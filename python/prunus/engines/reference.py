@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -61,11 +62,25 @@ class ReferenceEngine:
 
     name = "reference"
 
-    def dsd(self, w: Blocks, x: Array, out: Array, bias: Array | None, activation: str | None) -> None:
+    def hold(self, x: Array, w: DType, out: DType, blocksize: tuple[int, int]) -> Any:
+        """See :class:`prunus.engines.base.Engine`."""
+        return None
+
+    def dsd(
+        self,
+        w: Blocks,
+        x: Array,
+        out: Array,
+        bias: Array | None,
+        activation: str | None,
+        held: Any = None,
+        add: bool = False,
+    ) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         wide = _wide(w.data.dtype, x.dtype)
         for at in np.ndindex(*out.shape[:-2]):
-            sums, right = np.zeros(out.shape[-2:], wide), x[at].astype(wide)
+            sums = out[at].astype(wide) if add else np.zeros(out.shape[-2:], wide)
+            right = x[at].astype(wide)
             with np.errstate(all="ignore"):  # infinities and NaN propagate without a word
                 for rows, cols, part in _pieces(w.member(at), wide):
                     sums[rows] += part @ right[cols]
@@ -145,6 +160,7 @@ class ReferenceEngine:
         live: Array | None = None,
         branch: int = 1,
         bias: Array | None = None,
+        add: bool = False,
     ) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         every = _units(live, branch, h.shape)
@@ -152,6 +168,7 @@ class ReferenceEngine:
             for t, row in enumerate(h.astype(np.float64)):
                 at = np.flatnonzero(every[t])
                 sums = (row[at, None] * w[at].astype(np.float64)).sum(axis=0)
+                sums = sums + out[t] if add else sums
                 out[t] = sums if bias is None else sums + bias.astype(np.float64)
 
     def attention(

@@ -15,12 +15,15 @@ from prunus._layout import Index
 from prunus.engines.base import Blocks
 from prunus.paged.store import Store
 
-__all__ = ["GROUP", "BlockFile", "Piece", "least_budget", "stream_panel"]
+__all__ = ["GROUP", "SPREAD", "BlockFile", "Piece", "least_budget", "stream_panel"]
 
 # Bytes of blocks that are multiplied at a time where they are put together: enough that what a product does
 # once a call, such as packing its dense operand, is a small part of it. A constant, so that where sums are
 # cut does not depend on a budget.
 GROUP: Final = 8 << 20
+# The same for a transposed operand: each group adds to sums all over the result, which have to come from
+# memory and go back.
+SPREAD: Final = 16 << 20
 # A panel of a stream takes at most this share of the budget: some are on their way while one is used.
 _SHARE: Final = 16
 _LARGEST: Final = 2 << 20
@@ -133,7 +136,7 @@ class BlockFile(NamedTuple):
         Parameters
         ----------
         few : bool
-            The product does little with each block: they are used where they were read to, rather than put
+            The product does little once a piece: blocks are used where they were read to, rather than put
             together into larger pieces.
 
         Raises
@@ -180,8 +183,8 @@ class BlockFile(NamedTuple):
             yield self._blocks(raw)
 
     def _groups(self, reader: Any) -> Iterator[Array]:
-        """Yield as many blocks as ``GROUP`` bytes hold, but one at least, in memory that is used again."""
-        room = max(GROUP // self.block_bytes, 1) * self.block_bytes
+        """Yield as many blocks as ``SPREAD`` bytes hold, but one at least, in memory that is used again."""
+        room = max(SPREAD // self.block_bytes, 1) * self.block_bytes
         buffer = np.empty(min(room, self.nbytes), np.uint8)
         filled = 0
         for _, raw in reader:

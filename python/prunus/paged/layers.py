@@ -36,14 +36,21 @@ __all__ = ["PagedFFN", "layer_parts", "open_layer"]
 
 RESIDENT: Final = ("panel", "none")
 _UNIT: Final = 64
+# Of the budget, what tables that stay may take unless they are asked for.
+_SHARE: Final = 4
 _PIECE: Final = 4 << 20
 
 
 class Resident(Table):
-    """A table that stays in memory once it was streamed: its panels are kept, in the pager's own memory."""
+    """A table that stays in memory once it was streamed: its panels are kept, in the pager's own memory.
 
-    def __init__(self, table: Table) -> None:
+    Unless it is ``asked`` for, it stays only while what is held of the pager's memory is a quarter of it or
+    less: tables of many layers would leave no room to read with. Otherwise it is read as others are.
+    """
+
+    def __init__(self, table: Table, asked: bool) -> None:
         super().__init__(table.store, table.start, table.shape, table.dtype, table.pitch)
+        self._asked = asked
         self._lock = threading.Lock()
         self._panels: list[Array] | None = None
 
@@ -52,20 +59,27 @@ class Resident(Table):
         """Whether it was read."""
         return self._panels is not None
 
-    def _kept(self) -> list[Array]:
-        """Return all rows in panels of one height, but for the last one; read at the first call."""
+    def _kept(self) -> list[Array] | None:
+        """Return all rows in panels of one height, but the last one, read once; None: no room."""
         with self._lock:
             if self._panels is None:
+                pager = self.store.pager
+                held = int(pager.stats().get("pinned", 0)) + len(self) * self.pitch
+                if not self._asked and held > int(pager.budget) // _SHARE:
+                    return None
                 panel = stream_panel(int(self.store.pager.budget), self.pitch)
                 # Whole branches of usual widths. Rows longer than a panel come in memory that is used again.
-                unit, held = max(min(_UNIT, panel // max(self.pitch, 1)), 1), panel >= self.pitch
+                unit, lies = max(min(_UNIT, panel // max(self.pitch, 1)), 1), panel >= self.pitch
                 stream = super().stream(unit=unit)
-                self._panels = [rows if held else rows.copy() for _, rows in stream]
+                self._panels = [rows if lies else rows.copy() for _, rows in stream]
             return self._panels
 
     def stream(self, rows: int | None = None, unit: int = 1) -> Iterator[tuple[int, Array]]:
         """Yield rows as :meth:`Table.stream`."""
         panels = self._kept()
+        if panels is None:
+            yield from super().stream(rows, unit)
+            return
         height = len(panels[0]) if panels else 1
         if rows is None and height % unit == 0:
             yield from zip(range(0, len(self), height), panels, strict=True)
@@ -77,6 +91,8 @@ class Resident(Table):
     def gather(self, units: Array) -> Array:
         """Return rows, in a new array."""
         panels = self._kept()
+        if panels is None:
+            return super().gather(units)
         out = np.empty((len(units), self.shape[1]), self.dtype)
         if not len(units):
             return out
@@ -94,9 +110,8 @@ class Resident(Table):
 class PagedFFN(FeedForward):
     """A packed feed-forward layer on disk; made by ``pr.open(path)[name]`` or ``FFN.open``.
 
-    It is called as an :class:`prunus.FFN` is, with the same result: to the bit where its units are one span
-    of 16 MiB of bundles, and otherwise up to the order of sums, which is fixed by the layer's sizes: spans of
-    units are added in ascending order.
+    It is called as an :class:`prunus.FFN` is, with the same result to the bit: units are taken in ascending
+    order, 16 MiB of bundles at a time, and sums go on from one such span to the next.
 
     Attributes
     ----------
@@ -154,9 +169,10 @@ class PagedFFN(FeedForward):
             tables.append(Table(array._store, array._start, (layer.units, width), kind, pitch))
         panel = tables[1] if len(tables) > 1 else None
         if panel is not None and (
-            resident == "panel" or (resident is None and len(panel) * panel.pitch <= int(pager.budget) // 4)
+            resident == "panel"
+            or (resident is None and len(panel) * panel.pitch <= int(pager.budget) // _SHARE)
         ):
-            panel = Resident(panel)
+            panel = Resident(panel, resident is not None)
         size = panel_of(pager)
         b_up, b_down = (None if one is None else load(file, one, size) for one in (layer.b_up, layer.b_down))
         return cls(layer, name, tables[0], panel, b_up, b_down)
@@ -268,14 +284,15 @@ class PagedFFN(FeedForward):
         first: Array | None,
     ) -> None:
         """Read bundles span by span and add what they contribute."""
-        total, d = Total(y, self._b_down), self.features
+        d = self.features
         # The panel's rows of live units are wanted too where nothing was decided by it.
         panel = self._panel if first is None else None
         chunks: Iterator[tuple[Span, Array]]
+        every = [] if live is None else list(spans(self.hidden, self._bundle.span, live, branch))
+        total = Total(y, self._b_down, len(every) == 1)
         if live is None:
-            chunks = self._bundle.chunks(None, branch)
+            chunks = self._bundle.panels()
         else:
-            every = list(spans(self.hidden, self._bundle.span, live, branch))
             told = announced(every, [self._bundle] if panel is None else [panel, self._bundle])
             chunks = ((part, self._bundle.gather(part.units)) for _, part in zip(told, every, strict=True))
         count = self._layer.matrices

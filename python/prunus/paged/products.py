@@ -1,7 +1,9 @@
 """Products with arrays on disk, by panels that the pager reads ahead.
 
 The operand on disk is read once, in the order of storage: by rows where it is stored so, each panel giving
-rows of the result, and otherwise by parts of the sum. Of two operands on disk the one held is read once, in
+rows of the result, and otherwise by parts of the sum. The engine multiplies panels where they were read to;
+dtypes that it does not know, and parts of sums of many columns, are NumPy's, in runs that are put together.
+Of two operands on disk the one held is read once, in
 parts of up to a quarter of the budget (in memory of their own), and the other one once for each part.
 """
 
@@ -15,13 +17,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from prunus import ops
+from prunus import engines, ops
 from prunus._arrays import as_array
-from prunus._dtypes import F32, HALVES, I8, I32, OPERANDS, Array, DType, as_dtype, result_dtype
+from prunus._dtypes import F32, F64, FLOATS, HALVES, I8, I32, OPERANDS, Array, DType, as_dtype, result_dtype
 from prunus._storage import BlockStorage
 from prunus._trace import span
+from prunus.engines.base import Blocks
 from prunus.paged import statistics
 from prunus.paged.array import PagedArray
+from prunus.paged.blocks import stream_panel
 from prunus.paged.evaluate import Stream
 from prunus.paged.multiplying import Multiplying
 from prunus.paged.operators import Operators
@@ -34,6 +38,10 @@ _PANEL: Final = 1 << 20
 # depend on a budget.
 _GROUP: Final = 16 << 20
 _MANY: Final = 8
+# Columns of x up to which each panel adds to all sums as rows of a table do; with more, tiles do better.
+_ROWS: Final = 128
+# Rows of a block as the engine takes a panel, at most: they share what is in the first cache of x.
+_HEIGHT: Final = 64
 
 
 def matmul(a: Any, b: Any, out: Any = None, dtype: Any = None) -> Any:
@@ -123,15 +131,19 @@ def _inner(a: Any, b: Any, work: DType) -> Any:
     return np.asarray(statistics.reduce(apply(np.multiply, [x, b]), "sum"))
 
 
-def _panels(a: PagedArray, size: int) -> Generator[tuple[int, Array], None, None]:
+def _panels(a: PagedArray, size: int, unit: int = 0) -> Generator[tuple[int, Array], None, None]:
     """Yield runs of about ``size`` bytes of the stored rows of a matrix: the first row's index, and the rows.
 
-    A run is valid until the next but one is asked for.
+    With ``unit``, runs are some multiple of so many rows that lies where it was read to, if it can. A run is
+    valid until the next but one is asked for.
     """
     rows, width = a._stored
     row = max(width * a.itemsize, 1)
-    step = min(max(size // row, 1), rows)
-    panel = min(a._store.panel(), step * row)
+    step, panel = min(max(size // row, 1), rows), a._store.panel()
+    if unit:
+        panel = stream_panel(int(a.pager.budget), row * unit)
+        step = min(max(panel // row // unit, 1) * unit, rows)
+    panel = min(panel, step * row)
     a._store.file.check()
     stream = Stream(a, panel)
     # In memory that is used again: fresh pages cost more than copying to old ones. Two, so that the caller
@@ -149,7 +161,9 @@ def _panels(a: PagedArray, size: int) -> Generator[tuple[int, Array], None, None
                 run = buffer[: count * row]
             else:
                 run = stream.take(count * row)
-            yield start, run.view(a.dtype).reshape(count, width)
+            values = run.view(a.dtype).reshape(count, width)
+            # Kernels read no value across an odd address, which arrays in files of others may begin at.
+            yield start, values if values.flags.aligned else values.copy()
     finally:
         stream.close()
 
@@ -185,10 +199,67 @@ def _compute(a: Any, b: Any, out: Any, work: DType) -> None:
 
 def _stream(a: PagedArray, x: Array, out: Any, work: DType) -> None:
     """Compute ``a @ x`` with ``a`` on disk and ``x`` in memory."""
+    rows = a._perm == (0, 1)  # panels are rows of the result; otherwise they are parts of its sums
+    known = a.dtype in OPERANDS and x.dtype in OPERANDS and out.dtype in OPERANDS | {I32}
+    if rows and known:
+        _by_rows(a, x, out)
+    elif not rows and known and a.dtype in FLOATS and x.dtype in FLOATS and x.shape[1] <= _ROWS:
+        _by_parts(a, x, out, work)
+    else:
+        _by_numpy(a, x, out, work, rows)
+
+
+def _by_rows(a: PagedArray, x: Array, out: Any) -> None:
+    """Compute ``a @ x``, some rows of the result from each panel, by the engine and where they were read to.
+
+    To the engine a panel is a block-sparse matrix, all of whose block rows have one block as wide as the
+    matrix. Sums run over whole rows in order, so that it does not matter how many of them a panel has.
+    """
+    engine, width = engines.active(), a.shape[1]
+    row = max(width * a.dtype.itemsize, 1)
+    height = _height(a._store.panel(), row)
+    held = engine.hold(x, a.dtype, out.dtype, (height, width))
+    direct = type(out) is np.ndarray
+    with closing(_panels(a, 0, height)) as panels:
+        for start, panel in panels:
+            target = (
+                out[start : start + len(panel)] if direct else np.empty((len(panel), x.shape[1]), out.dtype)
+            )
+            whole = len(panel) // height * height
+            for first, stop, each in ((0, whole, height), (whole, len(panel), len(panel) - whole)):
+                if first < stop:
+                    at = np.arange((stop - first) // each + 1, dtype=np.int64)
+                    data = panel[first:stop].reshape(-1, each, width)
+                    blocks = Blocks(data, np.zeros_like(at[1:]), at, (stop - first, width), False)
+                    engine.dsd(blocks, x, target[first:stop], None, None, held)
+            if not direct:
+                out[start : start + len(panel)] = target
+
+
+def _height(panel: int, row: int) -> int:
+    """Return how many rows of ``row`` bytes make a block: some blocks a panel, for all threads."""
+    if row > panel:  # put together in memory of its own
+        return max(min(_GROUP // row, 8), 1)
+    height = min(max(panel // row // 4, 1), _HEIGHT)
+    return height // 8 * 8 if height > 8 else height
+
+
+def _by_parts(a: PagedArray, x: Array, out: Any, work: DType) -> None:
+    """Compute ``a @ x`` where each panel adds to all sums, which go on from one to the next."""
+    sums = np.empty((x.shape[1], a.shape[0]), F64 if F64 in (a.dtype, x.dtype, work) else F32)
+    with closing(_panels(a, 0, 1)) as panels:
+        for start, panel in panels:
+            part = np.ascontiguousarray(x[start : start + len(panel)].T)
+            engines.active().combine(part, panel, sums, add=start > 0)
+    with np.errstate(all="ignore"):
+        out[...] = sums.T
+
+
+def _by_numpy(a: PagedArray, x: Array, out: Any, work: DType, rows: bool) -> None:
+    """Compute ``a @ x`` with NumPy, which takes every dtype."""
     x = x.astype(work, copy=False)
     # Each run packs x anew, so with many columns a run has to be long.
     size = _PANEL if x.shape[1] < _MANY else _GROUP
-    rows = a._perm == (0, 1)  # panels are rows of the result; otherwise they are parts of its sums
     total = out if rows else np.zeros((a.shape[0], x.shape[1]), work)
 
     def multiply(start: int, panel: Array) -> None:
@@ -199,15 +270,20 @@ def _stream(a: PagedArray, x: Array, out: Any, work: DType) -> None:
                 total, np.matmul(panel.astype(work, copy=False).T, x[start : start + len(panel)]), out=total
             )
 
-    # One panel is multiplied while the next one is put together.
-    with ThreadPoolExecutor(1) as pool, closing(_panels(a, size)) as panels:
-        running: Future[None] | None = None
-        for start, panel in panels:
+    if a.nbytes <= size:  # nothing to do meanwhile
+        with closing(_panels(a, size)) as panels:
+            for start, panel in panels:
+                multiply(start, panel)
+    else:
+        # One panel is multiplied while the next one is put together.
+        with ThreadPoolExecutor(1) as pool, closing(_panels(a, size)) as panels:
+            running: Future[None] | None = None
+            for start, panel in panels:
+                if running is not None:
+                    running.result()
+                running = pool.submit(multiply, start, panel)
             if running is not None:
                 running.result()
-            running = pool.submit(multiply, start, panel)
-        if running is not None:
-            running.result()
     if not rows:
         out[...] = total
 

@@ -1,8 +1,8 @@
 """Products of a block-sparse array in memory with a dense one on disk: rows that no block needs stay there.
 
 Where the file's rows lie along the inner dimension, as weights that are stored by hidden unit do, only rows
-are read that meet a stored block; their contributions are added by spans of rows whose size follows from the
-shape. Where they lie along the outer one, the file streams once, and each panel gives rows or columns of the
+are read that meet a stored block, by spans of rows whose size follows from the shape; sums go on from span to
+span. Where they lie along the outer one, the file streams once, and each panel gives rows or columns of the
 result.
 """
 
@@ -130,11 +130,13 @@ def _by_inner(w: BlockStorage, x: Table, out: Array, bias: Array | None, activat
         return len(part.units) * x.row_bytes
     used = 0
     for _, part in zip(announced(every, [x]), every, strict=True):
-        added = np.empty(out.shape, kind)
-        engines.active().dsd(parts.of(part.units), x.gather(part.units), added, None, None)
+        blocks, rows = parts.of(part.units), x.gather(part.units)
+        if sums is None:
+            sums = np.empty(out.shape, kind)
+            engines.active().dsd(blocks, rows, sums, None, None)
+        else:
+            engines.active().dsd(blocks, rows, sums, None, None, add=True)
         used += len(part.units) * x.row_bytes
-        with np.errstate(all="ignore"):
-            sums = added if sums is None else np.add(sums, added, out=sums)
     finish(np.zeros(out.shape, kind) if sums is None else sums, out, bias, activation)
     return used
 

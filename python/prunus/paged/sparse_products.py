@@ -1,10 +1,11 @@
 """Products with an operand on disk: checked here, read in the file's order, multiplied by the active engine.
 
 A block-sparse array on disk is read once whatever the number of columns: the loop over blocks is outermost.
-Block rows are summed as in memory, those of more than ``blocks.GROUP`` bytes in parts of that size, which are
-added in ascending order; and so is a product with the transpose of what is stored, to all of whose rows every
-part adds. Where sums are cut follows from the pattern alone, not from budgets, threads or timing; only a
-product of at most four columns whose rows are short is cut by panels, which changes no sum.
+Block rows are summed as in memory, those of more than ``blocks.GROUP`` bytes in parts of that size; so is a
+product with the transpose of what is stored, to all of whose rows every part adds. Sums go on from part to
+part in ascending order, so that with more than four columns a result is to the bit that of memory, wherever
+it was cut; with fewer, the sums of a part are added as they are. A dense operand that kernels would copy into
+a layout of their own for each part is copied once (``Engine.hold``), in memory of its size.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from prunus._trace import span
 from prunus.engines.base import ACTIVATIONS, Blocks
 from prunus.paged import products
 from prunus.paged.array import PagedArray
-from prunus.paged.blocks import BlockFile, Piece
+from prunus.paged.blocks import BlockFile
 from prunus.paged.expr import PagedExpr
 from prunus.paged.multiplying import Multiplying, PagedTranspose
 from prunus.paged.reading import reading
@@ -34,8 +35,6 @@ __all__ = ["is_paged", "matmul"]
 
 # Columns up to which the engine reads blocks faster than they could be put together.
 _FEW: Final = 4
-# Bytes of sums that one part adds at a time.
-_PART: Final = 8 << 20
 # Bytes of columns of a dense operand and a result on disk that are in memory at a time.
 _COLUMNS: Final = 32 << 20
 
@@ -285,24 +284,28 @@ class _Member(NamedTuple):
         kind = self.out.dtype
         return kind if kind in (F64, I32) else F32
 
-    def _pieces(self) -> Any:
-        return self.w.pieces(few=math.prod(self.x.shape[:-2]) * self.x.shape[-1] <= _FEW)
-
     def rows(self) -> None:
         """Compute each block row where all of its blocks are there, in parts where they are too many."""
-        engine = engines.active()
+        engine, w = engines.active(), self.w
+        # The dense operand is made ready once, not for each piece.
+        held = None
+        if self.x.ndim == 2:
+            held = engine.hold(self.x, w.dtype, self.out.dtype, w.blocksize)
+        few = math.prod(self.x.shape[:-2]) * self.x.shape[-1] <= _FEW
         sums: Array | None = None
-        for piece in self._pieces():
-            rows = self.w.rows(piece)
+        for piece in w.pieces(few or held is not None):
+            rows = w.rows(piece)
             bias = None if self.bias is None else self.bias[rows]
             out = self.out[..., rows, :]
             if piece.whole:
-                engine.dsd(self.w.part(piece), self.x, out, bias, self.activation)
+                engine.dsd(w.part(piece), self.x, out, bias, self.activation, held)
                 continue
-            part = np.empty(out.shape, self._sums)
-            engine.dsd(self.w.part(piece), self.x, part, None, None)
-            sums = part if sums is None else np.add(sums, part, out=sums)
-            if piece.first + len(piece.data) == self.w.indptr[piece.rows.stop]:
+            if sums is None:
+                sums = np.empty(out.shape, self._sums)
+                engine.dsd(w.part(piece), self.x, sums, None, None, held)
+            else:
+                engine.dsd(w.part(piece), self.x, sums, None, None, held, add=True)
+            if piece.first + len(piece.data) == w.indptr[piece.rows.stop]:
                 finish(sums, out, bias, self.activation)
                 sums = None
 
@@ -310,27 +313,12 @@ class _Member(NamedTuple):
         """Add what each piece contributes to all rows of the result."""
         direct = self.bias is None and self.activation is None and self.out.dtype == self._sums
         sums = self.out if direct else np.empty(self.out.shape, self._sums)
-        for number, piece in enumerate(self._pieces()):
+        few = math.prod(self.x.shape[:-2]) * self.x.shape[-1] <= _FEW
+        for number, piece in enumerate(self.w.pieces(few)):
             x = self.x[..., self.w.rows(piece), :]
-            if number:
-                self._add(piece, x, sums)
-            else:
-                engines.active().dsd(self.w.part(piece), x, sums, None, None)
+            engines.active().dsd(self.w.part(piece), x, sums, None, None, add=number > 0)
         if not direct:
             finish(sums, self.out, self.bias, self.activation)
-
-    def _add(self, piece: Piece, x: Array, sums: Array) -> None:
-        """Add a piece's product, some columns at a time: the part stays small whatever the result is."""
-        blocks = self.w.part(piece)
-        column = math.prod(sums.shape[:-1]) * sums.itemsize
-        step = max(_PART // max(column, 1), 1)
-        for first in range(0, sums.shape[-1], step):
-            cols = slice(first, first + step)
-            target = sums[..., cols]
-            part = np.empty_like(target)
-            engines.active().dsd(blocks, x[..., cols], part, None, None)
-            with np.errstate(all="ignore"):
-                np.add(target, part, out=target)
 
 
 def finish(sums: Array, out: Array, bias: Array | None, activation: str | None) -> None:

@@ -156,7 +156,9 @@ class Store:
     def panel(self, streams: int = 1) -> int:
         """Return how many bytes a panel of one of ``streams`` streams should have."""
         share = int(self.pager.budget) // (16 * max(streams, 1))
-        return max(min(share, 2 << 20), SECTOR) // SECTOR * SECTOR
+        # The sectors that a panel begins and ends in are in its frame too, which has at most 2 MiB.
+        most = (2 << 20) - (2 * SECTOR if self.start % SECTOR else 0)
+        return max(min(share, most), SECTOR) // SECTOR * SECTOR
 
 
 class Sink:

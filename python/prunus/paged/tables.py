@@ -1,8 +1,8 @@
 """Weights on disk with one row a unit: streamed whole, or only the rows of live units read.
 
 What adds up many units (``combine``) does so by spans of units whose size follows from the table's shape
-alone. So a row's result depends neither on the rows beside it, nor on budgets or timing; where a table is one
-span, and wherever a value comes from one unit (``dots``), it is to the bit what memory gives.
+alone, each going on from the sums of those before. So a row's result depends neither on the rows beside it,
+nor on budgets or timing: it is to the bit what memory gives.
 """
 
 from __future__ import annotations
@@ -57,14 +57,9 @@ class Span(NamedTuple):
         return None if vector is None else vector[self.units]
 
 
-def spans(units: int, size: int, live: Array | None, branch: int) -> Iterator[Span]:
+def spans(units: int, size: int, live: Array, branch: int) -> Iterator[Span]:
     """Cut units into spans of ``size``, rounded to whole branches; those without a live unit are left out."""
     step = max(size // branch, 1)
-    if live is None:
-        for first in range(0, units, step * branch):
-            stop = min(first + step * branch, units)
-            yield Span(np.arange(first, stop), None, True)
-        return
     needed = np.logical_or.reduce(live, axis=0)
     for first in range(0, live.shape[1], step):
         at = first + np.flatnonzero(needed[first : first + step])
@@ -214,23 +209,15 @@ class Table:
         if len(units) and self.row_bytes:
             self.store.segment.prefetch(self._offsets(units), self.row_bytes)
 
-    def chunks(
-        self, live: Array | None, branch: int, size: int | None = None
-    ) -> Iterator[tuple[Span, Array]]:
-        """Read what is live, span by span: rows that are dead for all are never read."""
-        size = self.span if size is None else size
-        every = list(spans(len(self), size, live, branch))
-        if live is None:
-            yield from self._all(every)
-            return
+    def chunks(self, every: list[Span]) -> Iterator[tuple[Span, Array]]:
+        """Read spans of live units: rows that are dead for all are never read."""
         for _, part in zip(announced(every, [self]), every, strict=True):
             yield part, self.gather(part.units)
 
-    def _all(self, every: list[Span]) -> Iterator[tuple[Span, Array]]:
-        if every:
-            rows = self.stream(len(every[0].units))
-            for part, (_, values) in zip(every, rows, strict=True):
-                yield part, values
+    def panels(self) -> Iterator[tuple[Span, Array]]:
+        """Read all units, where each panel is a span: sums that go on need no larger ones."""
+        for first, rows in self.stream():
+            yield Span(np.arange(first, first + len(rows)), None, True), rows
 
     # Arithmetic ----------------------------------------------------------------------------------------
 
@@ -249,7 +236,7 @@ class Table:
         engine = engines.active()
         if live is not None:
             out[...] = 0
-            for part, rows in self.chunks(live, branch):
+            for part, rows in self.chunks(list(spans(len(self), self.span, live, branch))):
                 h = np.empty((len(x), len(rows)), out.dtype)
                 factor = None if scale is None else part.of(scale)
                 engine.dots(x, rows, h, part.live, branch, part.part(bias), activation, factor)
@@ -283,8 +270,9 @@ class Table:
         bias: Array | None = None,
     ) -> None:
         """Write ``h @ w + bias`` over live units; as :meth:`prunus.engines.base.Engine.combine`."""
-        total = Total(out, bias)
-        for part, rows in self.chunks(live, branch):
+        every = [] if live is None else list(spans(len(self), self.span, live, branch))
+        total = Total(out, bias, len(every) == 1)
+        for part, rows in self.panels() if live is None else self.chunks(every):
             total.add(part.of(h), rows, part.live, branch)
         total.finish()
 
@@ -305,25 +293,41 @@ class Table:
 
 
 class Total:
-    """Sums over spans of units, added in ascending order in float32, or float64 for a result of that."""
+    """Sums that go on from span to span, in float32, or float64 where anything is of that.
 
-    def __init__(self, out: Array, bias: Array | None) -> None:
-        self.out, self.bias = out, bias
+    Parameters
+    ----------
+    out : ndarray
+        The result.
+    bias : ndarray, optional
+        One value a column.
+    alone : bool
+        Whether there is one span only: it is computed to the result at once.
+    """
+
+    def __init__(self, out: Array, bias: Array | None, alone: bool) -> None:
+        self.out, self.bias, self.alone = out, bias, alone
         self.sums: Array | None = None
 
     def add(self, h: Array, w: Array, live: Array | None, branch: int) -> None:
         """Add ``h @ w`` over live units."""
-        part = np.empty(self.out.shape, F64 if self.out.dtype == F64 else F32)
-        engines.active().combine(h, w, part, live, branch, None)
+        engine = engines.active()
+        if self.alone:
+            engine.combine(h, w, self.out, live, branch, self.bias)
+            self.sums = self.out
+            return
         if self.sums is None:
-            self.sums = part
+            wide = F64 in (h.dtype, w.dtype, self.out.dtype)
+            self.sums = np.empty(self.out.shape, F64 if wide else F32)
+            engine.combine(h, w, self.sums, live, branch, None)
         else:
-            with np.errstate(all="ignore"):
-                self.sums += part
+            engine.combine(h, w, self.sums, live, branch, None, add=True)
 
     def finish(self) -> None:
         """Write the result."""
         sums = self.sums
+        if sums is self.out:
+            return
         if sums is None:
             sums = np.zeros(self.out.shape, F64 if self.out.dtype == F64 else F32)
         with np.errstate(all="ignore"):

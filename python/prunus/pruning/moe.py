@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from prunus import engines
+from prunus import _core, engines
 from prunus._arrays import as_floats
 from prunus._dtypes import Array, result_dtype
 from prunus._trace import Span, span
@@ -297,7 +297,8 @@ def _check(experts: list[Expert], features: int) -> int:
 
 def _count(step: Span, live: Array, like: Expert) -> None:
     """Count what routing left out; experts nobody chose are not looked at and count as ``like``."""
-    touched, taken = int(live.any(axis=0).sum()), int(live.sum())
+    rows, count = live.shape
+    taken, _, touched, _ = _core.count_rows(live.view(np.uint8), 1, rows, count, max(rows, 1), [])[4:]
     step.count(
         flops_skipped=(live.size - taken) * like.flops,
         bytes_skipped=(live.shape[1] - touched) * like.nbytes,

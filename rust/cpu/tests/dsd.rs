@@ -1,5 +1,7 @@
 //! `Dsd::run` against a naive float64 product, at every level that this machine has.
 
+#[path = "support/parts.rs"]
+mod parts;
 mod support;
 
 use std::cell::Cell;

@@ -32,7 +32,7 @@ mod _core {
     #[pymodule_export]
     use super::attention::{attention, pooled_scores};
     #[pymodule_export]
-    use super::dsd::dsd;
+    use super::dsd::{PackedColumns, dsd, pack_columns};
     #[pymodule_export]
     use super::formats::{
         crc32c_pages, npy_header, npy_header_size, parse_npy, parse_safetensors, safetensors_header_size,

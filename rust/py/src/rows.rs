@@ -152,8 +152,10 @@ pub(crate) fn dots(
     Ok(())
 }
 
-/// `out = h @ w + bias`, summed over the units of each row of `h` that are live.
+/// `out = h @ w + bias`, summed over the units of each row of `h` that are live; with `add`, sums go on from
+/// what `out` holds.
 #[pyfunction]
+#[pyo3(signature = (h, w, out, live, branch, bias, threads, add=false))]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn combine(
     py: Python<'_>,
@@ -164,6 +166,7 @@ pub(crate) fn combine(
     branch: usize,
     bias: Option<&Bound<'_, PyUntypedArray>>,
     threads: usize,
+    add: bool,
 ) -> PyResult<()> {
     let (h, w) = (matrix("h", h)?, matrix("w", w)?);
     let out = Nd::write(out)?;
@@ -184,6 +187,7 @@ pub(crate) fn combine(
                 live,
                 bias: bias.as_ref().map(|nd| vector(nd)),
                 out: view_mut(out),
+                add,
             }
         };
         call.run(context)

@@ -9,6 +9,7 @@ mod blocks;
 pub(crate) mod convert;
 mod pack;
 mod panel;
+pub(crate) mod parts;
 pub(crate) mod plan;
 #[cfg(target_arch = "x86_64")]
 mod stages;
@@ -16,6 +17,8 @@ pub(crate) mod store;
 pub(crate) mod thin;
 pub(crate) mod tile;
 mod transpose;
+
+pub use pack::PackedX;
 
 use prunus_core::{Activation, BsrRef, DType, Epilogue, Error, MatMut, MatRef};
 
@@ -54,6 +57,12 @@ pub struct Dsd<'a> {
     pub out: MatMut<'a>,
     /// Bias and activation.
     pub epilogue: Epilogue<'a>,
+    /// x packed ahead of time, for kernels that read it so.
+    pub packed: Option<&'a PackedX>,
+    /// Whether the product is added to what the result holds, which must be of the sums' type: float32, or
+    /// float64 or int32 where one computes in these. The sums go on from there, as if blocks before these had
+    /// been summed first.
+    pub add: bool,
 }
 
 impl Dsd<'_> {
@@ -72,9 +81,15 @@ impl Dsd<'_> {
         if level::current() == Level::Amx {
             match compute {
                 Some(DType::Bf16) if amx::pays::<tiles::Bf16>(self) => {
+                    if self.add {
+                        return self.run_apart(context);
+                    }
                     return amx::run::<tiles::Bf16>(self, context);
                 }
                 Some(DType::I32) if amx::pays::<tiles::Int8>(self) => {
+                    if self.add {
+                        return self.run_apart(context);
+                    }
                     return amx::run::<tiles::Int8>(self, context);
                 }
                 _ => {}
@@ -83,6 +98,9 @@ impl Dsd<'_> {
         // A few columns wait for memory: there bfloat16 may as well be widened on its way.
         let widened = if compute == Some(DType::Bf16) { Some(DType::F32) } else { compute };
         if thin::applies(self, widened) {
+            if self.add {
+                return self.run_apart(context);
+            }
             return with_lanes!("thin", widened, L => thin::run::<L>(self, context), else Err(self.no_kernel()));
         }
         with_lanes!("panel", compute, L => panel::run::<L>(self, context), else Err(self.no_kernel()))
@@ -138,6 +156,24 @@ impl Dsd<'_> {
                 got: bias.dtype.name().to_owned(),
             });
         }
+        if let Some(packed) = self.packed
+            && packed.shape() != (x.rows, x.cols)
+        {
+            return fault("packed operand", (x.rows, x.cols), packed.shape());
+        }
+        if self.add {
+            let sums = sums_type(compute_type(self.w.dtype, self.x.dtype, out.dtype));
+            if sums != Some(out.dtype) {
+                return Err(self.no_kernel());
+            }
+            if !self.epilogue.is_identity() {
+                return Err(Error::Choice {
+                    what: "a product that is added",
+                    expected: "neither bias nor activation".to_owned(),
+                    got: format!("{:?}", self.epilogue.activation).to_lowercase(),
+                });
+            }
+        }
         let float_only = matches!(self.epilogue.activation, Activation::Gelu | Activation::Silu);
         if integer && float_only {
             return Err(Error::Choice {
@@ -147,6 +183,15 @@ impl Dsd<'_> {
             });
         }
         Ok(())
+    }
+}
+
+/// Type that sums of a compute type have.
+pub(crate) fn sums_type(compute: Option<DType>) -> Option<DType> {
+    match compute? {
+        DType::F64 => Some(DType::F64),
+        DType::I32 => Some(DType::I32),
+        _ => Some(DType::F32),
     }
 }
 

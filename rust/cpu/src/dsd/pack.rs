@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use prunus_core::{Error, MatRef};
+use prunus_core::{DType, Error, MatRef};
 
 use super::convert::{Convert, Element, Rect};
 use super::plan::{self, Panel};
@@ -108,19 +108,126 @@ where
     }
     if !to_pack.is_empty() {
         let packing = Packing::<L> { x, convert, block_cols: cut.block_cols, panels, views: &views };
-        let step = (PACK_ROWS / cut.block_cols).max(1);
-        for_each(context, cut.grid.div_ceil(step), |task| {
-            let columns = task * step..cut.grid.min((task + 1) * step);
-            let mut first = columns.start;
-            while first < columns.end {
-                let run = (first..columns.end).take_while(|&column| cut.used[column]).count();
-                packing.pack(&to_pack, first..first + run)?;
-                first += run + 1;
-            }
-            Ok(())
-        })?;
+        packing.run(&to_pack, cut, context)?;
     }
     Ok(Panels { views, _copies: copies })
+}
+
+/// All of x in panels, made once for many products with operands of one kind, such as the parts of a matrix
+/// that arrive one after the other.
+#[derive(Debug)]
+pub struct PackedX {
+    shape: (usize, usize),
+    /// Rows and columns of the operands' blocks, and the words they are multiplied in: type, lanes, rows of x.
+    kind: Kind,
+    panels: Vec<Panel>,
+    /// Elements from the start of the copies to each panel.
+    offsets: Vec<usize>,
+    copies: Workspace,
+}
+
+/// What panels depend on beside x.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kind {
+    block: (usize, usize),
+    elem: DType,
+    lanes: usize,
+    step: usize,
+}
+
+impl Kind {
+    fn of<L>(block: (usize, usize)) -> Option<Self>
+    where
+        L: Lanes,
+        L::Elem: Element,
+    {
+        Some(Self { block, elem: <L::Elem as Element>::NATIVE?, lanes: L::LANES, step: L::STEP })
+    }
+}
+
+impl PackedX {
+    /// Rows and columns of x.
+    pub fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    /// Packs x for operands in blocks of `block` (rows, columns). `None` where products read it as it lies.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] or [`Error::Interrupted`].
+    pub(crate) fn new<L>(
+        x: &MatRef<'_>,
+        convert: Convert<L::Elem>,
+        block: (usize, usize),
+        context: &Context<'_>,
+    ) -> Result<Option<Self>, Error>
+    where
+        L: Lanes,
+        L::Elem: Element,
+    {
+        let Some(kind) = Kind::of::<L>(block) else { return Ok(None) };
+        let size = size_of::<L::Elem>() as isize;
+        let lies_well = L::STEP == 1
+            && x.dtype == kind.elem
+            && x.col_stride == size
+            && x.row_stride % size == 0
+            && plan::reads_in_place(x.row_stride, usize::MAX);
+        if lies_well {
+            return Ok(None);
+        }
+        // The same panels as products that pack for themselves.
+        let turn = plan::columns_per_turn(x.rows, size_of::<L::Elem>(), L::LANES);
+        let mut panels = Vec::new();
+        for first in (0..x.cols).step_by(turn) {
+            let part = plan::panels(turn.min(x.cols - first), L::LANES, L::REGISTERS, block.0);
+            panels.extend(part.into_iter().map(|panel| Panel { col: panel.col + first, ..panel }));
+        }
+        let grid = x.rows.div_ceil(block.1);
+        let words = grid * block.1.div_ceil(L::STEP);
+        let vectors: usize = panels.iter().map(|panel| panel.vectors).sum();
+        let copies = Workspace::of(&[words, vectors, L::LANES * L::STEP, size_of::<L::Elem>()])?;
+        let width = L::LANES * L::STEP;
+        let offsets: Vec<usize> = panels
+            .iter()
+            .scan(0, |next, panel| {
+                let offset = *next;
+                *next += words * panel.vectors * width;
+                Some(offset)
+            })
+            .collect();
+        let packed = Self { shape: (x.rows, x.cols), kind, panels, offsets, copies };
+        let views = packed.views::<L>();
+        let packing = Packing::<L> { x, convert, block_cols: block.1, panels: &packed.panels, views: &views };
+        let every: Vec<usize> = (0..packed.panels.len()).collect();
+        let used = vec![true; grid];
+        let cut = Cut { grid, block_cols: block.1, reuse: usize::MAX, used: &used };
+        packing.run(&every, cut, context)?;
+        Ok(Some(packed))
+    }
+
+    /// Whether the kernel of `L` reads these panels for operands in blocks of `block`.
+    pub(crate) fn fits<L>(&self, block: (usize, usize)) -> bool
+    where
+        L: Lanes,
+        L::Elem: Element,
+    {
+        Kind::of::<L>(block) == Some(self.kind)
+    }
+
+    /// The panels, in the order of their columns.
+    pub(crate) fn panels(&self) -> &[Panel] {
+        &self.panels
+    }
+
+    /// Views of the panels.
+    pub(crate) fn views<L: Lanes>(&self) -> Vec<View<L::Elem>> {
+        let first = self.copies.as_ptr().cast::<L::Elem>();
+        let view = |(panel, &offset): (&Panel, &usize)| View {
+            x: first.wrapping_add(offset).cast_const(),
+            word: panel.vectors * L::LANES * L::STEP,
+        };
+        self.panels.iter().zip(&self.offsets).map(view).collect()
+    }
 }
 
 impl<L> Packing<'_, L>
@@ -128,6 +235,21 @@ where
     L: Lanes,
     L::Elem: Element,
 {
+    /// Copies all rows of x that a block needs into some panels.
+    fn run(&self, panels: &[usize], cut: Cut<'_>, context: &Context<'_>) -> Result<(), Error> {
+        let step = (PACK_ROWS / cut.block_cols).max(1);
+        for_each(context, cut.grid.div_ceil(step), |task| {
+            let columns = task * step..cut.grid.min((task + 1) * step);
+            let mut first = columns.start;
+            while first < columns.end {
+                let run = (first..columns.end).take_while(|&column| cut.used[column]).count();
+                self.pack(panels, first..first + run)?;
+                first += run + 1;
+            }
+            Ok(())
+        })
+    }
+
     /// Copies the rows of x that block columns `columns` multiply into panels: converted, in the
     /// kernel's word order, padded with zeros.
     fn pack(&self, panels: &[usize], columns: Range<usize>) -> Result<(), Error> {

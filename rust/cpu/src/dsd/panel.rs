@@ -11,8 +11,9 @@ use prunus_core::{Error, Pattern};
 
 use super::Dsd;
 use super::blocks::{BlockLayout, copy_block};
-use super::convert::{Convert, Element};
+use super::convert::{Convert, Element, Rect};
 use super::pack::{self, Cut, View};
+use super::parts::take_sums;
 use super::plan::{self, Panel};
 use super::store::{Finished, Store, Sum};
 use super::tile::{Block, Tile};
@@ -58,6 +59,12 @@ where
                 && call.w.group == 0
                 && block_cols.is_multiple_of(L::STEP)
                 && k.is_multiple_of(L::STEP)));
+    if let Some(packed) = call.packed.filter(|packed| packed.fits::<L>((block_rows, block_cols))) {
+        let (panels, views) = (packed.panels(), packed.views::<L>());
+        let views = views.as_slice();
+        let job = Job::<L> { call, pattern: &pattern, convert_w, store, panels, views, native_w };
+        return job.run(call.x.cols, context);
+    }
     let reuse = pattern.len() * block_rows / pattern.block_cols().max(1);
     let mut used = vec![false; pattern.block_cols()];
     pattern.indices().iter().for_each(|&column| used[column as usize] = true);
@@ -77,13 +84,7 @@ where
             views: x.views(),
             native_w,
         };
-        let groups = plan::super_panels(&panels);
-        let columns = turn.min(cols).div_ceil(groups.len().max(1)).next_multiple_of(L::LANES);
-        let work = (block_rows * block_cols * columns) as u64;
-        let ranges = plan::row_ranges(pattern.indptr(), work, context.threads, groups.len());
-        for_each(context, groups.len() * ranges.len(), |task| {
-            job.rows(&groups[task / ranges.len()], &ranges[task % ranges.len()])
-        })?;
+        job.run(cols, context)?;
     }
     Ok(())
 }
@@ -94,6 +95,18 @@ where
     L::Elem: Element,
     L::Acc: Sum,
 {
+    /// Computes all rows of the panels' `cols` columns.
+    fn run(&self, cols: usize, context: &Context<'_>) -> Result<(), Error> {
+        let (block_rows, block_cols) = self.call.w.op_blocksize();
+        let groups = plan::super_panels(self.panels);
+        let columns = cols.div_ceil(groups.len().max(1)).next_multiple_of(L::LANES);
+        let work = (block_rows * block_cols * columns) as u64;
+        let ranges = plan::row_ranges(self.pattern.indptr(), work, context.threads, groups.len());
+        for_each(context, groups.len() * ranges.len(), |task| {
+            self.rows(&groups[task / ranges.len()], &ranges[task % ranges.len()])
+        })
+    }
+
     /// Computes block rows `rows` for the columns of one super-panel.
     fn rows(&self, group: &Range<usize>, rows: &Range<usize>) -> Result<(), Error> {
         let (block_rows, _) = self.call.w.op_blocksize();
@@ -124,10 +137,17 @@ where
         scratch: &mut Scratch<L>,
     ) -> Result<(), Error> {
         if entries.is_empty() {
-            for p in group.clone() {
+            for p in group.clone().filter(|_| !self.call.add) {
                 self.finish_zeros(p, part, scratch);
             }
             return Ok(());
+        }
+        if self.call.add {
+            let mut sums = scratch.sums;
+            for panel in &self.panels[group.clone()] {
+                self.held(panel, part, sums);
+                sums = sums.wrapping_add(part.rows * panel.vectors * L::LANES);
+            }
         }
         let (block_rows, block_cols) = self.call.w.op_blocksize();
         let block_bytes = block_rows * block_cols * size_of::<L::Elem>();
@@ -138,7 +158,7 @@ where
             let layout = self.blocks(start..end, part, scratch)?;
             let mut sums = scratch.sums;
             for p in group.clone() {
-                let ends = (start == entries.start, end == entries.end);
+                let ends = (start == entries.start && !self.call.add, end == entries.end);
                 self.panel(p, part, sums, &scratch.blocks, layout, p == group.start, ends);
                 sums = sums.wrapping_add(part.rows * self.panels[p].vectors * L::LANES);
             }
@@ -312,6 +332,21 @@ where
             && panel.cols == panel.vectors * L::LANES;
         let at = self.call.out.at(first_row, panel.col).cast();
         fits.then_some((at, (out.row_stride / size) as usize))
+    }
+
+    /// Takes the sums that the result holds.
+    fn held(&self, panel: &Panel, part: RowPart, sums: *mut L::Acc) {
+        let (out, width) = (&self.call.out, panel.vectors * L::LANES);
+        let rect = Rect {
+            src: out.at(part.first, panel.col),
+            rows: part.rows,
+            cols: panel.cols,
+            row_stride: out.view.row_stride,
+            col_stride: out.view.col_stride,
+        };
+        // SAFETY: the result's elements are of the sums' type, which `Dsd::check` saw to, and these are the
+        // task's own; the scratch holds `width` sums for each row of the part.
+        unsafe { take_sums(&rect, sums, width) };
     }
 
     fn finish_zeros(&self, p: usize, part: RowPart, scratch: &Scratch<L>) {

@@ -8,7 +8,9 @@ use super::kernel::{CombineArgs, CombineFn, Entry, RowLanes, copied};
 use super::{Live, check_rows, compute_type};
 use crate::dispatch::with_floats;
 use crate::dsd::convert::{Convert, Element, Rect};
+use crate::dsd::parts::take_sums;
 use crate::dsd::store::{Finished, Store, Sum};
+use crate::dsd::sums_type;
 use crate::memory::Workspace;
 use crate::threads::{Context, for_each};
 
@@ -37,6 +39,9 @@ pub struct Combine<'a> {
     pub bias: Option<VecRef<'a>>,
     /// The result, rows × n.
     pub out: MatMut<'a>,
+    /// Whether sums go on from what the result holds, which must be of their type: as if units before these
+    /// had been summed first.
+    pub add: bool,
 }
 
 impl Combine<'_> {
@@ -71,6 +76,10 @@ impl Combine<'_> {
             && bias.len != self.w.cols
         {
             return fault("bias", (self.w.cols, 1), (bias.len, 1));
+        }
+        let sums = sums_type(compute_type(self.h.dtype, self.w.dtype, self.out.view.dtype));
+        if self.add && sums != Some(self.out.view.dtype) {
+            return Err(self.no_kernel());
         }
         if let Some(live) = &self.live {
             Live::new(live.bytes, live.branch, self.h.rows, self.h.cols)?;
@@ -223,8 +232,22 @@ where
         let width = cols.len().next_multiple_of(L::LANES);
         let sums = Workspace::of(&[rows.len(), width, size_of::<L::Acc>()])?;
         let sums = sums.as_ptr().cast::<L::Acc>();
-        // SAFETY: the workspace holds as many values; zero bytes are zero.
-        unsafe { sums.write_bytes(0, rows.len() * width) };
+        let (out, first) = (&call.out, (rows.start, cols.start));
+        let held = Rect {
+            src: out.at(first.0, first.1),
+            rows: rows.len(),
+            cols: cols.len(),
+            row_stride: out.view.row_stride,
+            col_stride: out.view.col_stride,
+        };
+        // SAFETY: the workspace holds as many values, of which zero bytes are zero; what is added to has their
+        // type, which `check` saw to, and these columns of it are the task's own.
+        unsafe {
+            match call.add {
+                true => take_sums(&held, sums, width),
+                false => sums.write_bytes(0, rows.len() * width),
+            }
+        }
         let copy = Workspace::of(&[copied::<L>(), size_of::<L::Acc>()])?;
         let group = if rows.len() == 1 { SINGLE_GROUP } else { GROUP };
         let addresses = |units: &[usize], to: &mut [*const u8; GROUP]| {
@@ -267,7 +290,6 @@ where
                 }
             }
         }
-        let out = &call.out;
         let finished = Finished {
             sums: sums.cast_const(),
             sums_row: width,

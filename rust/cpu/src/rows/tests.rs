@@ -1,7 +1,7 @@
 //! Every level against plain loops in double precision.
 
 use half::{bf16, f16};
-use prunus_core::{Activation, DType, MatMut, MatRef, Never, VecRef};
+use prunus_core::{Activation, DType, Error, MatMut, MatRef, Never, VecRef};
 
 use super::{Combine, Dots, Found, Live, Norm};
 use crate::level;
@@ -153,6 +153,7 @@ fn sums_are_those_of_a_plain_loop_and_the_same_alone() {
                     // SAFETY: the vector outlives the call.
                     bias: Some(unsafe { VecRef::new(bias.as_ptr().cast(), DType::F32, n, 4) }),
                     out: mat_mut(&mut out, count, n),
+                    add: false,
                 };
                 call.run(&context(threads)).unwrap();
                 out
@@ -172,6 +173,48 @@ fn sums_are_those_of_a_plain_loop_and_the_same_alone() {
             }
         });
     }
+}
+
+#[test]
+fn sums_in_parts_go_on_to_the_bit() {
+    for (rows, units, n, cuts) in
+        [(1, 300, 200, [7, 31, 290]), (5, 97, 33, [1, 2, 64]), (140, 70, 130, [32, 33, 70])]
+    {
+        let (h, w) = (numbers(rows * units, 1), numbers(units * n, 2));
+        let bytes = liveness(rows, units, 5, 0.6);
+        level::each(|level| {
+            let part = |out: &mut [f32], first: usize, last: usize, add: bool| {
+                let columns =
+                    |row: usize| (first..last).map(move |unit| row * units + unit).collect::<Vec<_>>();
+                let places: Vec<usize> = (0..rows).flat_map(columns).collect();
+                let live: Vec<u8> = places.iter().map(|&at| bytes[at]).collect();
+                let own: Vec<f32> = places.iter().map(|&at| h[at]).collect();
+                let call = Combine {
+                    h: mat(&own, rows, last - first),
+                    w: mat(&w[first * n..], last - first, n),
+                    live: Some(Live::new(&live, 1, rows, last - first).unwrap()),
+                    bias: None,
+                    out: mat_mut(out, rows, n),
+                    add,
+                };
+                call.run(&context(2)).unwrap();
+            };
+            let mut whole = vec![f32::NAN; rows * n];
+            part(&mut whole, 0, units, false);
+            let mut sums = vec![f32::NAN; rows * n];
+            let mut first = 0;
+            for last in cuts.into_iter().chain([units]) {
+                part(&mut sums, first, last, first > 0);
+                first = last;
+            }
+            assert_eq!(sums, whole, "{}", level.name());
+        });
+    }
+    let (h, w, mut out) = (numbers(4, 1), numbers(4, 2), vec![0u16; 1]);
+    // SAFETY: one value of two bytes.
+    let out = unsafe { MatMut::new(out.as_mut_ptr().cast(), DType::F16, (1, 1), (2, 2)) };
+    let call = Combine { h: mat(&h, 1, 4), w: mat(&w, 4, 1), live: None, bias: None, out, add: true };
+    assert!(matches!(call.run(&context(1)), Err(Error::DTypes { .. })));
 }
 
 #[test]
@@ -205,6 +248,7 @@ fn narrow_tables_are_widened_exactly() {
                 live: None,
                 bias: None,
                 out: mat_mut(&mut sums, rows, k),
+                add: false,
             };
             call.run(&context(1)).unwrap();
             (out, sums)
@@ -278,7 +322,14 @@ fn double_precision_sums_in_double_precision() {
         // SAFETY: as above.
         let out =
             unsafe { MatMut::new(sums.as_mut_ptr().cast(), DType::F64, (rows, k), ((k * 8) as isize, 8)) };
-        let call = Combine { h: view(&h, rows, units), w: view(&w, units, k), live: None, bias: None, out };
+        let call = Combine {
+            h: view(&h, rows, units),
+            w: view(&w, units, k),
+            live: None,
+            bias: None,
+            out,
+            add: false,
+        };
         call.run(&context(1)).unwrap();
         for t in 0..rows {
             for j in 0..units {
@@ -324,7 +375,8 @@ fn operands_may_lie_at_any_address() {
                 call.run(&context(1)).unwrap();
                 let mut sums = vec![f32::NAN; rows * k];
                 let h = mat(&out, rows, units);
-                let call = Combine { h, w, live: None, bias: None, out: mat_mut(&mut sums, rows, k) };
+                let call =
+                    Combine { h, w, live: None, bias: None, out: mat_mut(&mut sums, rows, k), add: false };
                 call.run(&context(1)).unwrap();
                 sums
             };

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 use prunus_core::{Activation, BlockSource, BsrRef, DType, Epilogue, Error, MatMut, MatRef, Pattern, VecRef};
+use prunus_cpu::dsd::PackedX;
 use prunus_cpu::memory::Workspace;
 use prunus_cpu::{Context, Dsd};
 
@@ -278,6 +279,17 @@ impl Product<'_> {
 
     /// Runs it into `out`.
     pub(crate) fn run(&self, out: &mut Dense, context: &Context<'_>) -> Result<&'static str, Error> {
+        self.run_with(out, context, None, false)
+    }
+
+    /// Runs it with an x that was packed before, and adds it to what `out` holds.
+    pub(crate) fn run_with(
+        &self,
+        out: &mut Dense,
+        context: &Context<'_>,
+        packed: Option<&PackedX>,
+        add: bool,
+    ) -> Result<&'static str, Error> {
         let bias = self.bias.map(|b| {
             let view = b.view();
             // SAFETY: the bias is a matrix of one column.
@@ -294,7 +306,7 @@ impl Product<'_> {
             by_column: self.by_column,
         };
         let epilogue = Epilogue { bias, activation: self.activation };
-        Dsd { w, x: self.x.view(), out: out.view_mut(), epilogue }.run(context)
+        Dsd { w, x: self.x.view(), out: out.view_mut(), epilogue, packed, add }.run(context)
     }
 
     /// Panics unless `out` holds the product within what rounding allows.

@@ -193,6 +193,8 @@ impl Case {
                     bias: self.bias.then(|| VecRef::new(bias_ptr, bias_dtype, m, 4)),
                     activation: self.activation,
                 },
+                packed: None,
+                add: false,
             }
         };
         let path = call.run(&Context { threads, interrupt: &Never }).unwrap();
