@@ -244,6 +244,10 @@ impl Ranks {
                     self.push(ONCE, new);
                     old
                 } else {
+                    // The next one is compared with another page: one whose uses are overestimated, as its counters
+                    // are also those of popular pages, would keep out all others for ever.
+                    let list = self.unlink(old);
+                    self.push(list, old);
                     new
                 }
             }
