@@ -150,6 +150,11 @@ impl Policy {
         self.ranks.again(id)
     }
 
+    /// Whether pages are kept for how often they were used, and not only for how lately.
+    pub fn counts_uses(&self) -> bool {
+        self.ranks.share() == SHARES[0]
+    }
+
     /// Whether a page is ranked.
     pub fn contains(&self, id: u32) -> bool {
         self.ranks.contains(id)
