@@ -335,8 +335,8 @@ class Total:
 def announced(every: list[Span], tables: list[Table]) -> Iterator[None]:
     """Tell the pager of all that will be read; yields once a span.
 
-    At least the next span, of which the pager reads what it has room for, and more as long as that is within the
-    tenth of the budget that it sets aside.
+    At least the next span, of which the pager reads what it has room for, and more as long as that is within
+    the tenth of the budget that it sets aside.
     """
     tables = [table for table in tables if table.row_bytes]
     each = sum(-(-table.row_bytes // table.store.page) * table.store.page for table in tables)
