@@ -1,8 +1,8 @@
 """Plans: what calls read is recorded once, and fetched ahead of the same calls when they come again.
 
 A plan is the list of runs and places that were read, in order. Following it, the pager is asked for what
-comes next, up to a quarter of its budget ahead of what is being read. A plan that does not fit what happens
-is left: it costs reads that nobody needed, never a wrong value.
+comes next, up to a tenth of its budget ahead of what is being read, which is what the pool sets aside for
+that. A plan that does not fit what happens is left: it costs reads that nobody needed, never a wrong value.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLACES: Final = 1 << 20
 # Steps that may have been left out, and that may be new in a row, before a plan counts as another one's.
 _SKIP: Final = 16
 _STRAY: Final = 64
-_SHARE: Final = 4
+_SHARE: Final = 10  # as of the pool's frames are kept for what is read ahead
 
 Key = tuple[bytes, int]
 

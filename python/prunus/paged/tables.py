@@ -337,15 +337,19 @@ class Total:
 
 
 def announced(every: list[Span], tables: list[Table]) -> Iterator[None]:
-    """Tell the pager of all that will be read, as far ahead as half its budget goes; yields once a span."""
+    """Tell the pager of all that will be read; yields once a span.
+
+    At least the next span, of which the pager reads what it has room for, and more as long as that is within
+    the tenth of the budget that it sets aside.
+    """
     tables = [table for table in tables if table.row_bytes]
     each = sum(-(-table.row_bytes // table.store.page) * table.store.page for table in tables)
-    window = min((int(table.store.pager.budget) for table in tables), default=0) // 2
+    window = min((int(table.store.pager.budget) for table in tables), default=0) // 10
     ahead, told = 0, 0
     for at, part in enumerate(every):
         told = max(told, at)
         fresh = []
-        while told < len(every) and (ahead + len(every[told].units) * each <= window or told == at):
+        while told < len(every) and (ahead + len(every[told].units) * each <= window or told <= at + 1):
             fresh.append(every[told].units)
             ahead += len(every[told].units) * each
             told += 1

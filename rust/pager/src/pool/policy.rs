@@ -11,8 +11,8 @@ use super::ranks::{Ranks, Sketch};
 
 /// Shares of the window (in 1/256) that compete.
 const SHARES: [usize; 2] = [3, 250];
-/// Frames of a miniature pool, at most.
-const MINIATURE: usize = 128;
+/// Frames of a miniature pool, at most; at least half of it where the pool has as many.
+const MINIATURE: usize = 256;
 
 /// A pool without memory that serves a sample of the pages.
 #[derive(Debug)]
@@ -29,6 +29,21 @@ impl Miniature {
         Self { ranks: Ranks::new(share), ids: HashMap::new(), free: Vec::new(), hits: 0 }
     }
 
+    /// Lets pages go that are not in the sample any more. Nobody would ask for them again, and a page that was used
+    /// often stays for long where use counts: that pool would seem to be of no use.
+    fn keep(&mut self, sampled: impl Fn(u64) -> bool) {
+        let Self { ranks, ids, free, .. } = self;
+        ids.retain(|&hash, &mut id| {
+            let stays = sampled(hash);
+            if !stays {
+                ranks.remove(id);
+                free.push(id);
+            }
+            stays
+        });
+        self.hits = 0;
+    }
+
     fn access(&mut self, hash: u64, sketch: &Sketch) {
         if let Some(&id) = self.ids.get(&hash) {
             self.ranks.touch(id);
@@ -41,6 +56,7 @@ impl Miniature {
                 self.free.push(id);
             }
         }
+        // all numbers that were given are either of a page or free
         let id = self.free.pop().unwrap_or(self.ids.len() as u32);
         self.ids.insert(hash, id);
         self.ranks.insert(id, hash);
@@ -66,6 +82,11 @@ pub fn hash(layout: u32, index: u64) -> u64 {
     z ^ (z >> 32)
 }
 
+/// Whether a page is in the sample of one in `rate`, a power of two.
+fn is_sampled(hash: u64, rate: u64) -> bool {
+    (hash >> 20) & (rate - 1) == 0
+}
+
 impl Policy {
     /// A policy for no frames yet (see [`Self::set_capacity`]), and for so many at most.
     pub fn new(most: usize) -> Self {
@@ -84,9 +105,16 @@ impl Policy {
     pub fn set_capacity(&mut self, frames: usize) {
         self.ranks.set_capacity(frames);
         self.sketch.set_capacity(frames);
-        self.rate = frames.div_ceil(MINIATURE).max(1) as u64;
+        // A power of two, so that the sample of a pool that has grown is a part of the one before.
+        let rate = frames.div_ceil(MINIATURE).max(1).next_power_of_two() as u64;
         for miniature in &mut self.miniatures {
-            miniature.ranks.set_capacity((frames as u64 / self.rate) as usize);
+            miniature.ranks.set_capacity((frames as u64 / rate) as usize);
+            if rate != self.rate {
+                miniature.keep(|hash| is_sampled(hash, rate));
+            }
+        }
+        if rate != self.rate {
+            (self.rate, self.sampled) = (rate, 0);
         }
     }
 
@@ -122,6 +150,11 @@ impl Policy {
         self.ranks.again(id)
     }
 
+    /// Whether pages are kept for how often they were used, and not only for how lately.
+    pub fn counts_uses(&self) -> bool {
+        self.ranks.share() == SHARES[0]
+    }
+
     /// Whether a page is ranked.
     pub fn contains(&self, id: u32) -> bool {
         self.ranks.contains(id)
@@ -129,7 +162,7 @@ impl Policy {
 
     fn used(&mut self, hash: u64) {
         self.sketch.add(hash);
-        if !(hash >> 20).is_multiple_of(self.rate) {
+        if !is_sampled(hash, self.rate) {
             return;
         }
         for miniature in &mut self.miniatures {
@@ -140,10 +173,11 @@ impl Policy {
         if self.sampled >= 2 * small {
             self.sampled = 0;
             let [frequent, recent] = [self.miniatures[0].hits, self.miniatures[1].hits];
-            // a difference that is more than noise
+            // More than noise: by how much the two differ in a sample varies from one to the next, and each change
+            // costs.
             let now = usize::from(self.ranks.share() == SHARES[1]);
             let (here, there) = if now == 0 { (frequent, recent) } else { (recent, frequent) };
-            if there > here + here / 64 + 1 {
+            if there > here + here / 32 + 4 {
                 self.ranks.set_share(SHARES[1 - now]);
             }
             for miniature in &mut self.miniatures {

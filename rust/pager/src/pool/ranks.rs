@@ -96,8 +96,18 @@ impl Ranks {
         Self { nodes: Vec::new(), ends: [ends; 3], capacity: 0, share }
     }
 
+    /// For so many frames now. While a pool grows there is room for what the window has too much.
     pub(super) fn set_capacity(&mut self, frames: usize) {
+        let grown = frames > self.capacity;
         self.capacity = frames;
+        while grown
+            && self.ends[WINDOW].len > self.window()
+            && self.ends[ONCE].len + self.ends[AGAIN].len + self.window() < frames
+        {
+            let oldest = self.ends[WINDOW].oldest;
+            self.unlink(oldest);
+            self.push(ONCE, oldest);
+        }
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -244,6 +254,10 @@ impl Ranks {
                     self.push(ONCE, new);
                     old
                 } else {
+                    // The next one is compared with another page: one whose uses are overestimated, as its counters
+                    // are also those of popular pages, would keep out all others for ever.
+                    let list = self.unlink(old);
+                    self.push(list, old);
                     new
                 }
             }

@@ -93,10 +93,11 @@ pub fn shifting(pages: usize, skew: f64, every: usize, phases: usize, random: &m
         .collect()
 }
 
-/// Hits of the pool's own policy.
-pub fn own(trace: &[u32], capacity: usize) -> usize {
+/// Hits of the pool's own policy. Frames come `slab` at a time, as they do in a pool; `layout` changes the pages'
+/// hashes, and so which of them are sampled.
+pub fn own(trace: &[u32], capacity: usize, slab: usize, layout: u32) -> usize {
     let mut policy = Policy::new(capacity);
-    policy.set_capacity(capacity);
+    let mut frames = 0;
     let (mut ids, mut pages, mut free): (HashMap<u32, u32>, Vec<u32>, Vec<u32>) = Default::default();
     let mut hits = 0;
     for &page in trace {
@@ -104,6 +105,10 @@ pub fn own(trace: &[u32], capacity: usize) -> usize {
             hits += 1;
             policy.touch(id);
             continue;
+        }
+        if ids.len() == frames && frames < capacity {
+            frames = (frames + slab).min(capacity);
+            policy.set_capacity(frames);
         }
         if ids.len() == capacity {
             let Some(gone) = policy.victim(|_| true) else { break };
@@ -116,7 +121,7 @@ pub fn own(trace: &[u32], capacity: usize) -> usize {
         }
         pages[id as usize] = page;
         ids.insert(page, id);
-        policy.admit(id, hash(0, u64::from(page)));
+        policy.admit(id, hash(layout, u64::from(page)));
     }
     hits
 }
@@ -220,24 +225,24 @@ pub fn s3_fifo(trace: &[u32], capacity: usize) -> usize {
     hits
 }
 
-/// The traces that the pool is held against, with their names and the frames to serve each with.
-pub fn traces() -> Vec<(&'static str, Trace, usize)> {
+/// The traces that the pool is held against, for a pool of so many frames, with their names.
+pub fn traces(frames: usize) -> Vec<(&'static str, Trace)> {
     let mut random = Random(4);
-    let (frames, pages) = (1000, 10_000);
-    let skewed = |skew, random: &mut Random| zipf(pages, skew, 120_000, random);
+    let pages = 10 * frames;
+    let skewed = |skew, random: &mut Random| zipf(pages, skew, 120 * frames, random);
     let mixed = skewed(0.9, &mut random);
     vec![
-        ("cyclic 2.4x", cyclic(frames * 12 / 5, 12), frames),
-        ("cyclic 1.1x", cyclic(frames * 11 / 10, 12), frames),
-        ("shuffled 2.4x", shuffled(frames * 12 / 5, 12, &mut random), frames),
-        ("zipf 0.7", skewed(0.7, &mut random), frames),
-        ("zipf 0.9", skewed(0.9, &mut random), frames),
-        ("zipf 1.1", skewed(1.1, &mut random), frames),
-        ("zipf 0.9, few frames", skewed(0.9, &mut random), 100),
-        ("zipf 0.9 + scans", with_scans(&mixed, pages as u32, 500, 1000), frames),
-        ("zipf 0.9 + long scans", with_scans(&mixed, pages as u32, 3000, 5000), frames),
-        ("shifting set", shifting(1500, 0.9, 10_000, 12, &mut random), frames),
-        ("shifting set, wide", shifting(4000, 0.7, 10_000, 12, &mut random), frames),
+        ("cyclic 2.4x", cyclic(frames * 12 / 5, 12)),
+        ("cyclic 1.1x", cyclic(frames * 11 / 10, 12)),
+        ("shuffled 2.4x", shuffled(frames * 12 / 5, 12, &mut random)),
+        ("zipf 0.7", skewed(0.7, &mut random)),
+        ("zipf 0.9", skewed(0.9, &mut random)),
+        ("zipf 1.1", skewed(1.1, &mut random)),
+        ("zipf 0.9, wide", zipf(10 * pages, 0.9, 120 * frames, &mut random)),
+        ("zipf 0.9 + scans", with_scans(&mixed, pages as u32, frames / 2, frames)),
+        ("zipf 0.9 + long scans", with_scans(&mixed, pages as u32, 3 * frames, 5 * frames)),
+        ("shifting set", shifting(frames * 3 / 2, 0.9, 10 * frames, 12, &mut random)),
+        ("shifting set, wide", shifting(4 * frames, 0.7, 10 * frames, 12, &mut random)),
     ]
 }
 
@@ -245,30 +250,53 @@ pub fn traces() -> Vec<(&'static str, Trace, usize)> {
 mod tests {
     use super::*;
 
-    /// Name, and hits in hundredths of the pool's own policy, LRU, S3-FIFO, and the optimum.
-    fn table() -> Vec<(&'static str, [f64; 4])> {
-        traces()
-            .into_iter()
-            .map(|(name, trace, frames)| {
-                let hits = [own, lru, s3_fifo, optimum].map(|policy| policy(&trace, frames));
-                (name, hits.map(|hits| 100.0 * hits as f64 / trace.len() as f64))
-            })
-            .collect()
-    }
-
+    /// For pools from a handful of frames to many, whose frames come in slabs, and with different samples:
+    /// never worse than the better of LRU and S3-FIFO, but for what it takes to find out which way of
+    /// keeping pages is the better one, which is less than a point of these traces' length.
     #[test]
     fn as_good_as_lru_and_s3_fifo() {
-        for (name, [own, lru, s3_fifo, optimum]) in table() {
-            println!("{name:24} own {own:5.1}, LRU {lru:5.1}, S3-FIFO {s3_fifo:5.1}, MIN {optimum:5.1}");
-            assert!(own >= lru.max(s3_fifo) - 0.6, "{name}: {own} against {lru} and {s3_fifo}");
-            // Independent draws of little skew and sets that move on are out of reach of whoever does not
-            // know what comes: for the first, the most popular pages kept for ever are the best there is.
-            let reach = match name {
-                "zipf 0.7" => 17.0,
-                "shifting set, wide" => 22.0,
-                _ => 10.0,
-            };
-            assert!(own >= optimum - reach, "{name}: {own} against {optimum}");
+        for (frames, layouts) in [(64, 2), (256, 2), (512, 3), (1024, 5), (8192, 1)] {
+            for (name, trace) in traces(frames) {
+                // one of each kind, as long traces take long
+                if frames > 4000
+                    && !matches!(name, "cyclic 2.4x" | "zipf 0.9" | "zipf 0.9 + scans" | "shifting set")
+                {
+                    continue;
+                }
+                let share = |hits: usize| 100.0 * hits as f64 / trace.len() as f64;
+                let [lru, s3_fifo, optimum] =
+                    [lru, s3_fifo, optimum].map(|policy| share(policy(&trace, frames)));
+                let own = (0..layouts).map(|layout| share(own(&trace, frames, 32, layout)));
+                let own = own.fold(f64::INFINITY, f64::min);
+                println!(
+                    "{frames:5} {name:24} own {own:5.1}, LRU {lru:5.1}, S3-FIFO {s3_fifo:5.1}, MIN {optimum:5.1}"
+                );
+                assert!(own >= lru.max(s3_fifo) - 1.0, "{frames} {name}: {own}, {lru}, {s3_fifo}");
+                // Who does not know what comes is further away than that from MIN with independent draws of
+                // little skew and sets that move on; see `the_most_popular_pages_are_the_best_to_keep`.
+                let reach = match name {
+                    "zipf 0.7" => 17.0,
+                    "zipf 0.9" | "zipf 0.9, wide" => 12.0,
+                    "shifting set, wide" => 25.0,
+                    _ => 10.0,
+                };
+                assert!(own >= optimum - reach, "{frames} {name}: {own} against {optimum}");
+            }
+        }
+    }
+
+    /// Of independent draws nobody who does not know the next ones has more hits than who keeps the most
+    /// probable pages for ever. The pool, which has to find out which these are, comes near.
+    #[test]
+    fn the_most_popular_pages_are_the_best_to_keep() {
+        for (frames, skew, reach) in [(512, 0.7, 8.0), (512, 0.9, 7.0), (2048, 0.9, 6.0), (512, 1.1, 5.0)] {
+            let trace = zipf(10 * frames, skew, 120 * frames, &mut Random(2));
+            let share = |hits: usize| 100.0 * hits as f64 / trace.len() as f64;
+            let best = share(trace.iter().filter(|&&page| (page as usize) < frames).count());
+            let (own, optimum) = (share(own(&trace, frames, 32, 0)), share(optimum(&trace, frames)));
+            println!("{frames:5} zipf {skew}: own {own:5.1}, most popular {best:5.1}, MIN {optimum:5.1}");
+            assert!(own >= best - reach, "{frames} {skew}: {own} against {best}");
+            assert!(best <= optimum);
         }
     }
 

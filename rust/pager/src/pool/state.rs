@@ -2,20 +2,15 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-use prunus_core::Interrupt;
-
-use super::call::{Call, Outcome, POLL};
+use super::ahead::Ahead;
+use super::call::{Call, Outcome};
 use super::frames::Frames;
 use super::layouts::Layouts;
 use super::policy::{Policy, hash};
 use super::table::{Page, Phase, Table};
-use crate::{Aligned, DiskFile, Error, Result, SECTOR};
-
-/// How long a call that holds nothing waits for others to let go of frames while nothing moves at all.
-const GRACE: Duration = Duration::from_secs(2);
+use crate::DiskFile;
 
 /// What came of asking for a page.
 #[derive(Clone, Copy, Debug)]
@@ -64,9 +59,7 @@ pub(crate) struct State {
     pub(crate) writing_bytes: usize,
     /// Bytes whose write-back failed: only a flush tries again.
     pub(crate) failed_bytes: usize,
-    /// Pages read ahead and not used yet, oldest first; some no longer are.
-    pub(crate) ahead: VecDeque<u32>,
-    pub(crate) ahead_bytes: usize,
+    pub(crate) ahead: Ahead,
     pub(crate) passages: Vec<Passage>,
     /// Bytes of frames that streams have, and at most had.
     pub(crate) panels: usize,
@@ -78,23 +71,12 @@ pub(crate) struct State {
     /// Counts changes that others may wait for.
     pub(crate) moves: u64,
     pub(crate) clock: u64,
-    sleepers: usize,
+    pub(super) sleepers: usize,
 }
 
-/// The pool, as everybody has it.
-pub(crate) struct Shared {
-    arena: Arc<Aligned>,
-    pub(crate) budget: usize,
-    state: Mutex<State>,
-    changed: Condvar,
-    process: u32,
-}
-
-impl Shared {
-    pub(crate) fn new(budget: usize) -> Result<Self> {
-        let frames = Frames::new(budget)?;
-        let arena = Arc::clone(frames.arena());
-        let state = State {
+impl State {
+    pub(super) fn new(frames: Frames) -> Self {
+        Self {
             frames,
             policies: Vec::new(),
             table: Table::default(),
@@ -104,8 +86,7 @@ impl Shared {
             dirty_bytes: 0,
             writing_bytes: 0,
             failed_bytes: 0,
-            ahead: VecDeque::new(),
-            ahead_bytes: 0,
+            ahead: Ahead::default(),
             passages: Vec::new(),
             panels: 0,
             panels_peak: 0,
@@ -115,119 +96,9 @@ impl Shared {
             moves: 0,
             clock: 0,
             sleepers: 0,
-        };
-        let process = std::process::id();
-        Ok(Self { arena, budget, state: Mutex::new(state), changed: Condvar::new(), process })
-    }
-
-    /// Whether this process made the pool. In a forked child nobody will ever let go of what the parent's
-    /// threads held.
-    pub(crate) fn is_ours(&self) -> bool {
-        self.process == std::process::id()
-    }
-
-    /// # Errors
-    /// [`Error::Argument`] in a forked child.
-    pub(crate) fn check_process(&self) -> Result<()> {
-        if self.is_ours() {
-            return Ok(());
-        }
-        Err(Error::Argument {
-            what: "pager",
-            expected: "one made by this process".to_owned(),
-            got: "one made before a fork; open the file again".to_owned(),
-        })
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// First byte of a frame.
-    pub(crate) fn frame(&self, frame: u32) -> *mut u8 {
-        // SAFETY: frames lie in the arena.
-        unsafe { self.arena.as_ptr().add(frame as usize * SECTOR) }
-    }
-
-    /// Tells everybody who waits for frames or phases. Called with the lock held.
-    pub(crate) fn tell(&self, state: &mut State) {
-        state.moves += 1;
-        if state.sleepers > 0 {
-            self.changed.notify_all();
         }
     }
 
-    /// Waits until something changed, or a moment.
-    pub(crate) fn sleep<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        state.sleepers += 1;
-        let mut state = self.changed.wait_timeout(state, POLL).unwrap_or_else(PoisonError::into_inner).0;
-        state.sleepers -= 1;
-        state
-    }
-
-    /// As [`Self::sleep`], for work that may be interrupted. The caller is asked without the lock: to answer it may
-    /// use the pool itself, or wait for a thread that does (Python's lock, signal handlers).
-    ///
-    /// # Errors
-    /// [`Error::Interrupted`].
-    pub(crate) fn pause<'a>(
-        &'a self,
-        state: MutexGuard<'a, State>,
-        interrupt: &dyn Interrupt,
-    ) -> Result<MutexGuard<'a, State>> {
-        drop(self.sleep(state));
-        if interrupt.interrupted() {
-            return Err(Error::Interrupted);
-        }
-        Ok(self.lock())
-    }
-}
-
-/// Patience of a call that cannot go on.
-pub(crate) struct Patience {
-    since: Instant,
-    moves: u64,
-    retried: bool,
-}
-
-impl Patience {
-    pub(crate) fn new() -> Self {
-        Self { since: Instant::now(), moves: 0, retried: false }
-    }
-
-    /// Pages that could not be written back are in the way: they may be tried again, once.
-    ///
-    /// # Errors
-    /// What kept them, after that.
-    pub(crate) fn retry(&mut self, state: &mut State) -> Result<bool> {
-        if std::mem::replace(&mut self.retried, true) {
-            return Shared::kept_fault(state, None).map_or(Ok(false), Err);
-        }
-        state.forgive(None);
-        Ok(true)
-    }
-
-    /// Says after each wait whether to go on.
-    ///
-    /// # Errors
-    /// [`Error::Budget`] where nothing has moved for long and nothing is under way: then all frames are held by
-    /// guards and panels.
-    pub(crate) fn check(&mut self, state: &State, budget: usize, size: usize) -> Result<()> {
-        let busy = state.loading > 0 || state.writing_bytes > 0 || state.passages.iter().any(|p| p.out);
-        if busy || state.moves != self.moves {
-            (self.since, self.moves) = (Instant::now(), state.moves);
-        } else if self.since.elapsed() > GRACE {
-            let what = format!(
-                "a frame of {size} bytes beside {} pinned pages and {} bytes of panels",
-                state.held, state.panels
-            );
-            return Err(Error::Budget { budget, what, least: budget + Frames::least(size) });
-        }
-        Ok(())
-    }
-}
-
-impl State {
     /// The class of frames of `size` bytes.
     pub(crate) fn class(&mut self, size: usize) -> usize {
         let class = self.frames.class(size);
@@ -238,8 +109,10 @@ impl State {
         class
     }
 
-    fn fit(&mut self, class: usize) {
+    /// Tells a class's policy how many frames it has to rank pages of.
+    pub(super) fn fit(&mut self, class: usize) {
         let frames = self.frames.capacity(class);
+        let frames = frames - self.ahead.reserve(class).min(frames);
         if self.policies[class].capacity() != frames {
             self.policies[class].set_capacity(frames);
         }
@@ -288,19 +161,6 @@ impl State {
         }
     }
 
-    /// Evicts the oldest page that was read ahead and not used.
-    fn drop_ahead(&mut self) -> bool {
-        while let Some(id) = self.ahead.pop_front() {
-            let page = self.table.page(id);
-            if page.phase == Phase::Clean && page.ahead && page.pins == 0 {
-                self.counts.evictions += 1;
-                self.drop_page(id);
-                return true;
-            }
-        }
-        false
-    }
-
     /// Takes a slab from another class.
     fn rob(&mut self, class: usize, fair: bool) -> bool {
         let (table, policies, frames) = (&self.table, &self.policies, &self.frames);
@@ -324,7 +184,7 @@ impl State {
         let size = self.frames.size(class);
         self.policies[class].remove(id);
         if page.ahead {
-            self.ahead_bytes -= size;
+            self.ahead.end(class, size);
         }
         match page.phase {
             Phase::Dirty => {
@@ -361,6 +221,9 @@ impl State {
         let page = self.table.page(id);
         let class = self.frames.class_of(page.frame);
         self.policies[class].admit(id, hash(page.layout, page.index));
+        if self.ahead.forget(class, self.frames.capacity(class)) {
+            self.fit(class);
+        }
     }
 
     /// Whether bytes of a layout are on their way to the file.
@@ -447,32 +310,11 @@ impl State {
         page.ahead = false;
         let class = self.frames.class_of(frame);
         if ahead {
-            self.ahead_bytes -= self.frames.size(class);
+            self.ahead.end(class, self.frames.size(class));
             self.admit(id);
         } else if self.policies[class].contains(id) {
             self.policies[class].touch(id);
         }
-    }
-
-    /// Asks for a page that will be used later: `Mine`, without a pin, or `Full`, or nothing to do.
-    pub(crate) fn grab_ahead(&mut self, layout: u32, index: u64, limit: usize) -> Option<Grab> {
-        if self.table.find(layout, index).is_some() {
-            return None;
-        }
-        let class = self.layouts[layout].class;
-        let size = self.frames.size(class);
-        if self.ahead_bytes + size > limit || self.is_going(layout, &self.range(layout, index)) {
-            return Some(Grab::Full);
-        }
-        let Some(frame) = self.take(class) else { return Some(Grab::Full) };
-        self.counts.misses += 1;
-        let id = self.place(layout, index, frame);
-        let page = self.table.page_mut(id);
-        page.pins = 0;
-        page.ahead = true;
-        self.ahead_bytes += size;
-        self.ahead.push_back(id);
-        Some(Grab::Mine(id))
     }
 
     /// Lets pages that could not be written back be tried again.
@@ -562,7 +404,7 @@ impl State {
         }
         assert_eq!(
             (dirty, writing, loading, ahead, failed),
-            (self.dirty_bytes, self.writing_bytes, self.loading, self.ahead_bytes, self.failed_bytes)
+            (self.dirty_bytes, self.writing_bytes, self.loading, self.ahead.bytes, self.failed_bytes)
         );
         assert_eq!(used, self.frames.in_use().0);
         assert!(used <= self.frames.bytes());

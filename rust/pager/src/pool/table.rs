@@ -43,6 +43,8 @@ pub(crate) struct Page {
     pub(crate) listed: bool,
     /// When it became dirty.
     pub(crate) dirtied: u64,
+    /// When it was read ahead, in uses of pages.
+    pub(crate) since: u64,
 }
 
 /// A hasher for keys that are hashed well enough by [`hash`].
@@ -98,6 +100,7 @@ impl Table {
             failed: false,
             listed: false,
             dirtied: 0,
+            since: 0,
         };
         let id = match self.free.pop() {
             Some(id) => {

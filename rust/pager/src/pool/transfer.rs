@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::call::{Call, Outcome, copy};
-use super::state::{Shared, State};
+use super::shared::Shared;
+use super::state::State;
 use super::table::Phase;
 use crate::io::{Op, Piece, Request};
 use crate::{DiskFile, Error, SECTOR};

@@ -215,7 +215,6 @@ impl Segment {
         let accesses = Accesses::new(offsets, size, self.page);
         let mut batch = Batch::new(self.layout, None);
         let mut cursor = Cursor::default();
-        let limit = (shared.budget / 2).max(self.frame);
         let mut open = true;
         while open {
             let mut state = shared.lock();
@@ -224,7 +223,7 @@ impl Segment {
                     open = false;
                     break;
                 };
-                match state.grab_ahead(self.layout, group.page, limit) {
+                match state.grab_ahead(self.layout, group.page) {
                     Some(Grab::Mine(id)) => batch.add(shared, &state, id, 0),
                     Some(_) => {
                         open = false;
