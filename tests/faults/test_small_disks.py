@@ -183,6 +183,8 @@ values = np.arange(3 << 20, dtype=np.float32).reshape(-1, 1024)
 a = paged.from_array(values, at("a.npy"), budget="256 KiB")
 a.flush()
 os.sync()
+with open(at("a.npy"), "rb") as f:
+    os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # what the system has in memory it can read
 os.truncate(sys.argv[1] + "/image", 8 << 20)
 good = []
 for i in range(len(values)):

@@ -1,8 +1,8 @@
 """Two processes on one file, and what others do to a file that is open.
 
 What is promised: after a flush, whoever opens the file sees what was written; writers of places that share no
-page never undo each other. In a page that two processes write, each value is one of those that were written there
-or was there before, and the later flush decides which.
+page never undo each other. In a page that two processes write, each value is one of those that were written
+there or was there before, and the later flush decides which.
 """
 
 import errno

@@ -210,7 +210,9 @@ fn to_cut_a_file_waits_for_what_is_under_way_there() {
 #[test]
 fn a_panel_that_could_not_be_written_is_not_seen() {
     // first edge, last edge, both in one sector, and whole sectors that a page has only a part of
-    for (begin, end, fault) in [(100, 20_000, 0), (4096, 18_000, 16_384), (4200, 4300, 4096), (0, 16_384, 8192)] {
+    for (begin, end, fault) in
+        [(100, 20_000, 0), (4096, 18_000, 16_384), (4200, 4300, 4096), (0, 16_384, 8192)]
+    {
         for dirty in [false, true] {
             let mut bench = bench(1 << 20, 128 << 10);
             let segment = bench.segment(32 << 10);
@@ -238,5 +240,53 @@ fn a_panel_that_could_not_be_written_is_not_seen() {
             segment.flush(&Never).unwrap();
             assert!(bench.stored() == stored);
         }
+    }
+}
+
+#[test]
+fn what_a_drive_says_is_told_once_and_forgotten() {
+    for code in [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::EROFS, libc::ENXIO] {
+        let mut bench = bench(1 << 20, 128 << 10);
+        let segment = bench.segment(PAGE);
+        let number = |error: Error| match error {
+            Error::Io { source, .. } => source.raw_os_error(),
+            other => panic!("{other}"),
+        };
+        bench.fault(Op::Read, 5 * PAGE, What::Error(code));
+        assert_eq!(number(read(&segment, 5..6).unwrap_err()), Some(code));
+        assert!(read(&segment, 0..32).unwrap() == bench.model);
+        segment.scatter(&[5 * PAGE as u64, 9 * PAGE as u64], PAGE, &[1; 2 * PAGE], &Never).unwrap();
+        bench.fault(Op::Write, 5 * PAGE, What::Error(code));
+        assert_eq!(number(segment.flush(&Never).unwrap_err()), Some(code));
+        // the other page is in the file, and both are what they were made
+        assert!(bench.stored()[9 * PAGE..10 * PAGE] == [1; PAGE]);
+        assert!(bench.stored()[5 * PAGE..6 * PAGE] == bench.model[5 * PAGE..6 * PAGE]);
+        bench.model[5 * PAGE..6 * PAGE].fill(1);
+        bench.model[9 * PAGE..10 * PAGE].fill(1);
+        assert!(read(&segment, 0..32).unwrap() == bench.model);
+        segment.flush(&Never).unwrap();
+        assert!(bench.stored() == bench.model);
+        bench.fault(Op::Sync, 0, What::Error(code));
+        segment.scatter(&[0], PAGE, &bench.model[..PAGE], &Never).unwrap();
+        assert_eq!(number(segment.flush(&Never).unwrap_err()), Some(code));
+    }
+}
+
+#[test]
+fn interruptions_and_short_transfers_are_nobodys_business() {
+    for what in [What::Error(libc::EINTR), What::Error(libc::EAGAIN), What::Short(512), What::Short(PAGE)] {
+        let mut bench = bench(1 << 20, 128 << 10);
+        let segment = bench.segment(8192);
+        for at in (0..128 << 10).step_by(3 * PAGE) {
+            bench.fault(Op::Read, at, what);
+            bench.fault(Op::Write, at, what);
+        }
+        let mut out = vec![0; 128 << 10];
+        segment.gather(&[0], 128 << 10, &mut out, &Never).unwrap();
+        assert!(out == bench.model);
+        bench.model.fill(4);
+        segment.scatter(&[0], 128 << 10, &bench.model, &Never).unwrap();
+        segment.flush(&Never).unwrap();
+        assert!(bench.stored() == bench.model);
     }
 }
