@@ -26,7 +26,7 @@ stub:
     python -m mypy.stubtest --mypy-config-file pyproject.toml prunus._core
 
 # Everything that runs code; pytest comes last, so that its summary is the last line.
-test: test-rust doc levels
+test: test-rust doc levels io
     pytest
 
 # Unit and property tests of the crates.
@@ -46,6 +46,19 @@ levels:
         echo "SIMD level $level"; \
         PRUNUS_SIMD=$level pytest -q tests/engines tests/property --ignore=tests/property/paged; \
     done
+
+# Files and arrays on disk on the I/O engines that serve where io_uring or direct I/O is refused.
+io:
+    @for engine in direct buffered; do \
+        echo "I/O engine $engine"; \
+        PRUNUS_IO=$engine pytest -q tests/unit/paged tests/unit/test_paged_arrays.py tests/unit/test_paged_pagers.py \
+            tests/unit/test_paged_checksums.py tests/faults/test_pager_memory.py tests/faults/test_two_processes.py; \
+    done
+
+# All tests of faults, with 200 processes killed by each test that kills some; the counts are printed at the end.
+faults:
+    cargo test -p prunus-pager --locked --test faults --test survival --test system
+    PRUNUS_KILLS=200 pytest tests/faults
 
 # A wheel that keeps to the stable ABI and needs nothing but NumPy and ml_dtypes.
 wheel:

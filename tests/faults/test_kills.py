@@ -59,38 +59,40 @@ def confirmed(code: str, path: str, seconds: float) -> int:
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills a process")
 
 
-def test_killed_while_appending(tmp_path):
+def test_killed_while_appending(tmp_path, cases):
     """The file is an array of whole rows, and every row whose flush was told of holds what was written."""
     path, chance = str(tmp_path / "a.npy"), random.Random(0)
     pr.paged.from_array(np.zeros((1, WIDTH), np.float32), path).flush()
     lengths = set()
     for _ in range(KILLS):
-        rows = confirmed(APPENDS.format(width=WIDTH), path, chance.uniform(0, 0.05))
-        found = np.load(path)
-        assert rows <= len(found)
-        assert found.shape[1:] == (WIDTH,)
-        first = 0
-        while first < rows:
-            count = 1 if not first else 1 + first % 3
-            assert (found[first : first + count] == first).all()
-            first += count
-        lengths.add(len(found))
-        # Rows that nobody vouched for may be there or not: the next round goes on from whole ones.
-        pr.paged.from_array(found[:first], path).flush()
+        with cases:
+            rows = confirmed(APPENDS.format(width=WIDTH), path, chance.uniform(0, 0.05))
+            found = np.load(path)
+            assert rows <= len(found)
+            assert found.shape[1:] == (WIDTH,)
+            first = 0
+            while first < rows:
+                count = 1 if not first else 1 + first % 3
+                assert (found[first : first + count] == first).all()
+                first += count
+            lengths.add(len(found))
+            # Rows that nobody vouched for may be there or not: the next round goes on from whole ones.
+            pr.paged.from_array(found[:first], path).flush()
     assert len(lengths) > KILLS // 4, "most were killed before they appended anything"
 
 
-def test_killed_while_flushing(tmp_path):
+def test_killed_while_flushing(tmp_path, cases):
     """Every row holds the last number that was flushed, or a later one, and nothing between."""
     path, chance = str(tmp_path / "a.npy"), random.Random(1)
     pr.paged.from_array(np.zeros((ROWS, WIDTH), np.float32), path).flush()
     numbers = set()
     for _ in range(KILLS):
-        number = confirmed(FLUSHES.format(rows=ROWS), path, chance.uniform(0, 0.05))
-        found = np.load(path)
-        assert found.shape == (ROWS, WIDTH)
-        # A row is a page and a sector: a write of it is done or not.
-        assert (found == found[:, :1]).all()
-        assert (found[:, 0] >= number).all()
-        numbers.add(number)
+        with cases:
+            number = confirmed(FLUSHES.format(rows=ROWS), path, chance.uniform(0, 0.05))
+            found = np.load(path)
+            assert found.shape == (ROWS, WIDTH)
+            # A row is a page and a sector: a write of it is done or not.
+            assert (found == found[:, :1]).all()
+            assert (found[:, 0] >= number).all()
+            numbers.add(number)
     assert len(numbers) > KILLS // 4, "most were killed before they wrote anything"

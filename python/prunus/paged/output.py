@@ -55,10 +55,17 @@ class Output:
             if self._size:
                 panel = panel_of(self._pager)
                 self._writer = self._file.segment(0, self._size, panel).writer(0, self._size, panel)
-        except BaseException:
+        except BaseException as error:
+            self._name(error)
             self._remove()
             raise
         return self
+
+    def _name(self, error: BaseException | None) -> None:
+        """Have an error name the file that is written, not the one that is there meanwhile."""
+        name = getattr(error, "filename", None) if isinstance(error, OSError) else None
+        if isinstance(error, OSError) and name is not None and os.fsdecode(name) == self._temporary:
+            error.filename = self._path
 
     def write(self, data: NDArray[np.uint8]) -> None:
         """Append bytes.
@@ -87,8 +94,12 @@ class Output:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
+            self._name(error)
             if kind is None:
                 self._finish()
+        except OSError as refused:
+            self._name(refused)
+            raise
         finally:
             # After the rename there is nothing under this name.
             self._remove()

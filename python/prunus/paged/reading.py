@@ -34,9 +34,11 @@ def reading(at: Span, stores: Iterable[Store], used: int | None = None) -> Itera
 
     Raises
     ------
+    ValueError
+        If a file was closed.
     OSError
-        If a file was closed, replaced, cut or, where nobody here may write it, changed since it was opened:
-        a result may then be of the old and the new bytes.
+        If a file was replaced, cut or, where nobody here may write it, changed since it was opened: a result
+        may then be of the old and the new bytes.
     """
     every = list(stores)
     files = {id(store.file): store.file for store in every}

@@ -147,8 +147,12 @@ class Store:
             self.version.value += 1
 
     def grow(self, nbytes: int) -> None:
-        """Make the run longer, to ``nbytes``; the file is resized."""
-        self.segment.flush()
+        """Make the run longer, to ``nbytes``, or shorter again; the file is resized.
+
+        What was written beyond a new end and not flushed is forgotten, also where the disk refused it.
+        """
+        if nbytes > self.nbytes:
+            self.segment.flush()
         self.file.resize(self.start + nbytes)
         self.nbytes = nbytes
         self._segment = self.file.segment(self.start, nbytes, self.page)

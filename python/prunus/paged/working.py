@@ -105,8 +105,9 @@ def empty(
     dtype : dtype-like
         Its dtype; ``"bfloat16"`` is one.
     path : path, optional
-        Where; a file that is there is replaced. By default a temporary file without a name, which goes when
-        the array does.
+        Where; a file that is there is emptied, or where this process has it open another one takes its
+        place: arrays that have the old one raise OSError (ESTALE) when they are read. By default a temporary
+        file without a name, which goes when the array does.
     order : {"C", "F"}
         Whether the last or the first axis runs fastest.
     budget : int or str, optional
@@ -195,7 +196,10 @@ def open(
     path : path
         The file.
     mode : {"r", "r+"}
-        For reading only, or to be written too.
+        For reading only, or to be written too. Whoever opens a file while a pager has it open to write sees
+        every write through that pager at once. An array that was opened only to read before, or through
+        another pager, does not: it goes on with what it has read, and calls that read all of it raise OSError
+        (ESTALE) once the writes are in the file.
     budget, pager, page
         As for :func:`empty`.
 

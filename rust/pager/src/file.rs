@@ -11,8 +11,10 @@ use crate::io::{Descriptor, Engine, Engines, Kind, Null, Op, Piece, Request, on_
 use crate::{Error, Result};
 
 mod blocking;
+mod present;
 mod system;
 
+use present::Present;
 use system::Identity;
 
 /// How a file is opened.
@@ -22,7 +24,8 @@ pub enum Mode {
     Read,
     /// It is there.
     ReadWrite,
-    /// It is made, or emptied, and holds so many zeroes then.
+    /// It is made, or emptied, and holds so many zeroes then. Where this process has it open, another file takes its
+    /// place instead: who has the old one keeps it.
     Create {
         /// Bytes.
         size: u64,
@@ -53,6 +56,8 @@ pub struct DiskFile {
     direct: bool,
     size: AtomicU64,
     identity: Option<Identity>,
+    /// Says in this process that it is open.
+    _present: Option<Present>,
     /// Its directory does not durably know of it yet.
     fresh: AtomicBool,
     /// How far writes went, or may yet go, past the size up to the end of a sector.
@@ -111,11 +116,34 @@ impl DiskFile {
             .create(matches!(mode, Mode::Create { .. }))
             .create_new(matches!(mode, Mode::CreateNew { .. }))
             .open(path)?;
+        if let Mode::Create { size } = mode
+            && present::is_open(&Identity::of(&file.metadata()?))
+        {
+            drop(file);
+            return Self::replacing(path, place, size, engines);
+        }
         Self::prepare(file, path, place, mode, engines).inspect_err(|_| {
             if matches!(mode, Mode::CreateNew { .. }) {
                 // It was made here. Where it cannot be removed, the error that is reported matters more.
                 let _ = std::fs::remove_file(path);
             }
+        })
+    }
+
+    /// Makes a new file that takes the place of one.
+    fn replacing(path: &Path, place: PathBuf, size: u64, engines: &Engines) -> io::Result<Self> {
+        // What a link points to is replaced, not the link.
+        let target = std::fs::canonicalize(&place)?;
+        let name = format!(".prunus-{}-{}.tmp", std::process::id(), present::number());
+        let temporary = target.with_file_name(name);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary)?;
+        let made = std::fs::metadata(&target)
+            .and_then(|old| file.set_permissions(old.permissions()))
+            .and_then(|()| Self::prepare(file, path, place, Mode::CreateNew { size }, engines))
+            .and_then(|new| std::fs::rename(&temporary, &target).map(|()| new));
+        made.inspect_err(|_| {
+            // Where it cannot be removed, the error that is reported matters more.
+            let _ = std::fs::remove_file(&temporary);
         })
     }
 
@@ -148,6 +176,7 @@ impl DiskFile {
             direct,
             size: AtomicU64::new(identity.size),
             identity: Some(identity),
+            _present: Some(Present::new(&identity)),
             fresh: AtomicBool::new(fresh),
             padded: AtomicU64::new(0),
             process: std::process::id(),
@@ -176,6 +205,7 @@ impl DiskFile {
             why: "in memory".to_owned(),
             direct: true,
             identity: None,
+            _present: None,
             fresh: AtomicBool::new(false),
             padded: AtomicU64::new(0),
             process: std::process::id(),

@@ -183,6 +183,32 @@ impl Pager {
         fault.map_or(Ok(()), Err)
     }
 
+    /// Makes a file so many bytes long; new ones are zero. What was to be written beyond a new end is forgotten; what
+    /// is under way there is waited for.
+    ///
+    /// # Errors
+    /// As [`DiskFile::resize`]; interruption, before anything was forgotten or cut off.
+    pub fn resize(&self, file: &Arc<DiskFile>, size: u64, interrupt: &dyn Interrupt) -> Result<()> {
+        self.shared.check_process()?;
+        if file.writable() && size < file.size() {
+            let mut state = self.shared.lock();
+            while !state.cut(file, size) {
+                state = match self.shared.pause(state, interrupt) {
+                    Ok(state) => state,
+                    Err(error) => {
+                        self.shared.lock().uncut(file);
+                        return Err(error);
+                    }
+                };
+            }
+            self.shared.tell(&mut state);
+            let closed = state.retire();
+            drop(state);
+            drop(closed);
+        }
+        file.resize(size)
+    }
+
     /// Writes back what is newer than the file and drops its pages from the pool. Its segments can be used
     /// afterwards; they read again.
     ///

@@ -258,7 +258,8 @@ fn a_dead_ring_is_an_error_and_never_a_hang() {
     let path = scratch.with("data", &[1; SECTOR]);
     in_child(|| {
         let inherited = rings();
-        let file = DiskFile::open(&path, Mode::Read, &Engines::new(Some(Kind::Uring), 8).unwrap()).unwrap();
+        let engines = Engines::new(Some(Kind::Uring), 8).unwrap();
+        let file = DiskFile::open(&path, Mode::Read, &engines).unwrap();
         file.read_exact(0, &mut [0; 10]).unwrap();
         // As programs do that become daemons and close all they have.
         let nothing = std::fs::File::open("/dev/null").unwrap();
@@ -276,6 +277,10 @@ fn a_dead_ring_is_an_error_and_never_a_hang() {
         }
         assert!(file.read_exact(0, &mut [0; 10]).is_err());
         assert!(file.engine().register(&Arc::new(Aligned::new(1).unwrap())).is_err());
+        // What is opened from now on has another ring.
+        let again = DiskFile::open(&path, Mode::Read, &engines).unwrap();
+        again.read_exact(0, &mut [0; 10]).unwrap();
+        assert_eq!(engines.in_use().len(), 2);
     });
 }
 

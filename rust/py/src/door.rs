@@ -34,47 +34,47 @@ pub(crate) fn to_python(error: Error) -> PyErr {
 }
 
 /// The system's number of an error, also of one that was found without asking the system.
-fn number(error: &std::io::Error) -> Option<i32> {
+fn number(error: &std::io::Error) -> i32 {
     use std::io::ErrorKind;
-    error.raw_os_error().or(match error.kind() {
-        ErrorKind::NotFound => Some(libc::ENOENT),
-        ErrorKind::AlreadyExists => Some(libc::EEXIST),
-        ErrorKind::PermissionDenied => Some(libc::EPERM),
-        ErrorKind::InvalidInput => Some(libc::EINVAL),
-        ErrorKind::FileTooLarge => Some(libc::EFBIG),
-        ErrorKind::Unsupported => Some(libc::ENOSYS),
-        ErrorKind::OutOfMemory => Some(libc::ENOMEM),
-        ErrorKind::WriteZero => Some(libc::EIO),
-        _ => None,
+    error.raw_os_error().unwrap_or(match error.kind() {
+        ErrorKind::NotFound => libc::ENOENT,
+        ErrorKind::AlreadyExists => libc::EEXIST,
+        ErrorKind::PermissionDenied => libc::EPERM,
+        ErrorKind::InvalidInput => libc::EINVAL,
+        ErrorKind::FileTooLarge => libc::EFBIG,
+        ErrorKind::Unsupported => libc::ENOSYS,
+        ErrorKind::OutOfMemory => libc::ENOMEM,
+        _ => libc::EIO,
     })
 }
 
-/// The one map from the pager's errors to Python exceptions.
-pub(crate) fn pager_to_python(py: Python<'_>, error: prunus_pager::Error) -> PyErr {
-    use prunus_pager::Error;
+/// An error that a file met, as the exception of its number (`FileNotFoundError`, `PermissionError`) with the file's
+/// name; `None` for other errors.
+fn os_error(error: &pager::Error) -> Option<PyErr> {
+    use pager::Error as Fault;
+    let (number, text, path) = match error {
+        Fault::Io { path, what, source } => (number(source), format!("{what}: {source}"), path),
+        Fault::Short { path, offset, expected, got } => {
+            let text = format!("expected {expected} bytes at {offset}, the file has {got}");
+            (libc::EIO, text, path)
+        }
+        Fault::Changed { path, fault } => {
+            (libc::ESTALE, format!("the file has changed since it was opened: {fault}"), path)
+        }
+        _ => return None,
+    };
+    Some(PyOSError::new_err((number, text, path.clone())))
+}
 
-    let text = error.to_string();
-    match error {
-        // With errno, Python makes the subclass: FileNotFoundError, PermissionError.
-        Error::Io { path, what, source } => match number(&source) {
-            Some(number) => PyOSError::new_err((number, format!("{what}: {source}"), path)),
-            None => PyOSError::new_err(text),
-        },
-        Error::Short { .. } => PyOSError::new_err(text),
-        Error::Changed { path, fault } => {
-            let what = format!("the file has changed since it was opened: {fault}");
-            PyOSError::new_err((libc::ESTALE, what, path))
-        }
-        Error::Format { .. } => {
-            let class = py.import("prunus._errors").and_then(|errors| errors.getattr("FormatError"));
-            match class.and_then(|class| class.call1((text,))) {
-                Ok(raised) => PyErr::from_value(raised),
-                Err(failed) => failed,
-            }
-        }
-        Error::Budget { .. } | Error::Argument { .. } => PyValueError::new_err(text),
-        Error::Memory(_) => PyMemoryError::new_err(text),
-        Error::Interrupted => PyKeyboardInterrupt::new_err(()),
+/// As [`file_error`], where a file may turn out not to be of its format.
+pub(crate) fn pager_to_python(py: Python<'_>, error: pager::Error) -> PyErr {
+    if !matches!(error, pager::Error::Format { .. }) {
+        return file_error(error);
+    }
+    let class = py.import("prunus._errors").and_then(|errors| errors.getattr("FormatError"));
+    match class.and_then(|class| class.call1((error.to_string(),))) {
+        Ok(raised) => PyErr::from_value(raised),
+        Err(failed) => failed,
     }
 }
 
@@ -155,23 +155,11 @@ pub(crate) fn enter_each(
 /// The one map from the pager's errors to Python exceptions.
 pub(crate) fn file_error(error: pager::Error) -> PyErr {
     use pager::Error as Fault;
-    match &error {
-        // Made with an error number, an OSError becomes FileNotFoundError and its like.
-        Fault::Io { path, what, source } => match number(source) {
-            Some(number) => PyOSError::new_err((number, format!("{what}: {source}"), path.clone())),
-            None => PyOSError::new_err(error.to_string()),
-        },
-        Fault::Changed { path, fault } => {
-            let text = format!("the file has changed since it was opened: {fault}");
-            PyOSError::new_err((libc::ESTALE, text, path.clone()))
-        }
-        Fault::Short { .. } => PyOSError::new_err(error.to_string()),
-        Fault::Format { .. } | Fault::Budget { .. } | Fault::Argument { .. } => {
-            PyValueError::new_err(error.to_string())
-        }
+    os_error(&error).unwrap_or_else(|| match error {
         Fault::Memory(_) => PyMemoryError::new_err(error.to_string()),
         Fault::Interrupted => PyKeyboardInterrupt::new_err(()),
-    }
+        _ => PyValueError::new_err(error.to_string()),
+    })
 }
 
 /// Runs work of the pager without the GIL. An exception raised by a signal handler stops the work and is what

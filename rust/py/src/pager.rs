@@ -1,10 +1,14 @@
 //! Files whose bytes are paged: the pager's classes for Python.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
+use std::time::Duration;
 
 use numpy::ndarray::ArrayView1;
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray2};
+use prunus_core::Interrupt;
 use prunus_pager as pager;
 use prunus_pager::io::Engines;
 use pyo3::exceptions::{PyOSError, PyStopIteration, PyValueError};
@@ -16,6 +20,84 @@ use crate::door::{attend, engine_kind, file_error};
 fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     // What a panicking thread left behind is an option that is still whole.
     lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A stream, and which thread is at work with it. While that thread waits it runs handlers of signals, and these may
+/// come back here: so no lock is held meanwhile.
+struct Stream<T> {
+    inner: Mutex<(Option<T>, Option<ThreadId>)>,
+    free: Condvar,
+}
+
+impl<T: Send> Stream<T> {
+    fn new(stream: T) -> Self {
+        Self { inner: Mutex::new((Some(stream), None)), free: Condvar::new() }
+    }
+
+    /// Works with the stream, after the threads that do already; `None` where it is closed. `close`: it is gone
+    /// afterwards.
+    fn with<R: Send>(
+        &self,
+        py: Python<'_>,
+        close: bool,
+        work: impl FnOnce(&mut T, &dyn Interrupt) -> Result<R, pager::Error> + Send,
+    ) -> PyResult<Option<R>> {
+        attend(py, |signals| {
+            let me = std::thread::current().id();
+            let mut inner = held(&self.inner);
+            while inner.1.is_some_and(|other| other != me) {
+                inner = self.free.wait_timeout(inner, POLL).unwrap_or_else(PoisonError::into_inner).0;
+                drop(inner);
+                if signals.interrupted() {
+                    return Err(pager::Error::Interrupted);
+                }
+                inner = held(&self.inner);
+            }
+            if inner.1.is_some() {
+                let (expected, got) = ("a call after the one under way", "one from a handler of a signal");
+                let (expected, got) = (expected.to_owned(), got.to_owned());
+                return Err(pager::Error::Argument { what: "reader or writer", expected, got });
+            }
+            let Some(stream) = inner.0.take() else { return Ok(None) };
+            inner.1 = Some(me);
+            drop(inner);
+            let mut lent = Lent { of: self, stream: Some(stream) };
+            let result = lent.stream.as_mut().map(|stream| work(stream, signals)).transpose();
+            if close && result.is_ok() {
+                lent.stream = None;
+            }
+            result
+        })
+    }
+}
+
+/// Puts a stream back, whatever happens.
+struct Lent<'a, T> {
+    of: &'a Stream<T>,
+    stream: Option<T>,
+}
+
+impl<T> Drop for Lent<'_, T> {
+    fn drop(&mut self) {
+        *held(&self.of.inner) = (self.stream.take(), None);
+        self.of.free.notify_all();
+    }
+}
+
+/// Longest wait between two looks at whether the caller was interrupted.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Whether a file was closed, for its segments too.
+#[derive(Clone, Default)]
+struct Closed(Arc<AtomicBool>);
+
+impl Closed {
+    fn check(&self) -> PyResult<()> {
+        match self.0.load(Ordering::Acquire) {
+            false => Ok(()),
+            true => Err(PyValueError::new_err("the file is closed")),
+        }
+    }
 }
 
 /// A budget of memory, and the engines that fill it.
@@ -53,7 +135,8 @@ impl Pager {
             }
         };
         let inner = py.detach(|| self.inner.open(&path, mode)).map_err(file_error)?;
-        Ok(DiskFile { inner, pager: Arc::clone(&self.inner), writable: mode.writable() })
+        let (pager, closed) = (Arc::clone(&self.inner), Closed::default());
+        Ok(DiskFile { inner, pager, writable: mode.writable(), closed })
     }
 
     /// Writes back what is dirty, and makes it durable.
@@ -88,6 +171,7 @@ pub(crate) struct DiskFile {
     pager: Arc<pager::Pager>,
     /// As it was asked for: the file itself may be open to write for somebody else.
     writable: bool,
+    closed: Closed,
 }
 
 /// Raises unless a file may be written.
@@ -127,28 +211,34 @@ impl DiskFile {
         self.writable
     }
 
-    /// Writes back what is dirty and drops the file's pages; it can be used again, and is closed with its last user.
+    /// Writes back what is dirty and drops the file's pages. Neither it nor its segments can be used afterwards, where
+    /// that did not fail; the system closes the file with its last user.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        attend(py, |signals| self.pager.release(&self.inner, signals))
+        attend(py, |signals| self.pager.release(&self.inner, signals))?;
+        self.closed.0.store(true, Ordering::Release);
+        Ok(())
     }
 
     fn resize(&self, py: Python<'_>, size: u64) -> PyResult<()> {
+        self.closed.check()?;
         check_writable(self.writable)?;
-        self.pager.check_process().map_err(file_error)?;
-        py.detach(|| self.inner.resize(size)).map_err(file_error)
+        attend(py, |signals| self.pager.resize(&self.inner, size, signals))
     }
 
     fn sync(&self, py: Python<'_>) -> PyResult<()> {
+        self.closed.check()?;
         self.pager.check_process().map_err(file_error)?;
         py.detach(|| self.inner.sync()).map_err(file_error)
     }
 
     fn check(&self, py: Python<'_>) -> PyResult<()> {
+        self.closed.check()?;
         py.detach(|| self.inner.check_unchanged()).map_err(file_error)
     }
 
     /// Reads some bytes, such as a header.
     fn read<'py>(&self, py: Python<'py>, offset: u64, size: usize) -> PyResult<Bound<'py, PyBytes>> {
+        self.closed.check()?;
         self.pager.check_process().map_err(file_error)?;
         let mut bytes = Vec::new();
         // More than the file has is refused before there is memory for it.
@@ -165,6 +255,7 @@ impl DiskFile {
     }
 
     fn write(&self, py: Python<'_>, offset: u64, data: &[u8]) -> PyResult<()> {
+        self.closed.check()?;
         check_writable(self.writable)?;
         self.pager.check_process().map_err(file_error)?;
         py.detach(|| self.inner.write_all(offset, data)).map_err(file_error)
@@ -172,8 +263,9 @@ impl DiskFile {
 
     /// Bytes of the file that are cached in pages of `page` bytes.
     fn segment(&self, start: u64, length: u64, page: usize) -> PyResult<Segment> {
+        self.closed.check()?;
         let inner = pager::Segment::new(&self.pager, &self.inner, start, length, page).map_err(file_error)?;
-        Ok(Segment { inner: Arc::new(inner), writable: self.writable })
+        Ok(Segment { inner: Arc::new(inner), writable: self.writable, closed: self.closed.clone() })
     }
 }
 
@@ -182,6 +274,7 @@ impl DiskFile {
 pub(crate) struct Segment {
     inner: Arc<pager::Segment>,
     writable: bool,
+    closed: Closed,
 }
 
 fn places(array: &PyReadonlyArray1<'_, i64>) -> PyResult<Vec<u64>> {
@@ -220,6 +313,7 @@ impl Segment {
         size: usize,
         mut out: PyReadwriteArray2<'_, u8>,
     ) -> PyResult<()> {
+        self.closed.check()?;
         let places = places(&offsets)?;
         let mut out = out.as_array_mut();
         let shape = out.shape().to_vec();
@@ -240,6 +334,7 @@ impl Segment {
         size: usize,
         values: PyReadonlyArray2<'_, u8>,
     ) -> PyResult<()> {
+        self.closed.check()?;
         check_writable(self.writable)?;
         let places = places(&offsets)?;
         let values = values.as_array();
@@ -255,25 +350,29 @@ impl Segment {
 
     /// Asks for bytes that will be gathered soon, and returns at once.
     fn prefetch(&self, py: Python<'_>, offsets: PyReadonlyArray1<'_, i64>, size: usize) -> PyResult<()> {
+        self.closed.check()?;
         let places = places(&offsets)?;
         py.detach(|| self.inner.prefetch(&places, size)).map_err(file_error)
     }
 
     /// Reads a range in panels, in order.
     fn reader(&self, py: Python<'_>, begin: u64, end: u64, panel: usize) -> PyResult<Reader> {
+        self.closed.check()?;
         let inner = py.detach(|| self.inner.reader(begin, end, panel, 0)).map_err(file_error)?;
-        Ok(Reader { inner: Mutex::new(Some(inner)) })
+        Ok(Reader { inner: Stream::new(inner), closed: self.closed.clone() })
     }
 
     /// Writes a range in panels, in order.
     fn writer(&self, py: Python<'_>, begin: u64, end: u64, panel: usize) -> PyResult<Writer> {
+        self.closed.check()?;
         check_writable(self.writable)?;
         let inner = py.detach(|| self.inner.writer(begin, end, panel, 0)).map_err(file_error)?;
-        Ok(Writer { inner: Mutex::new(Some(inner)), shown: Mutex::new(None) })
+        Ok(Writer { inner: Stream::new(inner), shown: Mutex::new(None) })
     }
 
     /// Writes back what is dirty, and makes it durable.
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        self.closed.check()?;
         attend(py, |signals| self.inner.flush(signals))
     }
 }
@@ -293,7 +392,8 @@ struct WriterMemory {
 /// Panels of a range of bytes, in order.
 #[pyclass(frozen, module = "prunus._core")]
 pub(crate) struct Reader {
-    inner: Mutex<Option<pager::Reader>>,
+    inner: Stream<pager::Reader>,
+    closed: Closed,
 }
 
 #[pymethods]
@@ -303,11 +403,9 @@ impl Reader {
     }
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<(u64, Bound<'py, PyArray1<u8>>)> {
-        let next = attend(py, |signals| match held(&self.inner).as_mut() {
-            Some(reader) => reader.next(signals),
-            None => Ok(None),
-        })?;
-        let Some(panel) = next else { return Err(PyStopIteration::new_err(())) };
+        self.closed.check()?;
+        let next = self.inner.with(py, false, |reader, signals| reader.next(signals))?;
+        let Some(panel) = next.flatten() else { return Err(PyStopIteration::new_err(())) };
         let offset = panel.offset();
         let memory = Bound::new(py, PanelMemory { panel })?;
         let view = ArrayView1::from(&memory.get().panel[..]);
@@ -318,15 +416,15 @@ impl Reader {
         Ok((offset, array))
     }
 
-    fn close(&self, py: Python<'_>) {
-        py.detach(|| drop(held(&self.inner).take()));
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.with(py, true, |_, _| Ok(())).map(drop)
     }
 }
 
 /// Takes panels of a range of bytes, in order.
 #[pyclass(frozen, module = "prunus._core")]
 pub(crate) struct Writer {
-    inner: Mutex<Option<pager::Writer>>,
+    inner: Stream<pager::Writer>,
     /// The array that shows the panel at hand.
     shown: Mutex<Option<Py<PyArray1<u8>>>>,
 }
@@ -337,10 +435,6 @@ struct Place(*mut u8, usize);
 // SAFETY: an address; whoever uses it says why it may.
 unsafe impl Send for Place {}
 
-fn closed() -> PyErr {
-    PyValueError::new_err("this writer is closed")
-}
-
 #[pymethods]
 impl Writer {
     /// Memory for the next panel, to be filled; the same array until it is put. Empty after the last one.
@@ -348,15 +442,12 @@ impl Writer {
         if let Some(array) = &*held(&self.shown) {
             return Ok(array.bind(py).clone());
         }
-        let (place, kept) = attend(py, |signals| match held(&self.inner).as_mut() {
-            Some(writer) => {
-                let panel = writer.panel(signals)?;
-                let place = Place(panel.as_mut_ptr(), panel.len());
-                Ok(Some((place, writer.keep())))
-            }
-            None => Ok(None),
-        })?
-        .ok_or_else(closed)?;
+        let found = self.inner.with(py, false, |writer, signals| {
+            let panel = writer.panel(signals)?;
+            let place = Place(panel.as_mut_ptr(), panel.len());
+            Ok((place, writer.keep()))
+        })?;
+        let Some((place, kept)) = found else { return Err(Self::gone()) };
         let memory = Bound::new(py, WriterMemory { _kept: kept })?;
         // SAFETY: the array, and so all views of it, keep the panel's memory from other uses, also where they
         // are written to after the panel was put. The empty one has no memory.
@@ -371,24 +462,21 @@ impl Writer {
     /// Sends the panel at hand off.
     fn put(&self, py: Python<'_>) -> PyResult<()> {
         self.let_go(py);
-        attend(py, |signals| match held(&self.inner).as_mut() {
-            Some(writer) => writer.put(signals).map(Some),
-            None => Ok(None),
-        })?
-        .ok_or_else(closed)
+        self.inner.with(py, false, |writer, signals| writer.put(signals))?.ok_or_else(Self::gone)
     }
 
     /// Waits until all is written.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.let_go(py);
-        attend(py, |signals| match held(&self.inner).as_mut() {
-            Some(writer) => writer.close(signals),
-            None => Ok(()),
-        })
+        self.inner.with(py, false, |writer, signals| writer.close(signals)).map(drop)
     }
 }
 
 impl Writer {
+    fn gone() -> PyErr {
+        PyValueError::new_err("this writer is closed")
+    }
+
     /// The array of the last panel can no longer be written.
     fn let_go(&self, py: Python<'_>) {
         if let Some(array) = held(&self.shown).take()

@@ -1,5 +1,6 @@
 //! Reading and writing small things at any alignment, waiting for them.
 
+use std::any::Any;
 use std::io;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, PoisonError};
@@ -12,6 +13,14 @@ use crate::{Aligned, Error, Result, SECTOR};
 const STEP: usize = 1 << 20;
 /// Bytes under way at a time.
 const WINDOW: usize = 4 << 20;
+
+/// What keeps memory while the system may use it.
+type Owner = Arc<dyn Any + Send + Sync>;
+
+/// The owner of a caller's memory.
+fn nobody() -> Owner {
+    Arc::new(())
+}
 
 impl DiskFile {
     /// Fills `out` with the file's bytes at `offset`, at any alignment, and waits for them.
@@ -27,19 +36,21 @@ impl DiskFile {
         let end = offset.checked_add(len).filter(|end| *end <= size);
         let end = end.ok_or_else(|| short(size.saturating_sub(offset)))?;
         let fault = |source| self.error(format!("read {len} bytes at {offset}"), source);
-        if !self.direct || aligned(offset, out) {
-            // SAFETY: `out` outlives the call, which waits.
-            let got =
-                unsafe { self.transfer(Op::Read, offset, out.as_mut_ptr(), out.len()) }.map_err(fault)?;
+        if !self.direct {
+            // SAFETY: `out` outlives the call, which waits, and threads always end what they have begun.
+            let got = unsafe { self.transfer(Op::Read, offset, out.as_mut_ptr(), out.len(), &nobody()) }
+                .map_err(fault)?;
             return if got == out.len() { Ok(()) } else { Err(short(got as u64)) };
         }
         let (begin, stop) = widen(offset, end);
-        let bounce = Aligned::new(WINDOW.min((stop - begin) as usize))?;
+        let bounce = Arc::new(Aligned::new(WINDOW.min((stop - begin) as usize))?);
+        let owner = Arc::clone(&bounce) as Owner;
         let mut at = begin;
         while at < stop {
             let count = bounce.len().min((stop - at) as usize);
             // SAFETY: the memory is that long and outlives the call.
-            let got = unsafe { self.transfer(Op::Read, at, bounce.as_ptr(), count) }.map_err(fault)?;
+            let got =
+                unsafe { self.transfer(Op::Read, at, bounce.as_ptr(), count, &owner) }.map_err(fault)?;
             let (from, to) = (at.max(offset), (at + count as u64).min(end));
             if at + (got as u64) < to {
                 return Err(short((at + got as u64).saturating_sub(offset)));
@@ -72,15 +83,16 @@ impl DiskFile {
         if end > self.size() {
             self.trim()?;
         }
-        if !self.direct || aligned(offset, data) {
-            // SAFETY: the engine only reads from `data`, which outlives the call.
-            unsafe { self.transfer(Op::Write, offset, data.as_ptr().cast_mut(), data.len()) }
+        if !self.direct {
+            // SAFETY: the engine only reads from `data`, which outlives the call, and threads end what they begin.
+            unsafe { self.transfer(Op::Write, offset, data.as_ptr().cast_mut(), data.len(), &nobody()) }
                 .map_err(fault)?;
             self.grown(end, end);
             return Ok(());
         }
         let (begin, stop) = widen(offset, end);
-        let bounce = Aligned::new(WINDOW.min((stop - begin) as usize))?;
+        let bounce = Arc::new(Aligned::new(WINDOW.min((stop - begin) as usize))?);
+        let owner = Arc::clone(&bounce) as Owner;
         let mut at = begin;
         while at < stop {
             let count = bounce.len().min((stop - at) as usize);
@@ -97,7 +109,7 @@ impl DiskFile {
             bytes[(from - at) as usize..(to - at) as usize]
                 .copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
             // SAFETY: as above.
-            unsafe { self.transfer(Op::Write, at, bounce.as_ptr(), count) }.map_err(fault)?;
+            unsafe { self.transfer(Op::Write, at, bounce.as_ptr(), count, &owner) }.map_err(fault)?;
             at += count as u64;
         }
         self.grown(end, stop);
@@ -105,10 +117,10 @@ impl DiskFile {
     }
 
     /// Reads one sector to a place in `memory`; zeroes past the end of the file.
-    fn fetch_sector(&self, at: u64, memory: &Aligned, place: usize) -> io::Result<()> {
+    fn fetch_sector(&self, at: u64, memory: &Arc<Aligned>, place: usize) -> io::Result<()> {
         let ptr = memory.as_ptr().wrapping_add(place);
         // SAFETY: the place is a whole sector of the memory, and nothing is under way in it.
-        let got = unsafe { self.transfer(Op::Read, at, ptr, SECTOR) }?;
+        let got = unsafe { self.transfer(Op::Read, at, ptr, SECTOR, &(Arc::clone(memory) as Owner)) }?;
         // SAFETY: as above.
         unsafe { ptr.add(got).write_bytes(0, SECTOR - got) };
         Ok(())
@@ -117,8 +129,16 @@ impl DiskFile {
     /// Moves bytes in requests of [`STEP`] and waits for all. Returns how many bytes came without a gap.
     ///
     /// # Safety
-    /// So many bytes at `ptr` must be there, and for reading be nobody else's.
-    unsafe fn transfer(&self, op: Op, offset: u64, ptr: *mut u8, len: usize) -> io::Result<usize> {
+    /// So many bytes at `ptr` must be there, and for reading be nobody else's, until this returns and, where the
+    /// engine may end with requests under way (a ring), for as long as `owner` lives.
+    unsafe fn transfer(
+        &self,
+        op: Op,
+        offset: u64,
+        ptr: *mut u8,
+        len: usize,
+        owner: &Owner,
+    ) -> io::Result<usize> {
         let mut moved = 0;
         for start in (0..len).step_by(WINDOW) {
             let window = WINDOW.min(len - start);
@@ -132,7 +152,7 @@ impl DiskFile {
                         op,
                         offset: offset + (start + at) as u64,
                         pieces: vec![Piece { ptr: ptr.wrapping_add(start + at), len: count }],
-                        owner: Arc::new(()),
+                        owner: Arc::clone(owner),
                         // The receiver waits for all answers, or has no use for them.
                         done: Box::new(move |result| drop(tell.send((at, result)))),
                     }
@@ -163,8 +183,4 @@ impl DiskFile {
 fn widen(begin: u64, end: u64) -> (u64, u64) {
     let sector = SECTOR as u64;
     (begin / sector * sector, end.div_ceil(sector) * sector)
-}
-
-fn aligned(offset: u64, bytes: &[u8]) -> bool {
-    offset.is_multiple_of(SECTOR as u64) && (bytes.as_ptr() as usize | bytes.len()).is_multiple_of(SECTOR)
 }

@@ -24,6 +24,8 @@ pub struct Engines {
 #[derive(Default)]
 struct Made {
     uring: Option<io::Result<Arc<dyn Engine>>>,
+    /// Rings that are of no use any more, for what they counted.
+    dead: Vec<Arc<dyn Engine>>,
     direct: Option<Arc<dyn Engine>>,
     buffered: Option<Arc<dyn Engine>>,
 }
@@ -83,7 +85,14 @@ impl Engines {
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let uring = made.uring.as_ref().and_then(|engine| engine.as_ref().ok());
         let null = self.null.as_ref().map(|null| Arc::clone(null) as Arc<dyn Engine>);
-        uring.into_iter().chain(&made.direct).chain(&made.buffered).cloned().chain(null).collect()
+        uring
+            .into_iter()
+            .chain(&made.dead)
+            .chain(&made.direct)
+            .chain(&made.buffered)
+            .cloned()
+            .chain(null)
+            .collect()
     }
 
     /// The engine for a file of which direct I/O was tried; `refused` says why it is not to be had.
@@ -124,11 +133,30 @@ impl Engines {
 
     fn uring(&self) -> io::Result<Arc<dyn Engine>> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if made.uring.as_ref().is_some_and(|engine| engine.as_ref().is_ok_and(|engine| !engine.is_alive()))
+            && let Some(Ok(dead)) = made.uring.take()
+        {
+            made.dead.push(dead);
+        }
         match made.uring.get_or_insert_with(|| uring(self.depth)) {
             Ok(engine) => Ok(Arc::clone(engine)),
-            Err(error) => Err(repeat(error)),
+            Err(error) => {
+                let fault = repeat(error);
+                // Whoever opens a file when there are more descriptors or memory gets a ring.
+                if is_passing(&fault) {
+                    made.uring = None;
+                }
+                Err(fault)
+            }
         }
     }
+}
+
+/// Whether what was refused may be had later.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    let for_good = [Kind::PermissionDenied, Kind::Unsupported, Kind::InvalidInput];
+    !for_good.contains(&error.kind())
 }
 
 #[cfg(target_os = "linux")]

@@ -18,8 +18,10 @@ mod uring;
 
 pub use choose::{DEPTH, Engines};
 pub use null::{Fault, Null, Seen, What};
+pub(crate) use process::PerProcess;
 pub(crate) use system::on_engine_thread;
 pub use threads::{THREADS, Threads};
+pub(crate) use transfer::is_abandoned;
 #[cfg(target_os = "linux")]
 pub use uring::Uring;
 
@@ -50,7 +52,8 @@ pub struct Piece {
 unsafe impl Send for Piece {}
 
 /// Called once, on a thread of the engine's: bytes moved, or what kept them. Fewer bytes than were asked for:
-/// the file ends there. It should do little, as other requests wait for that thread. Where an engine can have no
+/// the file ends there. After an error the memory is free for other uses, unless the engine itself ended while the
+/// request was under way; its owner is then kept for good. It should do little, as other requests wait for that thread. Where an engine can have no
 /// thread (the system refuses one, a program closed its ring) it is called inside `submit`: so hold no lock
 /// there that it takes.
 pub type Done = Box<dyn FnOnce(io::Result<usize>) + Send>;
@@ -156,6 +159,10 @@ pub trait Engine: Send + Sync {
     fn submit(&self, batch: Vec<Request>);
     /// What was done so far.
     fn counters(&self) -> Counters;
+    /// Whether it can still serve requests.
+    fn is_alive(&self) -> bool {
+        true
+    }
     /// Requests that it keeps under way at most.
     fn depth(&self) -> usize;
     /// Registers memory that requests will often name, where that saves the system work on each of them.

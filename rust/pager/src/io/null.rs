@@ -36,6 +36,9 @@ pub enum What {
     Short(usize),
     /// The request takes this long.
     Delay(Duration),
+    /// The engine gives the request up, as one does that ends, and the bytes move only after
+    /// [`Null::move_late`].
+    Abandon,
 }
 
 /// A request as it was seen, in the order of arrival.
@@ -70,6 +73,8 @@ struct State {
     names: HashMap<PathBuf, Descriptor>,
     faults: Vec<Fault>,
     waiting: VecDeque<(Instant, Request)>,
+    /// Requests that were given up, without those who asked.
+    late: Vec<Request>,
     seen: Vec<Seen>,
     running: bool,
     closed: bool,
@@ -130,6 +135,12 @@ impl Null {
     /// order of arrival.
     pub fn shuffle(&self, seed: Option<u64>) {
         self.change(|state| state.random = seed);
+    }
+
+    /// Moves the bytes of requests that were given up; tells of how many.
+    pub fn move_late(&self) -> usize {
+        let late = self.change(|state| std::mem::take(&mut state.late));
+        late.into_iter().map(|request| self.shared.serve(request)).count()
     }
 
     /// Requests that have arrived and are not served yet.
@@ -265,6 +276,10 @@ impl Shared {
             // Real direct I/O refuses it too.
             return transfer.finish(Err(io::ErrorKind::InvalidInput.into()), &self.stats);
         }
+        if self.lock().gives_up(transfer.op(), transfer.offset(), transfer.window()) {
+            self.lock().late.push(transfer.again());
+            return transfer.abandon(io::Error::other("the engine ended"), &self.stats);
+        }
         loop {
             let (fd, op, offset) = (transfer.fd(), transfer.op(), transfer.offset());
             self.stats.call();
@@ -317,10 +332,15 @@ impl State {
         }
     }
 
+    fn gives_up(&mut self, op: Op, offset: u64, window: &[Piece]) -> bool {
+        let len = window.iter().map(|piece| piece.len).sum();
+        self.meets(op, offset, len, |what| matches!(what, What::Abandon)).is_some()
+    }
+
     /// One system call, as direct I/O would have it.
     fn call(&mut self, fd: Descriptor, op: Op, offset: u64, window: &[Piece]) -> io::Result<usize> {
         let len: usize = window.iter().map(|piece| piece.len).sum();
-        let most = match self.meets(op, offset, len, |what| !matches!(what, What::Delay(_))) {
+        let most = match self.meets(op, offset, len, |what| matches!(what, What::Error(_) | What::Short(_))) {
             Some(What::Error(code)) => return Err(io::Error::from_raw_os_error(code)),
             Some(What::Short(most)) => most,
             _ => len,

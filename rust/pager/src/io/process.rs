@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// A value that is made again where the process is found to be another one than that which made it.
 #[derive(Debug)]
-pub(super) struct PerProcess<T> {
+pub(crate) struct PerProcess<T> {
     entry: AtomicPtr<Entry<T>>,
 }
 
@@ -16,12 +16,12 @@ struct Entry<T> {
 }
 
 impl<T> PerProcess<T> {
-    pub(super) fn new(value: T) -> Self {
+    pub(crate) fn new(value: T) -> Self {
         Self { entry: AtomicPtr::new(boxed(value)) }
     }
 
     /// This process's value, from `make` where the present one belongs to a parent.
-    pub(super) fn get(&self, make: impl FnOnce() -> T) -> &T {
+    pub(crate) fn get(&self, make: impl FnOnce() -> T) -> &T {
         let old = self.entry.load(Ordering::Acquire);
         // SAFETY: entries come from `boxed` and are freed by nobody before `self` is dropped.
         let entry = unsafe { &*old };

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Counters, Op, Piece, Request};
@@ -24,6 +25,29 @@ pub(super) enum Step {
     Again,
     /// Nothing: this is the request's result.
     Finished(io::Result<usize>),
+}
+
+/// The error of a request whose engine ended while the system may still move its bytes.
+#[derive(Debug)]
+struct Abandoned(io::Error);
+
+impl std::fmt::Display for Abandoned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}; its memory is given up, as the system may still move bytes", self.0)
+    }
+}
+
+impl std::error::Error for Abandoned {}
+
+/// The error of a request that was given up while the system may still move its bytes.
+pub(super) fn give_up(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), Abandoned(error))
+}
+
+/// Whether the system may still move bytes of the request that ended so: then its memory must never serve anything
+/// else, and never be freed.
+pub(crate) fn is_abandoned(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Abandoned>())
 }
 
 /// One request under way.
@@ -124,6 +148,13 @@ impl Transfer {
         }
     }
 
+    /// The same bytes once more, for nobody.
+    pub(super) fn again(&self) -> Request {
+        let Request { fd, op, offset, ref pieces, ref owner, .. } = self.request;
+        let (pieces, owner) = (pieces.clone(), Arc::clone(owner));
+        Request { fd, op, offset, pieces, owner, done: Box::new(|_| ()) }
+    }
+
     fn stopped_inside_sector(&self) -> bool {
         self.direct && self.request.op == Op::Read && !self.moved.is_multiple_of(SECTOR)
     }
@@ -135,8 +166,8 @@ impl Transfer {
 
     /// Tells who asked that the engine failed, and keeps the memory for good: the system may still move bytes.
     pub(super) fn abandon(self, error: io::Error, stats: &Stats) {
-        std::mem::forget(self.request.owner.clone());
-        finish(self.request, Err(error), stats);
+        std::mem::forget(Arc::clone(&self.request.owner));
+        finish(self.request, Err(give_up(error)), stats);
     }
 }
 

@@ -109,6 +109,10 @@ impl Engine for Uring {
         self.stats.snapshot()
     }
 
+    fn is_alive(&self) -> bool {
+        self.shared().as_ref().is_ok_and(|shared| !shared.lock().dead)
+    }
+
     fn depth(&self) -> usize {
         self.depth
     }

@@ -2,6 +2,7 @@
 
 use std::ops::{Index, IndexMut, Range};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::state::State;
 use super::table::Phase;
@@ -13,6 +14,8 @@ pub(crate) struct Layout {
     pub(crate) file: Arc<DiskFile>,
     pub(crate) start: u64,
     pub(crate) len: u64,
+    /// The same, for its segments: what lies beyond was cut off.
+    pub(crate) limit: Arc<AtomicU64>,
     pub(crate) page: usize,
     /// Pages are whole sectors, and can be written from their frames.
     pub(crate) exact: bool,
@@ -26,6 +29,11 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    fn set_len(&mut self, len: u64) {
+        self.len = len;
+        self.limit.store(len, Ordering::Release);
+    }
+
     /// Bytes of a page; the last one has fewer.
     pub(crate) fn bytes(&self, index: u64) -> usize {
         let begin = index * self.page as u64;
@@ -131,8 +139,7 @@ impl State {
                 {
                     return Room::Later;
                 }
-                let layout = &mut self.layouts[number];
-                layout.len = layout.len.max(len);
+                self.layouts[number].set_len(old.max(len));
                 room = Room::Join(number);
             } else if file.writable() && layout.start < start + len && start < layout.start + layout.len {
                 if layout.users > 0 {
@@ -145,6 +152,58 @@ impl State {
             }
         }
         room
+    }
+
+    /// Cuts a file's layouts off at its new end, and forgets what was to be written beyond. Nothing is done while
+    /// something is under way there, but that no call begins there any more; returns whether it was done.
+    pub(crate) fn cut(&mut self, file: &Arc<DiskFile>, size: u64) -> bool {
+        let longer: Vec<(u32, u64)> = self
+            .layouts
+            .numbers()
+            .into_iter()
+            .map(|number| (number, size.saturating_sub(self.layouts[number].start)))
+            .filter(|&(number, len)| {
+                let layout = &self.layouts[number];
+                Arc::ptr_eq(&layout.file, file) && layout.len > len
+            })
+            .collect();
+        let mut gone = Vec::new();
+        for &(number, len) in &longer {
+            let layout = &self.layouts[number];
+            layout.limit.store(len, Ordering::Release);
+            let (last, first_gone) = (len / layout.page as u64, len.div_ceil(layout.page as u64));
+            for id in self.table.numbers() {
+                let page = self.table.page(id);
+                if page.phase == Phase::Absent || page.layout != number || page.index < last {
+                    continue;
+                }
+                let moving = matches!(page.phase, Phase::Loading | Phase::Writing) || page.writers > 0;
+                let goes = page.index >= first_gone;
+                if moving || goes && page.pins > 0 {
+                    return false;
+                }
+                gone.extend(goes.then_some(id));
+            }
+            // sectors around a panel count as the panel's
+            let end = len.next_multiple_of(SECTOR as u64);
+            if self.passages.iter().any(|one| one.out && one.layout == number && one.range.end > end) {
+                return false;
+            }
+        }
+        for id in gone {
+            self.drop_page(id);
+        }
+        for (number, len) in longer {
+            self.layouts[number].set_len(len);
+        }
+        true
+    }
+
+    /// Undoes what a [`cut`](Self::cut) did that was not done.
+    pub(crate) fn uncut(&mut self, file: &Arc<DiskFile>) {
+        for layout in self.layouts.iter_mut().filter(|layout| Arc::ptr_eq(&layout.file, file)) {
+            layout.set_len(layout.len);
+        }
     }
 
     /// Drops clean pages; whether there are none left.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::ahead::Ahead;
 use super::call::{Call, Outcome};
-use super::frames::Frames;
+use super::frames::{Frames, NOBODY};
 use super::layouts::Layouts;
 use super::policy::{Policy, hash};
 use super::table::{Page, Phase, Table};
@@ -64,6 +64,8 @@ pub(crate) struct State {
     /// Bytes of frames that streams have, and at most had.
     pub(crate) panels: usize,
     pub(crate) panels_peak: usize,
+    /// Bytes of frames that are never used again, as the system may still move bytes there.
+    pub(crate) lost: usize,
     /// Pages pinned by guards that a user holds.
     pub(crate) held: usize,
     pub(crate) loading: usize,
@@ -90,6 +92,7 @@ impl State {
             passages: Vec::new(),
             panels: 0,
             panels_peak: 0,
+            lost: 0,
             held: 0,
             loading: 0,
             counts: Counts::default(),
@@ -179,6 +182,19 @@ impl State {
 
     /// Removes a page from everything. Those who wait for it hear of it.
     pub(crate) fn drop_page(&mut self, id: u32) {
+        let frame = self.remove_page(id);
+        self.give(frame);
+    }
+
+    /// Removes a page whose frame the system may still change: nobody gets it any more.
+    pub(crate) fn lose_page(&mut self, id: u32) {
+        let frame = self.remove_page(id);
+        self.lost += self.frames.size(self.frames.class_of(frame));
+        self.frames.set_owner(frame, NOBODY);
+    }
+
+    /// Removes a page from everything but its frame, which is returned.
+    fn remove_page(&mut self, id: u32) -> u32 {
         let page = self.table.remove(id);
         let class = self.frames.class_of(page.frame);
         let size = self.frames.size(class);
@@ -198,12 +214,12 @@ impl State {
             Phase::Clean | Phase::Absent => {}
         }
         self.layouts[page.layout].pages -= 1;
-        self.give(page.frame);
         if page.awaited {
             for (call, tag, _) in self.waiting.remove(&id).unwrap_or_default() {
                 call.deliver([(tag, Outcome::Again)], 0);
             }
         }
+        page.frame
     }
 
     /// Puts a page into a frame, in [`Phase::Loading`], with one pin.
@@ -231,6 +247,21 @@ impl State {
         self.passages
             .iter()
             .any(|passage| passage.out && passage.layout == layout && overlap(&passage.range, range))
+    }
+
+    /// Forgets pages of bytes that could not be written: the file says what is there. Pages that are in use or newer
+    /// than the file stay.
+    pub(crate) fn disown(&mut self, layout: u32, range: &Range<u64>) {
+        if self.layouts[layout].pages > 0 {
+            for index in self.layouts[layout].touched(range) {
+                let Some(id) = self.table.find(layout, index) else { continue };
+                let page = self.table.page(id);
+                if page.phase == Phase::Clean && page.pins == 0 {
+                    self.drop_page(id);
+                }
+            }
+        }
+        self.overtake(layout, range);
     }
 
     /// Marks panels that are being read as overtaken.
@@ -270,7 +301,9 @@ impl State {
     /// A frame for an absent page, which becomes [`Phase::Loading`]; `None` where there is none, or where its
     /// bytes are on their way to the file.
     fn bring(&mut self, layout: u32, index: u64) -> Option<u32> {
-        if !self.passages.is_empty() && self.is_going(layout, &self.range(layout, index)) {
+        let range = self.range(layout, index);
+        // the file was cut under a call that goes on
+        if range.is_empty() || !self.passages.is_empty() && self.is_going(layout, &range) {
             return None;
         }
         let frame = self.take(self.layouts[layout].class)?;
@@ -383,7 +416,7 @@ impl State {
     /// Checks what must always be true.
     pub(crate) fn check(&self) {
         let (mut dirty, mut writing, mut loading, mut ahead, mut failed) = (0, 0, 0, 0, 0);
-        let mut used = self.panels;
+        let mut used = self.panels + self.lost;
         for id in self.table.numbers() {
             let page = self.table.page(id);
             if page.phase == Phase::Absent {

@@ -7,7 +7,7 @@ use super::call::{Call, Outcome, copy};
 use super::shared::Shared;
 use super::state::State;
 use super::table::Phase;
-use crate::io::{Op, Piece, Request};
+use crate::io::{Op, Piece, Request, is_abandoned};
 use crate::{DiskFile, Error, SECTOR};
 
 /// Neighbouring pages go into one request up to so many bytes.
@@ -102,6 +102,7 @@ fn arrived(
     bytes: usize,
     result: io::Result<usize>,
 ) {
+    let lost = result.as_ref().is_err_and(is_abandoned);
     let result =
         result.map_err(|source| Arc::new(file.error(format!("read {bytes} bytes at {offset}"), source)));
     let mut state = shared.lock();
@@ -136,7 +137,11 @@ fn arrived(
                         other.deliver([(tag, Outcome::Failed(Arc::clone(&error)))], 0);
                     }
                 }
-                state.drop_page(id);
+                if lost {
+                    state.lose_page(id);
+                } else {
+                    state.drop_page(id);
+                }
                 Outcome::Failed(error)
             }
         };
@@ -266,29 +271,31 @@ fn start(shared: &Arc<Shared>, job: WriteBack) -> Option<Request> {
         // SAFETY: the frame's; nobody writes to it in this phase.
         let data = unsafe { std::slice::from_raw_parts(tail.ptr, tail.len) };
         if let Err(error) = file.write_all(offset, data) {
-            finished(shared, layout, &ids, Some(error));
+            finished(shared, layout, &ids, Some(error), false);
             return None;
         }
     }
     if pieces.is_empty() {
-        finished(shared, layout, &ids, None);
+        finished(shared, layout, &ids, None, false);
         return None;
     }
     let (pool, file_) = (Arc::clone(shared), Arc::clone(&file));
     let done = Box::new(move |result: io::Result<usize>| {
         let what = || format!("write {bytes} bytes at {offset}");
+        let lost = result.as_ref().is_err_and(is_abandoned);
         let fault = match result {
             Ok(written) if written == bytes => None,
             Ok(_) => Some(file_.error(what(), io::ErrorKind::WriteZero.into())),
             Err(source) => Some(file_.error(what(), source)),
         };
-        finished(&pool, layout, &ids, fault);
+        finished(&pool, layout, &ids, fault, lost);
     });
     Some(file.request(Op::Write, offset, pieces, Arc::clone(shared) as _, done))
 }
 
-/// Pages are in the file, or what kept them: then they stay dirty, and a flush says so.
-fn finished(shared: &Shared, layout: u32, ids: &[u32], fault: Option<Error>) {
+/// Pages are in the file, or what kept them: then they stay dirty, and a flush says so. `lost`: the system may still
+/// write them.
+fn finished(shared: &Shared, layout: u32, ids: &[u32], fault: Option<Error>, lost: bool) {
     let mut state = shared.lock();
     for &id in ids {
         let size = state.frames.size(state.frames.class_of(state.table.page(id).frame));
@@ -303,6 +310,8 @@ fn finished(shared: &Shared, layout: u32, ids: &[u32], fault: Option<Error>) {
         page.phase = if fault.is_some() { Phase::Dirty } else { Phase::Clean };
         page.failed = fault.is_some();
         page.listed = fault.is_some();
+        // pinned for good: another page's bytes in this frame could end up in this one's place
+        page.pins += u32::from(lost);
         state.wake(id);
     }
     if let Some(error) = fault {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use prunus_core::Interrupt;
+use prunus_core::{Interrupt, Never};
 
 use super::Segment;
 use super::walk::{Accesses, Cursor, Group};
@@ -81,7 +81,7 @@ impl Segment {
             return Ok(());
         }
         let shared = self.shared();
-        let accesses = Accesses::new(offsets, size, self.page);
+        let accesses = Accesses::new(offsets, size, self.page, interrupt)?;
         let call = Arc::new(Call::default());
         let mut batch = Batch::new(self.layout, Some(Arc::clone(&call)));
         let (mut cursor, mut again): (Cursor, Vec<Group>) = Default::default();
@@ -212,7 +212,7 @@ impl Segment {
             return Ok(());
         }
         let shared = self.shared();
-        let accesses = Accesses::new(offsets, size, self.page);
+        let accesses = Accesses::new(offsets, size, self.page, &Never)?;
         let mut batch = Batch::new(self.layout, None);
         let mut cursor = Cursor::default();
         let mut open = true;

@@ -6,6 +6,7 @@ mod walk;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use prunus_core::Interrupt;
 
@@ -25,6 +26,8 @@ pub struct Segment {
     layout: u32,
     start: u64,
     len: u64,
+    /// Where its layout ends: before the segment does where the file was cut.
+    limit: Arc<AtomicU64>,
     page: usize,
     frame: usize,
     exact: bool,
@@ -83,8 +86,9 @@ impl Segment {
                 }
                 Room::New => {
                     let file = Arc::clone(file);
-                    let new =
-                        Layout { file, start, len, page, exact, class, users: 1, pages: 0, fault: None };
+                    let limit = Arc::new(AtomicU64::new(len));
+                    let (users, pages, fault) = (1, 0, None);
+                    let new = Layout { file, start, len, limit, page, exact, class, users, pages, fault };
                     break state.layouts.add(new);
                 }
                 Room::Later if tries < 20 => {
@@ -99,8 +103,10 @@ impl Segment {
                 }
             }
         };
+        let limit = Arc::clone(&state.layouts[layout].limit);
         drop(state);
-        Ok(Self { pager: Arc::clone(pager), file: Arc::clone(file), layout, start, len, page, frame, exact })
+        let (pager, file) = (Arc::clone(pager), Arc::clone(file));
+        Ok(Self { pager, file, layout, start, len, limit, page, frame, exact })
     }
 
     /// Bytes.
@@ -174,13 +180,26 @@ impl Segment {
         }
         let fits = |offset: &u64| offset.checked_add(size as u64).is_some_and(|end| end <= self.len);
         match offsets.iter().find(|offset| !fits(offset)) {
-            None => Ok(()),
+            None => self.check_limit(offsets.iter().max().map_or(0, |offset| offset + size as u64)),
             Some(offset) => Err(Error::Argument {
                 what: "offset",
                 expected: format!("{size} bytes within the segment's {}", self.len),
                 got: offset.to_string(),
             }),
         }
+    }
+
+    /// Sees whether the file still has the segment's bytes up to `end`.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] where it was cut.
+    pub(crate) fn check_limit(&self, end: u64) -> Result<()> {
+        let limit = self.limit.load(Ordering::Acquire);
+        if end.min(self.len) <= limit {
+            return Ok(());
+        }
+        let fault = format!("it was cut to {} bytes, and {} are used", self.start + limit, self.start + end);
+        Err(Error::Changed { path: self.file.path().to_owned(), fault })
     }
 
     /// Writes back what is newer than the file, and makes it durable.

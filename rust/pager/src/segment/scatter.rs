@@ -40,7 +40,7 @@ impl Segment {
             return self.write_around(offsets, size, values, interrupt);
         }
         let shared = self.shared();
-        let accesses = Accesses::new(offsets, size, self.page);
+        let accesses = Accesses::new(offsets, size, self.page, interrupt)?;
         let call = Arc::new(Call::default());
         let mut batch = Batch::new(self.layout, Some(Arc::clone(&call)));
         let (mut cursor, mut again): (Cursor, Vec<Group>) = Default::default();
@@ -200,7 +200,7 @@ impl Segment {
         values: &[u8],
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let accesses = Accesses::new(offsets, size, self.page);
+        let accesses = Accesses::new(offsets, size, self.page, interrupt)?;
         let mut run = Vec::new();
         let mut at = 0;
         while at < offsets.len() {

@@ -1,5 +1,12 @@
 //! Accesses in the order of the file, grouped by page.
 
+use prunus_core::Interrupt;
+
+use crate::{Error, Result};
+
+/// Offsets sorted or merged between two looks at whether the caller was interrupted: about a millisecond.
+const RUN: usize = 1 << 16;
+
 /// Accesses of one size, sorted.
 pub(super) struct Accesses<'a> {
     offsets: &'a [u64],
@@ -25,15 +32,53 @@ pub(super) struct Cursor {
     page: Option<u64>,
 }
 
-impl<'a> Accesses<'a> {
-    pub(super) fn new(offsets: &'a [u64], size: usize, page: usize) -> Self {
-        let mut order = Vec::new();
-        if !offsets.is_sorted() {
-            order = (0..offsets.len() as u32).collect();
-            // equal offsets stay in their order: of two writes to one place the later one counts
-            order.sort_by_key(|&index| offsets[index as usize]);
+/// Positions in the order of offsets. Equal offsets stay in their order: of two writes to one place the later one
+/// counts.
+fn sorted(offsets: &[u64], interrupt: &dyn Interrupt) -> Result<Vec<u32>> {
+    let mut order: Vec<u32> = (0..offsets.len() as u32).collect();
+    let look = || if interrupt.interrupted() { Err(Error::Interrupted) } else { Ok(()) };
+    for run in order.chunks_mut(RUN) {
+        run.sort_by_key(|&index| offsets[index as usize]);
+        look()?;
+    }
+    let (mut len, mut merged) = (RUN, Vec::with_capacity(if order.len() > RUN { order.len() } else { 0 }));
+    while len < order.len() {
+        merged.clear();
+        for pair in order.chunks(2 * len) {
+            let (mut left, mut right) = pair.split_at(len.min(pair.len()));
+            while !left.is_empty() && !right.is_empty() {
+                for _ in 0..RUN {
+                    let (&[first, ref rest @ ..], &[second, ref others @ ..]) = (left, right) else { break };
+                    if offsets[second as usize] < offsets[first as usize] {
+                        merged.push(second);
+                        right = others;
+                    } else {
+                        merged.push(first);
+                        left = rest;
+                    }
+                }
+                look()?;
+            }
+            merged.extend_from_slice(left);
+            merged.extend_from_slice(right);
         }
-        Self { offsets, order, size: size as u64, page: page as u64 }
+        std::mem::swap(&mut order, &mut merged);
+        len *= 2;
+    }
+    Ok(order)
+}
+
+impl<'a> Accesses<'a> {
+    /// # Errors
+    /// [`Error::Interrupted`]: millions of offsets take a while to sort.
+    pub(super) fn new(
+        offsets: &'a [u64],
+        size: usize,
+        page: usize,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Self> {
+        let order = if offsets.is_sorted() { Vec::new() } else { sorted(offsets, interrupt)? };
+        Ok(Self { offsets, order, size: size as u64, page: page as u64 })
     }
 
     /// Row and offset of a position.
@@ -94,12 +139,41 @@ impl<'a> Accesses<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use prunus_core::Never;
+
     use super::*;
+
+    #[test]
+    fn long_lists_are_sorted_and_may_be_interrupted() {
+        struct After(Cell<usize>);
+        impl Interrupt for After {
+            fn interrupted(&self) -> bool {
+                self.0.set(self.0.get().wrapping_sub(1));
+                self.0.get() == usize::MAX
+            }
+        }
+        for count in [2, RUN, RUN + 1, 5 * RUN + 77] {
+            // many equal ones, whose order must stay
+            let offsets: Vec<u64> = (0..count as u64).map(|at| at.wrapping_mul(0x9e37_79b9) % 1000).collect();
+            let mut expected: Vec<u32> = (0..count as u32).collect();
+            expected.sort_by_key(|&at| offsets[at as usize]);
+            assert!(sorted(&offsets, &Never).unwrap() == expected);
+            let looks = After(Cell::new(usize::MAX - 1));
+            assert!(sorted(&offsets, &looks).is_ok());
+            let looks = usize::MAX - 1 - looks.0.get();
+            assert!(looks >= count / RUN);
+            for after in 0..looks {
+                assert!(matches!(sorted(&offsets, &After(Cell::new(after))), Err(Error::Interrupted)));
+            }
+        }
+    }
 
     #[test]
     fn groups_by_page() {
         let offsets = [30, 5, 5, 0, 12];
-        let accesses = Accesses::new(&offsets, 15, 10);
+        let accesses = Accesses::new(&offsets, 15, 10, &Never).unwrap();
         let mut cursor = Cursor::default();
         let groups: Vec<Group> = std::iter::from_fn(|| accesses.next(&mut cursor)).collect();
         let group = |page, from, to| Group { page, from, to };

@@ -29,6 +29,13 @@ impl Held {
     }
 }
 
+/// Lets go of a panel's memory after a request, but for one that the system may still move bytes of.
+fn let_go(held: Arc<Held>, result: &std::io::Result<usize>) {
+    if result.as_ref().is_err_and(crate::io::is_abandoned) {
+        std::mem::forget(held);
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         if self.shared.is_ours() {
@@ -97,6 +104,7 @@ impl Shape {
             let expected = format!("a range within the segment's {} bytes", segment.len());
             return wrong("stream", expected, format!("{begin}..{end}"));
         }
+        segment.check_limit(end)?;
         if panel == 0 {
             return wrong("panel", "at least one byte".to_owned(), "0".to_owned());
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use prunus_core::{Interrupt, Never};
 
-use super::{Held, Progress, REQUEST, Shape};
+use super::{Held, Progress, REQUEST, Shape, let_go};
 use crate::io::{Op, Piece, Request};
 use crate::pool::{Passage, Phase, Shared, State};
 use crate::{Error, Result, SECTOR, Segment};
@@ -151,6 +151,7 @@ impl Reader {
                 (Arc::clone(&flight.held), Arc::clone(&flight.progress), Arc::clone(file));
             let need = (end - offset).min(bytes as u64);
             let done = Box::new(move |result: io::Result<usize>| {
+                let_go(held, &result);
                 let fault = match result {
                     Ok(got) if got as u64 >= need => None,
                     Ok(got) => Some(Error::Short {
@@ -162,7 +163,6 @@ impl Reader {
                     Err(source) => Some(owner.error(format!("read {bytes} bytes at {offset}"), source)),
                 };
                 progress.end(fault.map(Arc::new));
-                drop(held);
             });
             let shared = Arc::clone(self.segment.shared());
             requests.push(file.request(Op::Read, offset, vec![Piece { ptr, len: bytes }], shared, done));

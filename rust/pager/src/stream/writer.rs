@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use prunus_core::Interrupt;
 
-use super::{Held, Progress, REQUEST, Shape};
+use super::{Held, Progress, REQUEST, Shape, let_go};
 use crate::io::{Op, Piece};
 use crate::pool::{Passage, Phase};
 use crate::{Error, Result, SECTOR, Segment};
@@ -116,7 +116,8 @@ impl Writer {
     /// Sends the panel at hand off; the next one is at hand then.
     ///
     /// # Errors
-    /// As [`Self::panel`]; [`Error::Argument`] where there is none.
+    /// As [`Self::panel`]; [`Error::Argument`] where there is none; what kept the panel's edges from being written.
+    /// After an error others see what the file has of the panel, and nothing else of it.
     pub fn put(&mut self, interrupt: &dyn Interrupt) -> Result<()> {
         self.raise()?;
         let Some(held) = self.current.clone() else {
@@ -141,18 +142,26 @@ impl Writer {
         let start = self.segment.start();
         // a carry may begin before the segment does
         let from = first.max(start);
-        let passage = self.displace(from - start..until - start, bytes(from..until), interrupt)?;
-        let mut result = Ok(());
+        self.segment.check_limit(until - start)?;
+        let passage = self.announce(from - start..until - start, interrupt)?;
         let file = self.segment.file();
-        if whole.start > whole.end {
-            result = file.write_all(first, bytes(first..end));
+        let edges = if whole.start > whole.end {
+            [first..end, end..end]
         } else {
-            if first < whole.start {
-                result = file.write_all(first, bytes(first..whole.start));
+            [first..whole.start, if last { whole.end..end } else { end..end }]
+        };
+        // The pool gets what is in the file or goes there, not what could not be written.
+        let mut result = Ok(());
+        for edge in edges.into_iter().filter(|edge| !edge.is_empty()) {
+            result = file.write_all(edge.start, bytes(edge.clone()));
+            if result.is_err() {
+                break;
             }
-            if result.is_ok() && last && whole.end < end {
-                result = file.write_all(whole.end, bytes(whole.end..end));
-            }
+            let edge = edge.start.max(start)..edge.end;
+            self.displace(edge.start - start..edge.end - start, bytes(edge));
+        }
+        if result.is_ok() {
+            self.displace(from - start..until - start, bytes(from..until));
         }
         self.carry.clear();
         if !aside {
@@ -169,15 +178,21 @@ impl Writer {
     fn submit(&self, held: &Arc<Held>, base: u64, whole: Range<u64>, passage: u64) {
         let (file, shared) = (self.segment.file(), self.segment.shared());
         let end = {
-            let shared = Arc::clone(shared);
-            move || {
+            let (shared, layout) = (Arc::clone(shared), self.segment.layout());
+            let start = self.segment.start();
+            // a carry may begin before the segment does
+            let range = whole.start.max(start) - start..whole.end.max(start) - start;
+            move |failed: bool| {
                 let mut state = shared.lock();
+                if failed {
+                    state.disown(layout, &range);
+                }
                 state.passages.retain(|other| other.id != passage);
                 shared.tell(&mut state);
             }
         };
         if whole.is_empty() {
-            end();
+            end(false);
             return;
         }
         self.progress.add(1);
@@ -195,16 +210,16 @@ impl Writer {
             let (progress, parts) = (Arc::clone(&self.progress), Arc::clone(&parts));
             let done = Box::new(move |result: io::Result<usize>| {
                 let what = || format!("write {len} bytes at {offset}");
+                let_go(held, &result);
                 let fault = match result {
                     Ok(written) if written == len => None,
                     Ok(_) => Some(owner.error(what(), io::ErrorKind::WriteZero.into())),
                     Err(source) => Some(owner.error(what(), source)),
                 };
-                let last = parts.end(fault.map(Arc::new));
-                drop(held);
-                if last {
-                    end();
-                    progress.end(parts.fault().map(Arc::new));
+                if parts.end(fault.map(Arc::new)) {
+                    let fault = parts.fault().map(Arc::new);
+                    end(fault.is_some());
+                    progress.end(fault);
                 }
             });
             let pieces = vec![Piece { ptr, len }];
@@ -213,8 +228,9 @@ impl Writer {
         file.submit(requests);
     }
 
-    /// Makes the pool agree with bytes that are about to be written, and keeps others from reading them meanwhile.
-    fn displace(&self, range: Range<u64>, data: &[u8], interrupt: &dyn Interrupt) -> Result<u64> {
+    /// Keeps others from reading bytes from the file that are about to be written, until the passage ends that is
+    /// returned.
+    fn announce(&self, range: Range<u64>, interrupt: &dyn Interrupt) -> Result<u64> {
         let (shared, layout) = (self.segment.shared(), self.segment.layout());
         let widened = self.segment.widened(&range);
         let mut state = shared.lock();
@@ -232,6 +248,18 @@ impl Writer {
             }
             state = shared.pause(state, interrupt)?;
         }
+        state.overtake(layout, &range);
+        state.clock += 1;
+        let id = state.clock;
+        state.passages.push(Passage { id, layout, range: widened, out: true, stale: false });
+        shared.tell(&mut state);
+        Ok(id)
+    }
+
+    /// Makes the pool agree with bytes that are written or on their way.
+    fn displace(&self, range: Range<u64>, data: &[u8]) {
+        let (shared, layout) = (self.segment.shared(), self.segment.layout());
+        let mut state = shared.lock();
         if state.layouts[layout].pages > 0 {
             for index in state.layouts[layout].touched(&range) {
                 let Some(id) = state.table.find(layout, index) else { continue };
@@ -258,11 +286,7 @@ impl Writer {
             }
         }
         state.overtake(layout, &range);
-        state.clock += 1;
-        let id = state.clock;
-        state.passages.push(Passage { id, layout, range: widened, out: true, stale: false });
         shared.tell(&mut state);
-        Ok(id)
     }
 
     fn raise(&self) -> Result<()> {
@@ -289,8 +313,12 @@ impl Writer {
             let end = start + self.at;
             let begin = (end - carry.len() as u64).max(start);
             let carry = &carry[carry.len() - (end - begin) as usize..];
-            let passage = self.displace(begin - start..self.at, carry, interrupt)?;
+            self.segment.check_limit(self.at)?;
+            let passage = self.announce(begin - start..self.at, interrupt)?;
             let result = self.segment.file().write_all(begin, carry);
+            if result.is_ok() {
+                self.displace(begin - start..self.at, carry);
+            }
             let mut state = self.segment.shared().lock();
             state.passages.retain(|other| other.id != passage);
             self.segment.shared().tell(&mut state);
