@@ -4,6 +4,7 @@ Callers in ``prunus.engines.cpu`` have checked shapes and dtypes; these function
 memory safety depends on (index ranges, strides, writeability) and raise ValueError or TypeError.
 """
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self, final
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "DiskFile",
+    "Elementwise",
     "Packed",
     "PackedColumns",
     "Pager",
@@ -69,6 +71,17 @@ class Packed:
     @property
     def nbytes(self) -> int: ...
     def copy(self) -> NDArray[Any]: ...
+
+@final
+class Elementwise:
+    """A compiled elementwise expression: steps (ufunc or "cast", dtype, values taken) over some inputs."""
+
+    def __new__(
+        cls, inputs: list[str], steps: list[tuple[str, str, list[int]]], outputs: list[int]
+    ) -> Self: ...
+    def run(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> int: ...
+    @staticmethod
+    def available() -> bool: ...
 
 # Files whose bytes are paged (rust/pager). Offsets and sizes are in bytes.
 @final

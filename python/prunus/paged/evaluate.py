@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from prunus._dtypes import Array
 from prunus._threads import get_num_threads
 from prunus.paged.access import boxes
 from prunus.paged.array import PagedArray
+from prunus.paged.fused import Step, arrange, mask_of
 from prunus.paged.graph import Call, Const, Leaf, Node, Pick
 
 __all__ = ["TILE", "Pass", "Tile"]
@@ -133,7 +135,8 @@ class Pass:
         self, roots: Sequence[Node], order: tuple[int, ...] | None = None, preload: Iterable[PagedArray] = ()
     ) -> None:
         self.shape = np.broadcast_shapes(*(root.shape for root in roots))
-        self._steps: list[tuple[Callable[..., Any], tuple[int, ...], dict[str, Any]]] = []
+        self.target: Array | None = None  # where the values of the only root go
+        self._steps: list[Step] = []
         self._slots: dict[Any, int] = {}
         self._leaves: list[tuple[int, PagedArray]] = []
         self._consts: list[tuple[int, Any]] = []
@@ -143,6 +146,7 @@ class Pass:
         if order is None:
             order = self._natural()
         self.order = order
+        self._program = arrange(self._steps, self._roots, self.shape)
         self._sources = [(slot, _Source(a, self.shape, order)) for slot, a in self._leaves]
         early = {id(a) for a in preload}
         for _, source in self._sources:
@@ -175,10 +179,10 @@ class Pass:
             elif isinstance(node, Const):
                 self._consts.append((slot, node.value))
             elif isinstance(node, Call):
-                self._steps.append((node.func, (slot, *(self._slot(a) for a in node.args)), node.kwargs))
+                args = tuple(self._slot(a) for a in node.args)
+                self._steps.append(Step(node, node.func, slot, args, node.kwargs))
             elif isinstance(node, Pick):
-                index = node.index
-                self._steps.append((lambda t, i=index: t[i], (slot, self._slot(node.call)), {}))
+                self._steps.append(Step(node, itemgetter(node.index), slot, (self._slot(node.call),), {}))
         return self._slot(root)
 
     def _slot(self, node: Node) -> int:
@@ -201,9 +205,10 @@ class Pass:
         for box in boxes(tuple(self.shape[axis] for axis in self.order), TILE):
             yield tuple(box[k] for k in back)
 
-    def _tiles(self, job: list[Box], raws: list[Array]) -> Iterator[Tile]:
+    def _tiles(self, job: list[Box], raws: list[Array], mask: int) -> Iterator[Tile]:
         """Compute the tiles of a job."""
         at = [0] * len(raws)
+        back = [self.order.index(axis) for axis in range(len(self.shape))]
         for box in job:
             slots: list[Any] = [None] * self._count
             for slot, value in self._consts:
@@ -217,10 +222,25 @@ class Pass:
                     stream += 1
                 else:
                     slots[slot] = source.of_box(box)
-            for func, (to, *args), kwargs in self._steps:
-                slots[to] = func(*[slots[a] for a in args], **kwargs)
             want = tuple(part.stop - part.start for part in box)
-            yield Tile(box, [self._fit(slots[root], want) for root in self._roots])
+            stored = tuple(want[axis] for axis in self.order)
+            key: Any = (*box, ...)  # with the Ellipsis one value stays an array
+            placed: Array | None = None if self.target is None else self.target[key]
+            for step in self._program:
+                if isinstance(step, Step):
+                    slots[step.to] = step.func(*[slots[a] for a in step.args], **step.kwargs)
+                    continue
+                outs = [
+                    placed
+                    if placed is not None and slot == self._roots[0] and placed.dtype == dtype
+                    else np.empty(stored, dtype).transpose(back)
+                    for slot, dtype in zip(step.outputs, step.dtypes, strict=True)
+                ]
+                step.run(slots, outs, mask)
+            values = [self._fit(slots[root], want) for root in self._roots]
+            if placed is not None and values[0] is not placed:
+                placed[...] = values[0]
+            yield Tile(box, values)
 
     @staticmethod
     def _fit(value: Any, shape: tuple[int, ...]) -> Array:
@@ -249,10 +269,11 @@ class Pass:
         held = min(threads + 1, budget // (4 * panel * max(len(streamed), 1)))
         streams: list[Stream] = []
         settings = np.geterr()
+        mask = mask_of(settings)
 
         def job(part: list[Box], raws: list[Array]) -> R:
             with np.errstate(**settings):
-                return work(self._tiles(part, raws))
+                return work(self._tiles(part, raws, mask))
 
         def jobs() -> Iterator[tuple[list[Box], list[Array]]]:
             while part := list(itertools.islice(cuts, tiles)):

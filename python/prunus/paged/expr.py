@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from prunus._dtypes import Array, as_dtype
+from prunus._dtypes import Array, DType, as_dtype
 from prunus.paged.access import take
 from prunus.paged.array import PagedArray
 from prunus.paged.evaluate import Pass, Tile
-from prunus.paged.graph import Call, Const, Leaf, Node, Pick, Stamps, as_node, call, check, stamps_of
+from prunus.paged.fused import casts
+from prunus.paged.graph import Call, Cast, Const, Leaf, Node, Pick, Stamps, as_node, call, check, stamps_of
 from prunus.paged.indexing import Index, Whole, parse
 from prunus.paged.operators import Operators
 from prunus.paged.reducible import Reducible
@@ -196,11 +197,7 @@ def astype(value: Any, dtype: DTypeLike | str, casting: str = "unsafe") -> Paged
     to = as_dtype(dtype)
     if not np.can_cast(value.dtype, to, casting):  # type: ignore[arg-type]
         raise TypeError(f"cannot cast from {value.dtype} to {to} according to the rule {casting!r}")
-
-    def cast(values: Any) -> Any:
-        return np.asarray(values).astype(to, copy=False)
-
-    return PagedExpr(Call(cast, (as_node(value),), {}, (to,)), stamps_of([value]))
+    return PagedExpr(Call(Cast(to), (as_node(value),), {}, (to,)), stamps_of([value]))
 
 
 def apply(func: Callable[..., Any], inputs: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Any:
@@ -214,19 +211,26 @@ def _value(source: Any) -> tuple[Node, Stamps]:
     return as_node(source), stamps_of([source])
 
 
+def _cast(node: Node, to: DType) -> Node:
+    """Return a node in the dtype that it is stored in, if the pass can convert it as it goes."""
+    return Call(Cast(to), (node,), {}, (to,)) if node.dtype != to and casts(node.dtype, to) else node
+
+
 def into(source: Any, out: Any) -> Any:
     """Compute an expression (or copy an array on disk) into an ndarray, a new one if ``out`` is None."""
     node, stamps = _value(source)
     check(stamps)
+    if out is not None:
+        node = _cast(node, out.dtype)
     work = Pass([node])
     if out is None:
         stored = np.empty([work.shape[axis] for axis in work.order], node.dtype)
         out = stored.transpose([work.order.index(axis) for axis in range(len(work.shape))])
-    target = out
+    work.target = out
 
     def put(tiles: Iterator[Tile]) -> None:
-        for box, (values,) in tiles:
-            target[box] = values
+        for _ in tiles:
+            pass
 
     with closing(work.run(put)) as jobs:
         for _ in jobs:
@@ -260,8 +264,8 @@ def assign(target: PagedArray, source: Any) -> None:
         work._store.file.close()
         return
     order = tuple(target._perm.index(k) for k in range(len(target.shape)))
-    job = Pass([node], order, early)
     dtype = target.dtype
+    job = Pass([_cast(node, dtype)], order, early)
 
     def pack(tiles: Iterator[Tile]) -> list[Array]:
         return [

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from prunus._arrays import as_array
-from prunus._dtypes import BFLOAT16, F16, F32, DType, weak
+from prunus._dtypes import BFLOAT16, F16, F32, Array, DType, weak
 from prunus._errors import PrunusError
 from prunus.paged.array import PagedArray
 from prunus.paged.operators import Operators
@@ -16,6 +16,7 @@ from prunus.paged.store import Store, Version
 
 __all__ = [
     "Call",
+    "Cast",
     "Const",
     "Leaf",
     "Node",
@@ -80,6 +81,19 @@ class Call(Node):
         self.func, self.args, self.kwargs, self.dtypes = func, tuple(args), kwargs, dtypes
         self.shape = np.broadcast_shapes(*(a.shape for a in args))
         self.dtype = dtypes[0]
+
+
+class Cast:
+    """The conversion of values to a dtype, as a function of them."""
+
+    __slots__ = ("to",)
+
+    def __init__(self, to: DType) -> None:
+        self.to = to
+
+    def __call__(self, values: Any) -> Array:
+        """Convert values."""
+        return np.asarray(values).astype(self.to, copy=False)
 
 
 class Pick(Node):
@@ -164,7 +178,7 @@ def _probe(node: Node) -> Any:
 
 
 def _as_f32(node: Node) -> Node:
-    return Call(np.ndarray.astype, (node, Const(F32)), {}, (F32,)) if node.dtype == F16 else node
+    return Call(Cast(F32), (node,), {}, (F32,)) if node.dtype == F16 else node
 
 
 def call(func: Callable[..., Any], inputs: Sequence[Any], kwargs: dict[str, Any] | None = None) -> list[Node]:

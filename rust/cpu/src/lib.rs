@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod dsd;
+pub mod elementwise;
 pub mod level;
 pub mod machine;
 pub mod memory;

@@ -13,7 +13,7 @@ use pyo3::types::PyTuple;
 use crate::packed::Packed;
 
 /// `ml_dtypes` registers bfloat16 with NumPy under a number of its own.
-fn bfloat16_num(py: Python<'_>) -> PyResult<i32> {
+pub(crate) fn bfloat16_num(py: Python<'_>) -> PyResult<i32> {
     static NUM: PyOnceLock<i32> = PyOnceLock::new();
     NUM.get_or_try_init(py, || {
         let scalar = py.import("ml_dtypes")?.getattr("bfloat16")?;
@@ -76,15 +76,7 @@ impl Nd {
 
     /// Describes an array to write.
     pub(crate) fn write(array: &Bound<'_, PyUntypedArray>) -> PyResult<Self> {
-        let object: *mut PyArrayObject = array.as_array_ptr();
-        // SAFETY: a live array object.
-        let flags = unsafe { (*object).fields.flags };
-        if flags & NPY_ARRAY_WRITEABLE == 0 {
-            return Err(PyValueError::new_err("output array is read-only"));
-        }
-        if !elements_apart(array) {
-            return Err(PyValueError::new_err("output array overlaps itself"));
-        }
+        check_output(array)?;
         Self::read(array)
     }
 
@@ -137,8 +129,22 @@ fn elements_apart(array: &Bound<'_, PyUntypedArray>) -> bool {
         })
 }
 
+/// Refuses an array that must not be written, or of which two elements share memory.
+pub(crate) fn check_output(array: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
+    let object: *mut PyArrayObject = array.as_array_ptr();
+    // SAFETY: a live array object.
+    let flags = unsafe { (*object).fields.flags };
+    if flags & NPY_ARRAY_WRITEABLE == 0 {
+        return Err(PyValueError::new_err("output array is read-only"));
+    }
+    if !elements_apart(array) {
+        return Err(PyValueError::new_err("output array overlaps itself"));
+    }
+    Ok(())
+}
+
 /// Addresses of an array's first byte and of the one past its last; nothing where it has no elements.
-fn extent(array: &Bound<'_, PyUntypedArray>) -> Option<(usize, usize)> {
+pub(crate) fn extent(array: &Bound<'_, PyUntypedArray>) -> Option<(usize, usize)> {
     let (mut first, mut last) = (data_ptr(array).addr(), data_ptr(array).addr());
     for (&n, &stride) in array.shape().iter().zip(array.strides()) {
         let reach = stride.wrapping_mul(n.checked_sub(1)? as isize);
@@ -168,7 +174,7 @@ pub(crate) fn writes_apart(out: &Bound<'_, PyUntypedArray>, inputs: &Bound<'_, P
     Ok(true)
 }
 
-fn data_ptr(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
+pub(crate) fn data_ptr(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
     // SAFETY: a live array object.
     unsafe { (*array.as_array_ptr()).fields.data.cast() }
 }

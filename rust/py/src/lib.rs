@@ -9,6 +9,7 @@ mod arrays;
 mod attention;
 mod door;
 mod dsd;
+mod elementwise;
 mod formats;
 mod info;
 mod moments;
@@ -33,6 +34,8 @@ mod _core {
     use super::attention::{attention, pooled_scores};
     #[pymodule_export]
     use super::dsd::{PackedColumns, dsd, pack_columns};
+    #[pymodule_export]
+    use super::elementwise::Elementwise;
     #[pymodule_export]
     use super::formats::{
         crc32c_pages, npy_header, npy_header_size, parse_npy, parse_safetensors, safetensors_header_size,
