@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prunus._dtypes import Array
+from prunus.llm.ahead import Ahead
 from prunus.llm.cache import Cache
 from prunus.llm.config import Config
 from prunus.llm.weights import Layer, Weights
@@ -86,6 +87,7 @@ def forward(
     parts: Sequence[Part],
     policies: Sequence[Any] | None = None,
     watch: Watch | None = None,
+    ahead: Ahead | None = None,
 ) -> Array:
     """Return the last layer's values of new tokens, before the norm that the output matrix wants.
 
@@ -102,6 +104,8 @@ def forward(
         For each layer what prunes its feed-forward layer, or None.
     watch : callable, optional
         Told each layer's number and feed-forward input (tokens, hidden_size).
+    ahead : Ahead, optional
+        Told how far the pass has come, so that what follows is read.
 
     Returns
     -------
@@ -119,27 +123,43 @@ def forward(
         raise ValueError(f"tokens must be from 0 to {config.vocab_size - 1}, got {tokens.tolist()}")
     x = weights.embed(tokens)
     before = [part.cache.length for part in parts]
+    own = Ahead(weights) if ahead is None else None
+    ahead = own or ahead
+    assert ahead is not None
     try:
         for part in parts:
             part.cache.extend(len(part.tokens))
         turns = [positions.of(first, len(part.tokens)) for part, first in zip(parts, before, strict=True)]
         cos, sin = (np.concatenate(side) if len(side) > 1 else side[0] for side in zip(*turns, strict=True))
         for number, layer in enumerate(weights.layers):
+            ahead.reach(3 * number)
             h = rms_norm(x, layer.attention_norm, config.rms_norm_eps)
-            x += _attend(config, number, layer, h, parts, cos, sin)
+            x += _attend(config, number, layer, h, parts, cos, sin, ahead)
             h = rms_norm(x, layer.ffn_norm, config.rms_norm_eps)
             if watch is not None:
                 watch(number, h)
+            ahead.reach(3 * number + 2)
             x += layer.ffn(h, "silu", None if policies is None else policies[number])
+        ahead.reach(3 * len(weights.layers))
     except BaseException:  # Ctrl-C too: a cache holds whole tokens or none of them
         for part, length in zip(parts, before, strict=True):
             part.cache.length = length
         raise
+    finally:
+        if own is not None:
+            own.stop()
     return x
 
 
 def _attend(
-    config: Config, number: int, layer: Layer, h: Array, parts: Sequence[Part], cos: Array, sin: Array
+    config: Config,
+    number: int,
+    layer: Layer,
+    h: Array,
+    parts: Sequence[Part],
+    cos: Array,
+    sin: Array,
+    ahead: Ahead,
 ) -> Array:
     """Return what attention adds to the tokens."""
     queries, keys = config.num_attention_heads, config.num_key_value_heads
@@ -153,6 +173,7 @@ def _attend(
         y = attention(rows[:, :queries].swapaxes(0, 1), k, v, causal=True)
         mixed[first : first + len(rows)] = y.swapaxes(0, 1)
         first += len(rows)
+    ahead.reach(3 * number + 1)
     found: Array = linear(mixed.reshape(len(h), -1), layer.out, layer.out_bias)
     return found
 

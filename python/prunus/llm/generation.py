@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunus._dtypes import Array
+from prunus.llm.ahead import Ahead
 from prunus.llm.cache import Cache
 from prunus.llm.chat import as_messages, render
 from prunus.llm.forward import Part, forward, logits
@@ -137,6 +138,7 @@ class Generation:
         self._policies = policies(model.weights, prune, keep, self._tally)
         self.usage = Usage(prompt_tokens=sum(map(len, self._tokens)))
         self.completions = [Completion(self.usage, len(found)) for found in self._tokens]
+        self._ahead = Ahead(model.weights, 1.0 if self._policies is None else keep or 1.0)
         self._steps = self._run()
 
     def _text(self, prompt: Any, chat: bool) -> Any:
@@ -155,6 +157,12 @@ class Generation:
         return next(self._steps)
 
     def _run(self) -> Iterator[tuple[int, str]]:
+        try:
+            yield from self._generate()
+        finally:
+            self._ahead.stop()
+
+    def _generate(self) -> Iterator[tuple[int, str]]:
         from prunus.llm.model import BATCH
 
         usage, config = self.usage, self._model.weights.config
@@ -193,7 +201,7 @@ class Generation:
         usage.live_fraction = self._tally.share
 
     def _forward(self, parts: list[Part]) -> Array:
-        return forward(self._model.weights, self._model.positions, parts, self._policies)
+        return forward(self._model.weights, self._model.positions, parts, self._policies, ahead=self._ahead)
 
     def _next(self, number: int, row: Array, shown: _Text) -> tuple[str, bool]:
         """Pick a text's next token; return the new piece of text, and whether that was the last."""

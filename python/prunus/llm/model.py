@@ -11,6 +11,7 @@ import numpy as np
 
 from prunus._dtypes import Array, as_dtype
 from prunus._progress import Progress
+from prunus.llm.ahead import Ahead
 from prunus.llm.cache import Cache
 from prunus.llm.calibration import Calibration, Collector
 from prunus.llm.chat import Message
@@ -184,9 +185,13 @@ class Model:
         chosen = (self.prune, self.keep) if prune is None and keep is None else (prune, keep)
         rules = policies(self.weights, *chosen, Tally() if tally is None else tally)
         cache = Cache(self.weights.config, len(tokens))
-        for first in range(0, len(tokens), BATCH):
-            part = Part(cache, tokens[first : first + BATCH])
-            yield first, forward(self.weights, self.positions, [part], rules, watch)
+        ahead = Ahead(self.weights, 1.0 if rules is None else chosen[1] or 1.0)
+        try:
+            for first in range(0, len(tokens), BATCH):
+                part = Part(cache, tokens[first : first + BATCH])
+                yield first, forward(self.weights, self.positions, [part], rules, watch, ahead)
+        finally:
+            ahead.stop()
 
     def logits(
         self, text: str | Sequence[int] | Array, *, prune: Prune | None = None, keep: float | None = None

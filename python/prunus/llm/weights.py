@@ -33,6 +33,7 @@ from prunus.llm.checkpoint import EMBEDDINGS, NORM, OUTPUT, Checkpoint, Speech
 from prunus.llm.config import Config
 from prunus.paged.array import PagedArray
 from prunus.paged.files import File
+from prunus.paged.tables import Table
 from prunus.pruning.ffn import FFN, FeedForward
 
 __all__ = ["FORMAT", "SPEECH", "Layer", "Weights", "from_checkpoint", "from_file", "speech_of"]
@@ -45,7 +46,7 @@ DTYPES: Final = (F32, BFLOAT16)
 
 
 class Layer(NamedTuple):
-    """One layer. Matrices are (out, in); ``qkv``, ``out`` and ``ffn`` may be on disk."""
+    """One layer. Matrices are (out, in): arrays, or tables on disk, as ``ffn`` may be."""
 
     attention_norm: Array
     qkv: Any
@@ -67,8 +68,10 @@ class Weights:
         In order.
     norm : ndarray of float32
         Scale of what the output matrix gets.
-    embeddings, output : ndarray or PagedArray
-        (vocab_size, hidden_size); may be the same.
+    embeddings : ndarray or PagedArray
+        (vocab_size, hidden_size).
+    output : ndarray or Table
+        Likewise; may be the same values.
     file : File, optional
         Where those are that are on disk.
     """
@@ -110,7 +113,7 @@ class Weights:
             count += int(np.prod(one.qkv.shape) + np.prod(one.out.shape)) + 2 * config.hidden_size
             count += 3 * config.hidden_size * config.intermediate_size
             count += sum(len(bias) for bias in (one.qkv_bias, one.out_bias) if bias is not None)
-        tables = 1 if self.output is self.embeddings else 2
+        tables = 1 if config.tie_word_embeddings else 2
         return count + config.hidden_size + tables * config.vocab_size * config.hidden_size
 
     def embed(self, tokens: Array) -> Array:
@@ -225,7 +228,7 @@ def from_file(file: File, *, resident: bool, told: Any = lambda name, size: None
         if resident:
             told(name, array.nbytes)
             return array.load()
-        return array
+        return Table.of(array)
 
     def vector(name: str, size: int) -> Array:
         values: Array = get(name, (size,)).load()
@@ -257,8 +260,14 @@ def from_file(file: File, *, resident: bool, told: Any = lambda name, size: None
         )
         for i in range(config.num_hidden_layers)
     ]
-    embeddings = matrix("embeddings", config.vocab_size, size)
-    output = embeddings if config.tie_word_embeddings else matrix("output", config.vocab_size, size)
+    embeddings = get("embeddings", (config.vocab_size, size))
+    if resident:
+        told("embeddings", embeddings.nbytes)
+        embeddings = embeddings.load()
+    if not config.tie_word_embeddings:
+        output = matrix("output", config.vocab_size, size)
+    else:
+        output = embeddings if resident else Table.of(embeddings)
     norm = vector("norm", size)
     return Weights(config, layers, norm, embeddings, output, None if resident else file)
 

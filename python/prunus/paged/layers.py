@@ -27,7 +27,7 @@ from prunus.paged.headers import Layer, load, numpy_dtype
 from prunus.paged.pagers import panel_of
 from prunus.paged.reading import reading
 from prunus.paged.sources import Source, source_of
-from prunus.paged.tables import Span, Table, Total, announced, spans
+from prunus.paged.tables import MOSTLY, Span, Table, Total, announced, live_units, spans
 from prunus.pruning import _rows
 from prunus.pruning.ffn import FFN, FeedForward
 from prunus.pruning.policies import Policy, foreseen
@@ -39,6 +39,7 @@ _UNIT: Final = 64
 # Of the budget, what tables that stay may take unless they are asked for.
 _SHARE: Final = 4
 _PIECE: Final = 4 << 20
+_PAGE: Final = 4096
 
 
 class Resident(Table):
@@ -216,6 +217,23 @@ class PagedFFN(FeedForward):
     def _tables(self) -> list[Table]:
         return [self._bundle] if self._panel is None else [self._panel, self._bundle]
 
+    def _needed(self, live: Array, branch: int) -> Array:
+        """Return the units that are live for any row."""
+        return live_units(np.flatnonzero(np.logical_or.reduce(live, axis=0)), branch, self.hidden)
+
+    def streamed(self, live: float = 1.0) -> list[Table]:
+        """Return the tables that a call will probably read from end to end, in order.
+
+        Parameters
+        ----------
+        live : float
+            Share of units that will be live, in no order.
+        """
+        panel = [] if self._panel is None or isinstance(self._panel, Resident) else [self._panel]
+        # A page is read if any of the units that it has a part of is live.
+        beside = 1 + _PAGE / max(self._bundle.pitch, 1) if self._bundle.pitch % _PAGE else 1
+        return [*panel, self._bundle] if 1 - (1 - live) ** beside > MOSTLY else panel
+
     def prefetch(self) -> None:
         """Have the pager fetch what every call reads: the matrix that decides. Returns at once."""
         panel = self._panel
@@ -288,10 +306,11 @@ class PagedFFN(FeedForward):
         # The panel's rows of live units are wanted too where nothing was decided by it.
         panel = self._panel if first is None else None
         chunks: Iterator[tuple[Span, Array]]
-        every = [] if live is None else list(spans(self.hidden, self._bundle.span, live, branch))
+        whole = live is None or self._bundle.is_mostly(self._needed(live, branch))
+        every = [] if whole or live is None else list(spans(self.hidden, self._bundle.span, live, branch))
         total = Total(y, self._b_down, len(every) == 1)
-        if live is None:
-            chunks = self._bundle.panels()
+        if whole:
+            chunks = self._bundle.panels(live, branch)
         else:
             told = announced(every, [self._bundle] if panel is None else [panel, self._bundle])
             chunks = ((part, self._bundle.gather(part.units)) for _, part in zip(told, every, strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -25,6 +25,10 @@ from prunus.paged.store import Store
 
 __all__ = ["SPAN", "Span", "Table", "as_table", "live_units", "spans"]
 
+# Above this share of a table's pages, they are read from end to end: drives give large blocks in order about
+# twice as fast as single pages, and a page costs the processor as much as a large block.
+MOSTLY: Final = 0.6
+_SECTOR: Final = 4096
 # Bytes of a span of rows, live or not: what is in memory at a time, beside the pager's budget.
 SPAN: Final = 16 << 20
 
@@ -98,6 +102,7 @@ class Table:
 
     def __init__(self, store: Store, start: int, shape: tuple[int, int], dtype: DType, pitch: int) -> None:
         self.store, self.start, self.shape, self.dtype, self.pitch = store, start, shape, dtype, pitch
+        self._begun: list[tuple[int, Any]] = []  # a reader that nobody reads yet, and its panels' size
 
     @classmethod
     def of(cls, array: PagedArray) -> Self:
@@ -177,8 +182,7 @@ class Table:
                 f"takes at least {least_budget()}"
             )
         panel = stream_panel(budget, self.pitch * unit)
-        reader = self.store.segment.reader(self.start, self.start + count * self.pitch, panel)
-        with closing(reader):
+        with closing(self._reader(panel)) as reader:
             if rows is None and panel >= self.pitch * unit:
                 for at, raw in reader:
                     yield (at - self.start) // self.pitch, self._view(raw)
@@ -197,6 +201,30 @@ class Table:
             if filled:
                 yield row, self._view(buffer[:filled])
 
+    def _reader(self, panel: int) -> Any:
+        """Return a reader of all rows: one that was begun, if its panels are of the wanted size."""
+        with suppress(IndexError):  # another thread may have taken it
+            size, reader = self._begun.pop()
+            if size == panel:
+                return reader
+            reader.close()
+        return self.store.segment.reader(self.start, self.start + len(self) * self.pitch, panel)
+
+    def begin(self, unit: int = 1) -> None:
+        """Have the next :meth:`stream` of whole panels read already; returns at once.
+
+        What is read shows the file as it is when the panel is used. :meth:`forget` ends it.
+        """
+        budget = int(self.store.pager.budget)
+        if self.nbytes and not self._begun and budget >= least_budget():
+            panel = stream_panel(budget, self.pitch * unit)
+            self._begun.append((panel, self._reader(panel)))
+
+    def forget(self) -> None:
+        """Leave what :meth:`begin` began."""
+        with suppress(IndexError):
+            self._begun.pop()[1].close()
+
     def gather(self, units: Array) -> Array:
         """Return rows, in a new array."""
         raw = np.empty((len(units), self.row_bytes), np.uint8)
@@ -214,10 +242,25 @@ class Table:
         for _, part in zip(announced(every, [self]), every, strict=True):
             yield part, self.gather(part.units)
 
-    def panels(self) -> Iterator[tuple[Span, Array]]:
-        """Read all units, where each panel is a span: sums that go on need no larger ones."""
-        for first, rows in self.stream():
-            yield Span(np.arange(first, first + len(rows)), None, True), rows
+    def panels(self, live: Array | None = None, branch: int = 1) -> Iterator[tuple[Span, Array]]:
+        """Read all units, where each panel is a span: sums that go on need no larger ones.
+
+        Those that are dead for all rows are read too: see :meth:`is_mostly`.
+        """
+        for first, rows in self.stream(unit=branch):
+            part = None
+            if live is not None:
+                part = np.ascontiguousarray(live[:, first // branch : -(-(first + len(rows)) // branch)])
+            yield Span(np.arange(first, first + len(rows)), part, True), rows
+
+    def is_mostly(self, units: Array) -> bool:
+        """Say whether pages with some units, ascending, are so many that reading all in order is quicker."""
+        if not len(units):
+            return False
+        begins = self.start + units * self.pitch
+        first, last = begins // _SECTOR, (begins + self.row_bytes - 1) // _SECTOR
+        pages = int((last - first).sum()) + len(units) - int((first[1:] == last[:-1]).sum())
+        return pages * _SECTOR > MOSTLY * len(self) * self.pitch
 
     # Arithmetic ----------------------------------------------------------------------------------------
 
@@ -387,6 +430,8 @@ def as_table(w: Any, name: str) -> Table:
     ValueError
         If they have no two dimensions, or lie by columns.
     """
+    if isinstance(w, Table):
+        return w
     if isinstance(w, PagedExpr):
         raise TypeError(f"{name} is an expression over arrays on disk; save it, or call {name}.load()")
     if not isinstance(w, PagedArray):
