@@ -63,6 +63,7 @@ _BITS: Final = frozenset(["bitwise_and", "bitwise_or", "bitwise_xor", "invert"])
 _NUMBERS: Final = frozenset(
     ["add", "subtract", "multiply", "maximum", "minimum", "negative", "absolute", "square", "sign"]
 )
+_EXTREMES: Final = frozenset(["maximum", "minimum", "fmax", "fmin"])
 _LOGICAL: Final = {
     "logical_and": "bitwise_and", "logical_or": "bitwise_or", "logical_xor": "bitwise_xor",
     "logical_not": "invert",
@@ -153,10 +154,10 @@ def _lower_call(node: Call) -> _Lowered | None:
     elif dtype.kind in "iu":
         taken = name in _COMPARE or name in _BITS or name in _NUMBERS
     else:
-        # ml_dtypes' sign of a zero has the zero's sign.
-        taken = (
-            name in _COMPARE or name in _FLOATS or (name in _NUMBERS and (name, dtype) != ("sign", BFLOAT16))
-        )
+        # ml_dtypes' sign of a zero has the zero's sign. Of zeros with unlike signs, the loops over halves take
+        # the first, those over float32 whichever.
+        own = (name, dtype) == ("sign", BFLOAT16) or (name in _EXTREMES and dtype in HALVES)
+        taken = name in _COMPARE or ((name in _FLOATS or name in _NUMBERS) and not own)
     return _Lowered(name, dtype, (dtype,) * len(args)) if taken else None
 
 
