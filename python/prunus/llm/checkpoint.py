@@ -19,6 +19,7 @@ from prunus._errors import FormatError
 from prunus.llm.config import Config, UnsupportedModelError
 from prunus.llm.vocabulary import from_gguf as tokenizer_from_gguf
 from prunus.paged.inputs import GgufArray, open_tensors
+from prunus.paged.pagers import Pager
 from prunus.paged.sources import Source, cut
 
 __all__ = ["EMBEDDINGS", "NORM", "OUTPUT", "Checkpoint", "Speech", "is_gguf", "open_checkpoint"]
@@ -42,6 +43,7 @@ _GGUF_LAYER: Final = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_BUDGET: Final = 64 << 20
 # What files carry that no part of the model is.
 _IDLE: Final = ("rope_freqs.weight", "rotary_emb.inv_freq")
 
@@ -228,7 +230,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _open_folder(folder: Path) -> Checkpoint:
     config = Config.from_hugging_face(_json(folder / "config.json"))
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    tensors, _ = open_tensors(str(index if index.exists() else single))
+    # Each tensor is read once, and whole: a larger pool would only keep what nobody asks for again.
+    tensors, _ = open_tensors(str(index if index.exists() else single), Pager(_BUDGET))
     names = {name: name for name in tensors if not name.endswith(_IDLE)}
     if config.tie_word_embeddings:
         names.pop(OUTPUT, None)

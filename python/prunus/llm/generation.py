@@ -166,18 +166,18 @@ class Generation:
         from prunus.llm.model import BATCH
 
         usage, config = self.usage, self._model.weights.config
-        begin = time.perf_counter()
         caches = [Cache(config, len(found) + self._most) for found in self._tokens]
         shown = [_Text(self._model, completion) for completion in self.completions]
         going: list[int] = []
         for number, found in enumerate(self._tokens):
+            begin = time.perf_counter()
             x = np.empty((0, config.hidden_size), np.float32)
             for first in range(0, len(found), BATCH):
                 x = self._forward([Part(caches[number], found[first : first + BATCH])])
             piece, ended = self._next(number, logits(self._model.weights, x[-1:])[0], shown[number])
             if not ended:
                 going.append(number)
-            usage.prompt_seconds = time.perf_counter() - begin
+            usage.prompt_seconds += time.perf_counter() - begin
             yield number, piece
         stats = self._stats()
         while going:

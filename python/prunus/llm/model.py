@@ -394,8 +394,10 @@ def load(
             told = bar.step if progress else lambda name, size: None
             weights = from_checkpoint(checkpoint, kind, decide or "up", told)
         made = Model(text, weights, checkpoint.speech)
-    made.prune, made.keep = prune, keep
     try:
+        if prune is not None and prune != "exact" and not isinstance(prune, Calibration):
+            prune = Calibration.load(prune)
+        made.prune, made.keep = prune, keep
         policies(made.weights, prune, keep, Tally())  # says now what would not work
     except BaseException:
         made.close()

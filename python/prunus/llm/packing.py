@@ -14,7 +14,7 @@ from prunus._progress import Progress
 from prunus.llm.checkpoint import EMBEDDINGS, NORM, OUTPUT, Checkpoint, open_checkpoint
 from prunus.llm.weights import CONFIG, DTYPES, FORMAT, SPEECH, TOKENIZER, matrices, speech_text
 from prunus.paged.checksums import PAGE
-from prunus.paged.pagers import Pager, default_pager
+from prunus.paged.pagers import Pager
 from prunus.paged.save import ALIGN, save_tensors
 from prunus.paged.sources import Source, source_of
 from prunus.pruning.ffn import DECIDERS
@@ -22,6 +22,7 @@ from prunus.pruning.ffn import DECIDERS
 __all__ = ["pack", "pitch_of"]
 
 _SECTOR: Final = 4096
+_BUDGET: Final = 64 << 20
 _PIECE: Final = 4 << 20
 # Padding a bundle to whole pages saves reading its neighbours, and costs the padding wherever most units are
 # live. Above this share it costs more than it saves at any live fraction that language models have.
@@ -70,7 +71,7 @@ def pack(
     progress : bool
         Show a progress bar on a terminal.
     pager : Pager, optional
-        What writes; the default one otherwise.
+        What writes; one of its own with a small budget otherwise.
 
     Raises
     ------
@@ -88,7 +89,7 @@ def pack(
         raise ValueError(f"decide must be one of {', '.join(DECIDERS)}, got {decide!r}")
     checkpoint = open_checkpoint(model)
     total = sum(_values(checkpoint.shape(name)) for name in checkpoint.names) * kind.itemsize
-    using = default_pager() if pager is None else pager._pager
+    using = (Pager(_BUDGET) if pager is None else pager)._pager
     with Progress(total, "pack") as bar:
         parts, layers = _plan(checkpoint, kind, decide)
         save_tensors(

@@ -154,8 +154,8 @@ def _lower_call(node: Call) -> _Lowered | None:
     elif dtype.kind in "iu":
         taken = name in _COMPARE or name in _BITS or name in _NUMBERS
     else:
-        # ml_dtypes' sign of a zero has the zero's sign. Of zeros with unlike signs, the loops over halves take
-        # the first, those over float32 whichever.
+        # ml_dtypes' sign of a zero has the zero's sign. Of zeros with unlike signs, the loops over halves
+        # take the first, those over float32 whichever.
         own = (name, dtype) == ("sign", BFLOAT16) or (name in _EXTREMES and dtype in HALVES)
         taken = name in _COMPARE or ((name in _FLOATS or name in _NUMBERS) and not own)
     return _Lowered(name, dtype, (dtype,) * len(args)) if taken else None

@@ -61,7 +61,7 @@ class GgufArray:
         return rows[(..., *last)] if last else rows
 
 
-def open_tensors(path: str) -> tuple[Mapping[str, Any], dict[str, str]]:
+def open_tensors(path: str, pager: Any = None) -> tuple[Mapping[str, Any], dict[str, str]]:
     """Open a file and return its arrays by name, and its metadata.
 
     An ``.npy`` file has one array, under the file's name without the ending. Of a GGUF file the metadata stay
@@ -80,7 +80,7 @@ def open_tensors(path: str) -> tuple[Mapping[str, Any], dict[str, str]]:
         with open(path, "rb") as file:
             if file.read(4) == b"GGUF":
                 return _open_gguf(path), {}
-    found = open_file(path)
+    found = open_file(path, pager=pager)
     if isinstance(found, File):
         return found, found.metadata
     return {Path(path).stem: found}, {}
