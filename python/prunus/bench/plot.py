@@ -13,10 +13,10 @@ __all__ = ["plot", "require_matplotlib"]
 _COLOURS = {"prunus": "#7b2d8b", "prunus packed": "#c2559f", "torch bsr": "#e08a1e", "scipy": "#4c78a8"}
 
 
-def require_matplotlib() -> None:
+def require_matplotlib(option: str = "--plot") -> None:
     """Raise a `ModuleNotFoundError` that says what to install, if matplotlib is missing."""
     if optional("matplotlib") is None:
-        raise ModuleNotFoundError("--plot needs matplotlib: pip install 'prunus[plot]'", name="matplotlib")
+        raise ModuleNotFoundError(f"{option} needs matplotlib: pip install 'prunus[plot]'", name="matplotlib")
 
 
 def plot(path: Path, records: Sequence[Record], cpu: Cpu) -> None:

@@ -136,7 +136,8 @@ def open_model(path: Path) -> Model:
     def read(name: str, rows: NDArray[np.int64] | None) -> NDArray[np.float32]:
         tensor = tensors[name]
         data = tensor.data if rows is None else tensor.data[rows]
-        return np.ascontiguousarray(gguf.dequantize(data, tensor.tensor_type), np.float32)
+        # Of float32 this is a view of the file, which torch would warn of: it cannot be written to.
+        return np.require(gguf.dequantize(data, tensor.tensor_type), np.float32, ["C", "W"])
 
     layers = sum(name.endswith(".ffn_up.weight") for name in tensors)
     return Model(path, layers, len(tensors["token_embd.weight"].data), read)

@@ -16,6 +16,7 @@ __all__ = [
     "numbers",
     "price",
     "seconds",
+    "share",
     "thread_counts",
 ]
 
@@ -57,6 +58,14 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
     if not math.isfinite(value) or value < 0:
         raise argparse.ArgumentTypeError(f"must be finite and not negative, got {text}")
+    return value
+
+
+def share(text: str) -> float:
+    """Read a share above 0 and at most 1."""
+    value = seconds(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
     return value
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunus.cli import bench_paging, bench_pruning
+from prunus.cli import bench_llm, bench_paging, bench_pruning
 from prunus.cli._arguments import Commands, choices, densities, number, numbers, thread_counts
 from prunus.cli.errors import CommandError
 
@@ -55,6 +55,7 @@ def add(commands: Commands) -> None:
     peers.set_defaults(run=run)
     bench_pruning.add(kinds)
     bench_paging.add(kinds)
+    bench_llm.add(kinds)
 
 
 def run(options: argparse.Namespace) -> int:

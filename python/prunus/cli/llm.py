@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from prunus.cli._arguments import Commands, byte_count, number, seconds
+from prunus.cli._arguments import Commands, byte_count, number, seconds, share
 from prunus.cli._files import refusing
 from prunus.cli.errors import CommandError
 
@@ -17,16 +17,8 @@ _DECIDERS = ("up", "gate", "predictor")
 _DTYPES = ("bfloat16", "float32")
 
 
-def _share(text: str) -> float:
-    """Read a share above 0 and at most 1."""
-    value = seconds(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
-    return value
-
-
 def _shares(text: str) -> list[float]:
-    return [_share(part) for part in text.split(",")]
+    return [share(part) for part in text.split(",")]
 
 
 def _whole(text: str) -> int:
@@ -56,7 +48,7 @@ def _command(actions: Commands, name: str, run: Any, help: str) -> Any:
 
 
 def _pruning(arg: Any) -> None:
-    arg("--keep", type=_share, help="share of hidden units that take part, such as 0.5 (default: all)")
+    arg("--keep", type=share, help="share of hidden units that take part, such as 0.5 (default: all)")
     arg("--prune", metavar="FILE", help='a calibration that `llm calibrate` wrote, or "exact"')
 
 
@@ -73,7 +65,7 @@ def _add_run(actions: Commands) -> None:
         "that is not packed is packed into the cache folder first")  # fmt: skip
     arg("--tokens", type=number, default=64, help="how many at most (default: %(default)s)")
     arg("--temperature", type=seconds, default=0.0, help="0 takes the likeliest token (default)")
-    arg("--top-p", type=_share, default=1.0, help="draw from the likeliest tokens of this probability")
+    arg("--top-p", type=share, default=1.0, help="draw from the likeliest tokens of this probability")
     arg("--seed", type=_whole, help="of the random numbers")
     _pruning(arg)
     _layout(arg)

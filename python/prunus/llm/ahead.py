@@ -15,9 +15,12 @@ from prunus.paged.tables import Table
 
 __all__ = ["Ahead"]
 
-# The share of the budget that may be under way: streams have an eighth each of it at most.
+# The share of the budget that may be under way. The pager gives streams half of it: what an operation begins
+# only when it runs, such as a layer's bundles, must find room beside those that wait for theirs.
 _SHARE: Final = 4
 _MOST: Final = 24 << 20
+# What a stream that nobody reads yet has in memory at most.
+_STREAM: Final = 12 << 20
 
 
 class Ahead:
@@ -48,10 +51,10 @@ class Ahead:
         room, count = self._window, len(self._steps)
         for step in range(at, at + count):
             for table in self._steps[step % count]:
-                if room <= 0:
+                room -= min(len(table) * table.pitch, self._window, _STREAM)
+                if room < 0:
                     return
                 table.begin()
-                room -= len(table) * table.pitch
 
     def stop(self) -> None:
         """Leave what was begun and is not needed any more."""

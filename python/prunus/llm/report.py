@@ -23,19 +23,25 @@ _BLOCK, _SECTOR, _DEPTH, _SECONDS = 1 << 20, 4096, 16, 0.3
 
 
 class Memory:
-    """The peak of resident memory above what there was when this was made."""
+    """The peak of resident memory above what there was when this was made.
+
+    Attributes
+    ----------
+    start : int, optional
+        Resident bytes then; None where the system does not tell.
+    """
 
     def __init__(self) -> None:
         gc.collect()
         with suppress(OSError):  # forget the peak so far: importing takes more than what stays
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        self._start = _resident("VmRSS")
+        self.start = _resident("VmRSS")
 
     @property
     def peak(self) -> int | None:
         """Bytes; None where the system does not tell."""
         now = _resident("VmHWM")
-        return None if now is None or self._start is None else max(now - self._start, 0)
+        return None if now is None or self.start is None else max(now - self.start, 0)
 
 
 def _resident(name: str) -> int | None:

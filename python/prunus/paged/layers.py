@@ -306,21 +306,24 @@ class PagedFFN(FeedForward):
         # The panel's rows of live units are wanted too where nothing was decided by it.
         panel = self._panel if first is None else None
         chunks: Iterator[tuple[Span, Array]]
-        whole = live is None or self._bundle.is_mostly(self._needed(live, branch))
-        every = [] if whole or live is None else list(spans(self.hidden, self._bundle.span, live, branch))
+        bundle = self._bundle
+        whole = live is None or bundle.is_coming or bundle.is_mostly(self._needed(live, branch))
+        if not whole:
+            bundle.forget()  # fewer are live than whoever began it thought: its memory is wanted
+        every = [] if whole or live is None else list(spans(self.hidden, bundle.span, live, branch))
         total = Total(y, self._b_down, len(every) == 1)
         if whole:
-            chunks = self._bundle.panels(live, branch)
+            chunks = bundle.panels(live, branch)
         else:
-            told = announced(every, [self._bundle] if panel is None else [panel, self._bundle])
-            chunks = ((part, self._bundle.gather(part.units)) for _, part in zip(told, every, strict=True))
+            told = announced(every, [bundle] if panel is None else [panel, bundle])
+            chunks = ((part, bundle.gather(part.units)) for _, part in zip(told, every, strict=True))
         count = self._layer.matrices
-        for part, bundle in chunks:
-            parts = [bundle[:, i * d : (i + 1) * d] for i in range(count)]
+        for part, rows in chunks:
+            parts = [rows[:, i * d : (i + 1) * d] for i in range(count)]
             own = None if panel is None else panel.gather(part.units)
             known = None if first is None else part.of(first)
             h = self._hidden(x, parts, own, known, part.live, branch, activation, part.part(self._b_up))
-            total.add(h, bundle[:, count * d :], part.live, branch)
+            total.add(h, rows[:, count * d :], part.live, branch)
         total.finish()
 
     def _hidden(

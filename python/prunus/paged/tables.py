@@ -29,6 +29,8 @@ __all__ = ["SPAN", "Span", "Table", "as_table", "live_units", "spans"]
 # twice as fast as single pages, and a page costs the processor as much as a large block.
 MOSTLY: Final = 0.6
 _SECTOR: Final = 4096
+# What a stream that was begun has under way: less than what the pager allows one with a usual budget.
+_COMING: Final = 8 << 20
 # Bytes of a span of rows, live or not: what is in memory at a time, beside the pager's budget.
 SPAN: Final = 16 << 20
 
@@ -219,6 +221,11 @@ class Table:
         if self.nbytes and not self._begun and budget >= least_budget():
             panel = stream_panel(budget, self.pitch * unit)
             self._begun.append((panel, self._reader(panel)))
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether :meth:`begin` began all of it: what is on its way is not worth picking from."""
+        return bool(self._begun) and len(self) * self.pitch <= _COMING
 
     def forget(self) -> None:
         """Leave what :meth:`begin` began."""

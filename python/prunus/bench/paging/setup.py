@@ -11,7 +11,7 @@ from prunus.bench.paging.fio import Job, Rater
 from prunus.bench.paging.sample import Sample
 from prunus.bench.paging.worker import work
 
-__all__ = ["Case", "Contestant", "Results", "Setup", "Target", "prepare"]
+__all__ = ["Case", "Contestant", "Results", "Setup", "Target", "find_rater", "prepare"]
 
 # Samples by contestant, in the order of the rounds; who gets fewer rounds has a shorter list.
 Results = dict[str, list[Sample]]
@@ -153,7 +153,7 @@ class Setup:
         return self.rater(Job(self.data.path, pattern, block, depth, size, amount, seed + 1, registered))
 
 
-def _rater(data: Data) -> tuple[Rater, str, str]:
+def find_rater(data: Data) -> tuple[Rater, str, str]:
     """Return who measures the drive: fio if it is there and works."""
     program = fio.find_fio()
     if program is None:
@@ -186,7 +186,7 @@ def prepare(
     other = Data.make(folder / "other.npy", max(budget // least * least, least), 2)
     out = Data.make(folder / "out.npy", size // 2, 3)
     drop([data.path, other.path, out.path])
-    rater, rated_by, note = _rater(data)
+    rater, rated_by, note = find_rater(data)
     if note:
         say(note)
     sequential = fio.best_sequential(rater, data.path, size, 1 << 30)
