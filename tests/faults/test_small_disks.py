@@ -208,7 +208,6 @@ print("fine")
 
 def test_a_full_disk_while_a_model_is_packed(small):
     """However much room there is: the file appears whole or not at all, and the next attempt succeeds."""
-    pytest.importorskip("tokenizers")
     tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     small(f"""
 sys.path.insert(0, {tests!r})

@@ -21,6 +21,13 @@ __all__ = ["FAMILY", "Config", "Rope", "UnsupportedModelError"]
 
 FAMILY: Final = ("llama", "mistral", "qwen2")
 _SCALINGS: Final = ("none", "linear", "llama3", "yarn")
+# What GGUF files may say of yarn, and what it is where it changes nothing.
+_YARN: Final = {
+    "attn_factor": 1.0,
+    "yarn_attn_factor": 1.0,
+    "yarn_ext_factor": 1.0,
+    "yarn_log_multiplier": 0.0,
+}
 
 
 class UnsupportedModelError(PrunusError):
@@ -288,17 +295,20 @@ class Config:
                 raise UnsupportedModelError("rotations of a part of each head only")
             context, window = int(get("context_length")), int(get("attention.sliding_window", 0))
             theta = float(get("rope.freq_base", 10000.0))
-            scaling = str(get("rope.scaling.type", "none"))
+            factor = float(get("rope.scaling.factor", get("rope.scale_linear", 1.0)))
+            # A factor alone means this kind, as in llama.cpp.
+            scaling = str(get("rope.scaling.type", "none" if factor == 1.0 else "linear"))
+            for name, plain in _YARN.items():
+                if scaling == "yarn" and float(get(f"rope.scaling.{name}", plain)) != plain:
+                    raise UnsupportedModelError(f"yarn with {name}")
             if factors is not None:
                 rope = _from_factors(np.asarray(factors, np.float64), theta, head_dim)
+            elif scaling == "yarn":
+                ends = get("rope.scaling.yarn_beta_slow", 1.0), get("rope.scaling.yarn_beta_fast", 32.0)
+                original = int(get("rope.scaling.original_context_length", context))
+                rope = Rope(theta, scaling, factor, original, *map(float, ends))
             else:
-                rope = Rope(
-                    theta,
-                    scaling,
-                    float(get("rope.scaling.factor", 1.0)),
-                    int(get("rope.scaling.original_context_length", context)),
-                    *((1.0, 32.0) if scaling == "yarn" else (1.0, 4.0)),
-                )
+                rope = Rope(theta, scaling, factor)
             return cls(
                 model_type=kind,
                 hidden_size=size,

@@ -136,6 +136,20 @@ def test_scalings_of_gguf_files(kind: str) -> None:
     assert found.scale == expected.scale == (0.1 * math.log(4) + 1 if kind == "yarn" else 1)
 
 
+def test_a_factor_alone_is_linear_in_gguf_files() -> None:
+    for name in ("rope.scaling.factor", "rope.scale_linear"):
+        found = from_gguf(GGUF | {f"llama.{name}": 2.0}).rope
+        np.testing.assert_array_equal(found.frequencies(16), Rope(50000.0, "linear", 2.0).frequencies(16))
+    assert from_gguf(GGUF | {"llama.rope.scaling.factor": 1.0}).rope.scaling == "none"
+
+
+def test_the_ends_of_yarn_in_gguf_files() -> None:
+    fields = {"type": "yarn", "factor": 4.0, "original_context_length": 256, "yarn_beta_fast": 16.0}
+    fields |= {"yarn_beta_slow": 2.0, "yarn_ext_factor": 1.0}
+    found = from_gguf(GGUF | {f"llama.rope.scaling.{name}": value for name, value in fields.items()})
+    assert found.rope == Rope(50000.0, "yarn", 4.0, 256, 2.0, 16.0)
+
+
 def test_yarn_that_does_not_stretch_does_not_heat() -> None:
     assert Rope(10000.0, "yarn", 0.5, 256, 1.0, 32.0).scale == 1.0
 
@@ -201,6 +215,11 @@ REFUSED_GGUF: list[tuple[dict[str, Any], str]] = [
     ({"llama.attention.value_length": 8}, "values and keys of different sizes"),
     ({"llama.rope.scaling.type": "longrope"}, "rope scaling 'longrope'"),
     ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 0.0}, "factor=0"),
+    ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.attn_factor": 1.2}, "yarn with attn_factor"),
+    (
+        {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_log_multiplier": 0.1},
+        "yarn with yarn_log",
+    ),
     ({"llama.attention.head_count": 0}, "damaged"),
     ({"llama.embedding_length": "wide"}, "damaged"),
     ({"llama.embedding_length": [1]}, "damaged"),
