@@ -143,3 +143,17 @@ def test_larger_than_ram(capsys):
     assert 1 <= found["running mean"]["moved"] <= 2.3
     assert 3 <= found["sort by key"]["moved"] <= 6
     assert "budget" in capsys.readouterr().out
+
+
+def test_llm(capsys):
+    found = run("llm")
+    memory, disk, half = (found[name] for name in ("in memory", "on disk", "on disk, half the units"))
+    assert disk.tokens == memory.tokens
+    assert len(half.tokens) == 12
+    assert half.tokens != disk.tokens
+    assert memory.usage.bytes_io == 0
+    assert half.usage.live_fraction == 0.5
+    # 544 KiB of weights on a budget of 256 KiB: something is read for each token, and not more than all.
+    for answer in (disk, half):
+        assert 0 < answer.usage.bytes_per_step <= 1.1 * 544 * 1024
+    assert "budget 256.0 KiB" in capsys.readouterr().out

@@ -204,3 +204,46 @@ for i in good[::50]:
     assert (a[i] == values[i]).all()
 print("fine")
 """)
+
+
+def test_a_full_disk_while_a_model_is_packed(small):
+    """However much room there is: the file appears whole or not at all, and the next attempt succeeds."""
+    tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    small(f"""
+sys.path.insert(0, {tests!r})
+import contextlib, io
+from pathlib import Path
+from prunus import llm
+from prunus.cli import main
+from support.llama import small
+
+model = small(hidden_size=128, intermediate_size=512, vocab_size=2000)
+model = model.folder(Path(sys.argv[1], "m"))
+path = at("p.safetensors")
+there = sorted(os.listdir(folder))
+for room in (0, 8192, 256 << 10, 900 << 10):
+    fill(room)
+    refused(lambda: llm.pack(model, path), path)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert main(["llm", "pack", str(model), path]) == 1
+    assert path in said.getvalue() and len(said.getvalue().splitlines()) == 1, said.getvalue()
+    assert sorted(os.listdir(folder)) == sorted([*there, "ballast"])
+    free()
+llm.pack(model, path)
+assert os.path.getsize(path) > 1 << 20
+before = open(path, "rb").read()
+fill(256 << 10)
+refused(lambda: llm.pack(model, path, decide="gate"), path)  # over one that is there
+assert open(path, "rb").read() == before
+free()
+os.environ["PRUNUS_CACHE"] = at("cache")
+fill(256 << 10)
+with contextlib.redirect_stderr(io.StringIO()):
+    assert main(["llm", "run", str(model), "--prompt", "a", "--budget", "1MiB"]) == 1
+assert os.listdir(at("cache")) == []
+free()
+with llm.load(path, "1 MiB") as m:
+    assert len(m.generate("a", 2).tokens)
+print("fine")
+""")

@@ -15,7 +15,7 @@ def refusing() -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, TypeError, PrunusError) as error:
+    except (OSError, ValueError, TypeError, FloatingPointError, PrunusError) as error:
         raise CommandError(str(error)) from error
 
 

@@ -33,9 +33,17 @@ def render(speech: Speech, messages: Sequence[Message]) -> str:
         raise PrunusError("the model has no chat template: give the prompt as plain text (chat=False, --raw)")
     try:
         from jinja2 import TemplateError
+        from jinja2.ext import Extension
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ModuleNotFoundError as error:
         raise PrunusError(f"chat templates are read with the package {error.name}: {_HINT}") from error
+
+    def parse(_: Any, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    # What a model said is marked in some templates, for training: the marks are left out.
+    marks: Any = type("Generation", (Extension,), {"tags": {"generation"}, "parse": parse})
 
     def refuse(message: str) -> NoReturn:
         raise TemplateError(message)
@@ -45,7 +53,7 @@ def render(speech: Speech, messages: Sequence[Message]) -> str:
 
     # A template comes with a model from anywhere: it runs in a sandbox.
     around = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", marks]
     )
     around.filters["tojson"] = tojson
     around.globals["raise_exception"] = refuse

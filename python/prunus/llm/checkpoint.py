@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from prunus._dtypes import F32, FLOATS, Array, DType
-from prunus._errors import FormatError
+from prunus._errors import FormatError, PrunusError
 from prunus.llm.config import Config, UnsupportedModelError
 from prunus.llm.vocabulary import from_gguf as tokenizer_from_gguf
 from prunus.paged.inputs import GgufArray, open_tensors
@@ -148,35 +148,41 @@ class Checkpoint:
     def check(self) -> None:
         """Raise unless all tensors are there in their shapes, and none that would go unused."""
         config = self.config
-        expected: dict[str, tuple[int, ...]] = {}
-        wide, deep = config.hidden_size, config.intermediate_size
-        expected[EMBEDDINGS] = (config.vocab_size, wide)
-        expected[NORM] = (wide,)
-        if not config.tie_word_embeddings:
-            expected[OUTPUT] = (config.vocab_size, wide)
-        optional = {OUTPUT} if config.tie_word_embeddings else set()
-        for i in range(config.num_hidden_layers):
-            at = f"model.layers.{i}."
-            rows = {"q": config.query_size, "k": config.key_size, "v": config.key_size}
-            for letter, count in rows.items():
-                expected[f"{at}self_attn.{letter}_proj.weight"] = (count, wide)
-                optional.add(f"{at}self_attn.{letter}_proj.bias")
-            expected[f"{at}self_attn.o_proj.weight"] = (wide, config.query_size)
-            optional.add(f"{at}self_attn.o_proj.bias")
-            expected[f"{at}mlp.gate_proj.weight"] = expected[f"{at}mlp.up_proj.weight"] = (deep, wide)
-            expected[f"{at}mlp.down_proj.weight"] = (wide, deep)
-            expected[f"{at}input_layernorm.weight"] = (wide,)
-            expected[f"{at}post_attention_layernorm.weight"] = (wide,)
-        for name, shape in expected.items():
+        known = set()
+        for name, shape, needed in self._expected():  # one by one: a file may claim any number of layers
+            known.add(name)
+            if not needed and name not in self.names:
+                continue
             if self.shape(name) != shape:
                 raise FormatError(f"{self.path}: {name} has shape {self.shape(name)}, expected {shape}")
             if self.dtype(name) not in FLOATS:
                 raise UnsupportedModelError(f"{self.path}: {name} holds {self.dtype(name)}, expected floats")
-        if strange := sorted(self.names - set(expected) - optional):
+        if strange := sorted(self.names - known):
             raise UnsupportedModelError(
                 f"{self.path}: the model has {strange[0]}, which is no part of a {config.model_type} model "
                 f"as it is built here ({len(strange)} such tensors)"
             )
+
+    def _expected(self) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+        """Yield each tensor's name and shape, and whether a model is none without it."""
+        config = self.config
+        wide, deep = config.hidden_size, config.intermediate_size
+        yield EMBEDDINGS, (config.vocab_size, wide), True
+        yield NORM, (wide,), True
+        yield OUTPUT, (config.vocab_size, wide), not config.tie_word_embeddings
+        for i in range(config.num_hidden_layers):
+            at = f"model.layers.{i}."
+            rows = {"q": config.query_size, "k": config.key_size, "v": config.key_size}
+            for letter, count in rows.items():
+                yield f"{at}self_attn.{letter}_proj.weight", (count, wide), True
+                yield f"{at}self_attn.{letter}_proj.bias", (count,), False
+            yield f"{at}self_attn.o_proj.weight", (wide, config.query_size), True
+            yield f"{at}self_attn.o_proj.bias", (wide,), False
+            yield f"{at}mlp.gate_proj.weight", (deep, wide), True
+            yield f"{at}mlp.up_proj.weight", (deep, wide), True
+            yield f"{at}mlp.down_proj.weight", (wide, deep), True
+            yield f"{at}input_layernorm.weight", (wide,), True
+            yield f"{at}post_attention_layernorm.weight", (wide,), True
 
 
 def is_gguf(path: str) -> bool:
@@ -242,19 +248,21 @@ def _open_folder(folder: Path) -> Checkpoint:
         _json(path) if (path := folder / name).exists() else {}
         for name in ("tokenizer_config.json", "generation_config.json")
     )
-    template = told.get("chat_template") or ""
-    if isinstance(template, list):  # several under names
-        template = next((one["template"] for one in template if one.get("name") == "default"), "")
-    beside = folder / "chat_template.jinja"
-    if beside.exists():
-        template = beside.read_text(encoding="utf-8")
-    text = tokens.read_text(encoding="utf-8")
-    bos, eos = (_content(told.get(name)) for name in ("bos_token", "eos_token"))
-    stops = made.get("eos_token_id", _json(folder / "config.json").get("eos_token_id"))
-    stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-    return Checkpoint(
-        str(folder), config, Speech(text, template, bos, eos, tuple(map(int, stops))), tensors, names
-    )
+    try:
+        template = told.get("chat_template") or ""
+        if isinstance(template, list):  # several under names
+            template = next((one["template"] for one in template if one.get("name") == "default"), "")
+        beside = folder / "chat_template.jinja"
+        if beside.exists():
+            template = beside.read_text(encoding="utf-8")
+        text = tokens.read_text(encoding="utf-8")
+        bos, eos = (_content(told.get(name)) for name in ("bos_token", "eos_token"))
+        stops = made.get("eos_token_id", _json(folder / "config.json").get("eos_token_id"))
+        stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
+        speech = Speech(text, str(template), bos, eos, tuple(map(int, stops)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{folder}: the model's tokenizer is damaged: {error!r}") from error
+    return Checkpoint(str(folder), config, speech, tensors, names)
 
 
 def _content(token: Any) -> str:
@@ -288,23 +296,24 @@ def _open_gguf(path: str) -> Checkpoint:
     config = Config.from_gguf(fields, tensors[names[EMBEDDINGS]].shape[0], tied=tied, factors=factors)
     orders: dict[str, Callable[[Array], Array]] = {}
     if config.model_type != "qwen2":  # llama.cpp keeps rotated pairs side by side in these
-        for i in range(config.num_hidden_layers):
-            for letter, heads in (("q", config.num_attention_heads), ("k", config.num_key_value_heads)):
-                for part in ("weight", "bias"):
-                    orders[f"model.layers.{i}.self_attn.{letter}_proj.{part}"] = _halves(heads)
+        for letter, heads in (("q", config.num_attention_heads), ("k", config.num_key_value_heads)):
+            ends = tuple(f".self_attn.{letter}_proj.{part}" for part in ("weight", "bias"))
+            orders |= {name: _halves(heads) for name in names if name.endswith(ends)}
     try:
         tokenizer = tokenizer_from_gguf(fields)
         pieces = fields.get("tokenizer.ggml.tokens", [])
         bos, eos = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
-        ends = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+        finals = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
         speech = Speech(
             tokenizer,
             str(fields.get("tokenizer.chat_template", "")),
             "" if bos is None else str(pieces[int(bos)]),
             "" if eos is None else str(pieces[int(eos)]),
-            tuple(dict.fromkeys(int(end) for end in ends if end is not None)),
+            tuple(dict.fromkeys(int(end) for end in finals if end is not None)),
         )
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except PrunusError:
+        raise
+    except Exception as error:  # the package tokenizers raises plain ones
         raise FormatError(f"{path}: the tokenizer in the file is damaged: {error!r}") from error
     return Checkpoint(path, config, speech, tensors, names, orders)
 

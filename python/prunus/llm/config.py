@@ -21,6 +21,13 @@ __all__ = ["FAMILY", "Config", "Rope", "UnsupportedModelError"]
 
 FAMILY: Final = ("llama", "mistral", "qwen2")
 _SCALINGS: Final = ("none", "linear", "llama3", "yarn")
+# What GGUF files may say of yarn, and what it is where it changes nothing.
+_YARN: Final = {
+    "attn_factor": 1.0,
+    "yarn_attn_factor": 1.0,
+    "yarn_ext_factor": 1.0,
+    "yarn_log_multiplier": 0.0,
+}
 
 
 class UnsupportedModelError(PrunusError):
@@ -92,7 +99,20 @@ class Rope:
         """Factor of sines and cosines."""
         if self.scaling != "yarn":
             return 1.0
-        return self.attention or 0.1 * math.log(self.factor) + 1.0
+        return self.attention or 0.1 * math.log(max(self.factor, 1.0)) + 1.0
+
+    def check(self) -> None:
+        """Raise UnsupportedModelError unless it can be computed."""
+        if self.scaling not in _SCALINGS:
+            raise UnsupportedModelError(
+                f"rope scaling {self.scaling!r}; built here are {', '.join(_SCALINGS)}"
+            )
+        told = {"theta": self.theta > 1, "factor": self.factor > 0, "attention": self.attention >= 0}
+        if self.scaling in ("llama3", "yarn"):
+            told |= {"original": self.original > 0, "low": self.low > 0, "high": self.high > self.low}
+        for name, right in told.items():
+            if not (right and math.isfinite(getattr(self, name))):
+                raise UnsupportedModelError(f"rotary positions with {name}={getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +170,7 @@ class Config:
             )
         if self.head_dim % 2:
             raise UnsupportedModelError(f"head_dim must be even for rotations, got {self.head_dim}")
-        if self.rope.scaling not in _SCALINGS:
-            raise UnsupportedModelError(
-                f"rope scaling {self.rope.scaling!r}; built here are {', '.join(_SCALINGS)}"
-            )
+        self.rope.check()
 
     @property
     def query_size(self) -> int:
@@ -206,6 +223,8 @@ class Config:
             raise UnsupportedModelError(f"the activation {found['hidden_act']!r}; built here is 'silu'")
         if found.get("mlp_bias"):
             raise UnsupportedModelError("biases in feed-forward layers (mlp_bias)")
+        if found.get("partial_rotary_factor") not in (None, 1):
+            raise UnsupportedModelError("rotations of a part of each head only (partial_rotary_factor)")
         try:
             heads, size = int(found["num_attention_heads"]), int(found["hidden_size"])
             context = int(found["max_position_embeddings"])
@@ -227,7 +246,7 @@ class Config:
             )
         except KeyError as error:
             raise UnsupportedModelError(f"config.json has no {error.args[0]!r}") from error
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise UnsupportedModelError(f"config.json is damaged: {error}") from error
 
     @classmethod
@@ -262,41 +281,50 @@ class Config:
                 raise UnsupportedModelError(f"the GGUF file has no field {kind}.{name}")
             return value
 
-        if int(get("expert_count", 0)):
-            raise UnsupportedModelError("a mixture of experts; built here are dense feed-forward layers")
-        size, heads = int(get("embedding_length")), int(get("attention.head_count"))
-        if isinstance(fields.get(f"{kind}.attention.head_count_kv"), list):
-            raise UnsupportedModelError("layers with different numbers of heads")
-        head_dim = int(get("attention.key_length", size // heads))
-        if int(get("rope.dimension_count", head_dim)) != head_dim:
-            raise UnsupportedModelError("rotations of a part of each head only")
-        context, window = int(get("context_length")), int(get("attention.sliding_window", 0))
-        theta = float(get("rope.freq_base", 10000.0))
-        scaling = str(get("rope.scaling.type", "none"))
-        if factors is not None:
-            rope = _from_factors(np.asarray(factors, np.float64), theta, head_dim)
-        else:
-            rope = Rope(
-                theta,
-                scaling,
-                float(get("rope.scaling.factor", 1.0)),
-                int(get("rope.scaling.original_context_length", context)),
-                *((1.0, 32.0) if scaling == "yarn" else (1.0, 4.0)),
+        for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
+            if isinstance(fields.get(f"{kind}.{name}"), list):
+                raise UnsupportedModelError(f"layers that differ from each other ({kind}.{name})")
+        try:
+            if int(get("expert_count", 0)):
+                raise UnsupportedModelError("a mixture of experts; built here are dense feed-forward layers")
+            size, heads = int(get("embedding_length")), int(get("attention.head_count"))
+            head_dim = int(get("attention.key_length", size // heads))
+            if int(get("attention.value_length", head_dim)) != head_dim:
+                raise UnsupportedModelError("values and keys of different sizes")
+            if int(get("rope.dimension_count", head_dim)) != head_dim:
+                raise UnsupportedModelError("rotations of a part of each head only")
+            context, window = int(get("context_length")), int(get("attention.sliding_window", 0))
+            theta = float(get("rope.freq_base", 10000.0))
+            factor = float(get("rope.scaling.factor", get("rope.scale_linear", 1.0)))
+            # A factor alone means this kind, as in llama.cpp.
+            scaling = str(get("rope.scaling.type", "none" if factor == 1.0 else "linear"))
+            for name, plain in _YARN.items():
+                if scaling == "yarn" and float(get(f"rope.scaling.{name}", plain)) != plain:
+                    raise UnsupportedModelError(f"yarn with {name}")
+            if factors is not None:
+                rope = _from_factors(np.asarray(factors, np.float64), theta, head_dim)
+            elif scaling == "yarn":
+                ends = get("rope.scaling.yarn_beta_slow", 1.0), get("rope.scaling.yarn_beta_fast", 32.0)
+                original = int(get("rope.scaling.original_context_length", context))
+                rope = Rope(theta, scaling, factor, original, *map(float, ends))
+            else:
+                rope = Rope(theta, scaling, factor)
+            return cls(
+                model_type=kind,
+                hidden_size=size,
+                intermediate_size=int(get("feed_forward_length")),
+                num_hidden_layers=int(get("block_count")),
+                num_attention_heads=heads,
+                num_key_value_heads=int(get("attention.head_count_kv", heads)),
+                head_dim=head_dim,
+                vocab_size=vocabulary,
+                max_position_embeddings=min(context, window) if window else context,
+                rms_norm_eps=float(get("attention.layer_norm_rms_epsilon")),
+                rope=rope,
+                tie_word_embeddings=tied,
             )
-        return cls(
-            model_type=kind,
-            hidden_size=size,
-            intermediate_size=int(get("feed_forward_length")),
-            num_hidden_layers=int(get("block_count")),
-            num_attention_heads=heads,
-            num_key_value_heads=int(get("attention.head_count_kv", heads)),
-            head_dim=head_dim,
-            vocab_size=vocabulary,
-            max_position_embeddings=min(context, window) if window else context,
-            rms_norm_eps=float(get("attention.layer_norm_rms_epsilon")),
-            rope=rope,
-            tie_word_embeddings=tied,
-        )
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise UnsupportedModelError(f"the GGUF file's fields are damaged: {error}") from error
 
 
 def _rope(found: Mapping[str, Any]) -> Rope:
@@ -304,13 +332,15 @@ def _rope(found: Mapping[str, Any]) -> Rope:
     told = found.get("rope_parameters") or found.get("rope_scaling") or {}
     theta = float(told.get("rope_theta", found.get("rope_theta", 10000.0)))
     kind = str(told.get("rope_type", told.get("type", "default")))
+    if told.get("partial_rotary_factor") not in (None, 1):
+        raise UnsupportedModelError("rotations of a part of each head only (partial_rotary_factor)")
     if kind == "default":
         return Rope(theta)
     original = int(told.get("original_max_position_embeddings", found["max_position_embeddings"]))
     factor = float(told.get("factor", 1.0))
     if kind == "yarn":
         known = {"rope_theta", "rope_type", "type", "factor", "original_max_position_embeddings",
-                 "beta_fast", "beta_slow", "attention_factor"}  # fmt: skip
+                 "beta_fast", "beta_slow", "attention_factor", "partial_rotary_factor"}  # fmt: skip
         if strange := sorted(key for key in told if key not in known and told[key] is not None):
             raise UnsupportedModelError(f"yarn with {', '.join(strange)}")
         ends = float(told.get("beta_slow") or 1.0), float(told.get("beta_fast") or 32.0)

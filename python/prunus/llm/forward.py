@@ -119,8 +119,9 @@ def forward(
     """
     config = weights.config
     tokens = np.concatenate([part.tokens for part in parts]).astype(np.int64)
-    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < config.vocab_size:
-        raise ValueError(f"tokens must be from 0 to {config.vocab_size - 1}, got {tokens.tolist()}")
+    strange = (tokens < 0) | (tokens >= config.vocab_size)
+    if strange.any():
+        raise ValueError(f"tokens must be from 0 to {config.vocab_size - 1}, got {tokens[strange][0]}")
     x = weights.embed(tokens)
     before = [part.cache.length for part in parts]
     own = Ahead(weights) if ahead is None else None

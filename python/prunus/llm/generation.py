@@ -122,8 +122,7 @@ class Generation:
         self._model, self._most = model, check_count(tokens, "tokens")
         if not len(prompts):
             raise ValueError("expected at least one prompt, got none")
-        texts = [self._text(one, chat) for one in prompts]
-        self._tokens = [model.tokens(text) for text in texts]
+        self._tokens = [self._prompt(one, chat) for one in prompts]
         room = model.weights.config.max_position_embeddings
         for number, found in enumerate(self._tokens):
             if len(found) + self._most > room:
@@ -141,14 +140,18 @@ class Generation:
         self._ahead = Ahead(model.weights, 1.0 if self._policies is None else keep or 1.0)
         self._steps = self._run()
 
-    def _text(self, prompt: Any, chat: bool) -> Any:
-        if chat and self._model.speech.chat_template:
-            return render(self._model.speech, as_messages(prompt))
+    def _prompt(self, prompt: Any, chat: bool) -> Array:
+        """Return a prompt's tokens."""
+        model = self._model
+        if chat and model.speech.chat_template:
+            # A template says itself what a text begins with.
+            text = render(model.speech, as_messages(prompt))
+            return model.tokens(model.tokenizer.encode(text, special=False))
         if not isinstance(prompt, str):
             raise TypeError(
                 "a conversation needs the model's chat template: pass chat=True to a model that has one"
             )
-        return prompt
+        return model.tokens(prompt)
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         return self._steps
@@ -226,15 +229,15 @@ class _Text:
 
     def __init__(self, model: Model, completion: Completion) -> None:
         self._tokenizer, self._completion = model.tokenizer, completion
-        self._first = 0  # the first token whose text may still change what follows
 
     def piece(self, ended: bool) -> str:
         """Return what is new."""
         completion = self._completion
-        # Tokens before the last piece are only there for what they do to spaces after them.
+        # All tokens: those before the new ones decide on spaces between them.
         whole = self._tokenizer.decode(completion.tokens)
         if whole.endswith("\ufffd") and not ended:
             return ""
+        # What was shown stays, also where bytes that are no character spoil those before them in `whole`.
         new = whole[len(completion.text) :]
-        completion.text = whole
+        completion.text += new
         return new

@@ -119,7 +119,7 @@ class Model:
             If the prompt is empty, the context has no room for it and the tokens, or options are out of
             range.
         """
-        many = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], str)
+        many = not isinstance(prompt, str) and (not len(prompt) or isinstance(prompt[0], str))
         prompts: list[Any] = list(prompt) if many else [prompt]
         made = self.stream(
             prompts,
@@ -184,6 +184,9 @@ class Model:
         """
         chosen = (self.prune, self.keep) if prune is None and keep is None else (prune, keep)
         rules = policies(self.weights, *chosen, Tally() if tally is None else tally)
+        most = self.weights.config.max_position_embeddings
+        if len(tokens) > most:  # said now, not when the context is full
+            raise ValueError(f"the model's context has room for {most} tokens, and {len(tokens)} are wanted")
         cache = Cache(self.weights.config, len(tokens))
         ahead = Ahead(self.weights, 1.0 if rules is None else chosen[1] or 1.0)
         try:

@@ -13,8 +13,8 @@ __all__ = ["Tokenizer", "from_gguf"]
 _HINT: Final = "pip install 'prunus[demo]' (in a clone: pip install '.[demo]')"
 # How text is cut before pairs are merged, by llama.cpp's name for it. The patterns are those of the models'
 # own tokenizer.json files.
-_GPT2: Final = ("default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "refact")
-_DIGITS: Final = ("smollm", "starcoder", "command-r", "codeshell", "exaone")
+_GPT2: Final = ("default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais")
+_DIGITS: Final = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
 _SPLITS: Final = {
     "llama-bpe": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -26,7 +26,7 @@ _SPLITS: Final = {
     ),
 }
 _SAME: Final = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
-_CONTROL, _USER = 3, 4  # types of tokens
+_UNKNOWN, _CONTROL, _USER = 2, 3, 4  # types of tokens
 
 
 def _tokenizers() -> Any:
@@ -94,25 +94,33 @@ def from_gguf(fields: Mapping[str, Any]) -> str:
     tokens, kinds = fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.token_type", [])
     added = _tokenizers().AddedToken
     for token, sort in zip(tokens, kinds, strict=False):
-        if sort == _CONTROL:
+        if sort in (_UNKNOWN, _CONTROL):
             made.add_special_tokens([added(token, special=True, normalized=False)])
         elif sort == _USER:
             made.add_tokens([added(token, special=False, normalized=False)])
     first = fields.get("tokenizer.ggml.bos_token_id")
-    if first is not None and fields.get("tokenizer.ggml.add_bos_token", kind == "llama"):
-        begin = str(tokens[int(first)])
+    # Files that do not say so mean what llama.cpp takes for granted.
+    begins = kind == "llama" or _cut(fields) == "llama-bpe"
+    if first is not None and fields.get("tokenizer.ggml.add_bos_token", begins):
+        # Under a name of its own: the token's spelling may mean something in a template.
+        begin = {"id": "begin", "ids": [int(first)], "tokens": [str(tokens[int(first)])]}
         made.post_processor = _tokenizers().processors.TemplateProcessing(
-            single=f"{begin} $A", special_tokens=[(begin, int(first))]
+            single=["begin", "$A"], special_tokens=[begin]
         )
     found: str = made.to_str()
     return found
 
 
+def _cut(fields: Mapping[str, Any]) -> str:
+    """Return how text is cut before pairs are merged."""
+    cut = str(fields.get("tokenizer.ggml.pre", "default"))
+    return _SAME.get(cut, cut)
+
+
 def _byte_pairs(fields: Mapping[str, Any]) -> Any:
     """Return a tokenizer that merges pairs of bytes, as GPT-2 does."""
     lib = _tokenizers()
-    cut = str(fields.get("tokenizer.ggml.pre", "default"))
-    cut = _SAME.get(cut, cut)
+    cut = _cut(fields)
     vocabulary = {token: number for number, token in enumerate(fields["tokenizer.ggml.tokens"])}
     merges = [tuple(pair.split(" ", 1)) for pair in fields["tokenizer.ggml.merges"]]
     made = lib.Tokenizer(lib.models.BPE(vocab=vocabulary, merges=merges, ignore_merges=cut == "llama-bpe"))

@@ -215,7 +215,7 @@ def from_file(file: File, *, resident: bool, told: Any = lambda name, size: None
         raise FormatError(f"{file.path}: expected a model that `python -m prunus llm pack` wrote")
     if found != FORMAT:
         raise FormatError(f"{file.path}: a packed model of format {found!r}, this version reads {FORMAT!r}")
-    config = Config.from_json(file.metadata[CONFIG])
+    config = Config.from_json(file.metadata.get(CONFIG, ""))
 
     def get(name: str, shape: Sequence[int] | None = None) -> Any:
         array = _dense(file, name)

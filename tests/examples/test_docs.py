@@ -1,0 +1,47 @@
+"""What the pages in docs/ show is run: examples in Python and command lines, on a model of random weights."""
+
+import doctest
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from prunus.cli import main
+from support.llama import small
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with what the pages speak of."""
+    small(max_position_embeddings=512, num_hidden_layers=3).gguf(tmp_path / "model.gguf")
+    (tmp_path / "text.txt").write_text("The sea is salty because rivers carry salt into it. " * 8)
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_all_are_tested():
+    assert [path.name for path in DOCS.glob("*.md")] == ["language-models.md"]
+
+
+def test_language_models(here, capsys):
+    page = DOCS / "language-models.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False)
+    assert tried > 10
+    assert not failed, capsys.readouterr().out
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) == 4
+    for line in lines:
+        words = shlex.split(line)
+        assert words[:3] == ["python", "-m", "prunus"]
+        assert main(words[3:]) == 0, line
+    assert not capsys.readouterr().err
+
+
+def test_links():
+    for page in DOCS.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#:]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), target

@@ -1,0 +1,300 @@
+"""``python -m prunus llm``: run, pack, calibrate, perplexity."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import prunus as pr
+from prunus import llm
+from prunus.cli import main
+from support.llama import Small, small
+
+TEXT = "the sea is not as near to the house as it was, and the hearts of men are heard in the rain. " * 12
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def model() -> Small:
+    return small(seed=3, max_position_embeddings=512)
+
+
+@pytest.fixture
+def file(model: Small, tmp_path: Path) -> str:
+    return str(model.gguf(tmp_path / "m.gguf"))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    return str(tmp_path / "text.txt")
+
+
+def rows(shown: str) -> dict[str, list[str]]:
+    """Return a table's rows by their first word."""
+    return {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.strip()}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that fails; return the one line that it says."""
+    assert main(["llm", *arguments]) == 1
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err
+    lines = shown.err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("python -m prunus: ")
+    return lines[0]
+
+
+# run ---------------------------------------------------------------------------------------------------
+
+
+def test_run_shows_the_text_and_what_it_took(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["llm", "run", file, "--prompt", "the sea", "--tokens", "9", "--dtype", "float32"]) == 0
+    shown = capsys.readouterr()
+    with llm.load(file, dtype="float32") as m:
+        expected = m.generate("the sea", 9)
+    assert shown.out.startswith(expected.text + "\n")
+    assert f"{expected.prompt_tokens} tokens in" in shown.out
+    assert f"{len(expected.tokens)} tokens," in shown.out
+    assert "all in memory" in shown.out
+    assert not shown.err
+
+
+def test_raw_continues_the_prompt(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["llm", "run", file, "--prompt", "the sea", "--tokens", "9", "--raw"]) == 0
+    with llm.load(file) as m:
+        expected = m.generate("the sea", 9, chat=False)
+    assert capsys.readouterr().out.startswith(expected.text + "\n")
+
+
+def test_several_prompts_are_shown_one_after_the_other(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["llm", "run", file, "--prompt", "the sea", "--prompt", "no", "--tokens", "5"]) == 0
+    shown = capsys.readouterr().out
+    with llm.load(file) as m:
+        for prompt, one in zip(("the sea", "no"), m.generate(["the sea", "no"], 5), strict=True):
+            assert f"> {prompt}\n{one.text}\n" in shown
+
+
+def test_drawing_goes_by_the_seed(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(seed: str) -> str:
+        drawn = ["--temperature", "3", "--top-p", "0.9", "--seed", seed, "--tokens", "12"]
+        assert main(["llm", "run", file, "--prompt", "a", *drawn]) == 0
+        return capsys.readouterr().out
+
+    first = run("1")
+    with llm.load(file) as m:
+        expected = m.generate("a", 12, temperature=3.0, top_p=0.9, seed=1).text
+    assert first.startswith(expected)
+    assert run("1").startswith(expected)
+    assert not run("2").startswith(expected)
+
+
+def test_a_budget_packs_into_the_cache_folder_once(
+    file: str, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["llm", "run", file, "--prompt", "the sea", "--tokens", "6", "--budget", "1MiB"]
+    assert main(line) == 0
+    shown = capsys.readouterr().out
+    (packed,) = cache.iterdir()
+    assert packed.name.startswith("m-bfloat16-up-")
+    with llm.load(file) as m:
+        assert shown.startswith(m.generate("the sea", 6).text + "\n")
+    for word in ("budget 1.0 MiB", "read from disk", "drive in use", "found in memory"):
+        assert word in shown
+    before = packed.stat().st_mtime_ns
+    assert main(line) == 0
+    assert [one.stat().st_mtime_ns for one in cache.iterdir()] == [before]
+    assert main([*line, "--dtype", "float32", "--decide", "gate"]) == 0
+    assert sorted(one.name.rsplit("-", 1)[0] for one in cache.iterdir()) == [
+        "m-bfloat16-up",
+        "m-float32-gate",
+    ]
+
+
+def test_a_packed_model_runs_where_it_lies(
+    file: str, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "p.safetensors")
+    llm.pack(file, path)
+    assert (
+        main(["llm", "run", path, "--prompt", "no", "--tokens", "4", "--budget", "1MiB", "--keep", "0.5"])
+        == 0
+    )
+    shown = capsys.readouterr().out
+    assert "50.0%" in shown
+    assert not cache.exists()
+    with llm.load(path) as m:
+        assert shown.startswith(m.generate("no", 4, keep=0.5).text + "\n")
+
+
+def test_exact_prunes_nothing(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["llm", "run", file, "--prompt", "no", "--tokens", "4", "--prune", "exact"]) == 0
+    assert "100.0%" in capsys.readouterr().out
+
+
+# pack, calibrate, perplexity ---------------------------------------------------------------------------
+
+
+def test_pack_writes_what_the_function_writes(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, same = tmp_path / "p.safetensors", tmp_path / "same.safetensors"
+    options = ["--dtype", "float32", "--decide", "gate", "--no-checksums"]
+    assert main(["llm", "pack", file, str(path), *options]) == 0
+    assert str(path) in capsys.readouterr().out
+    llm.pack(file, same, dtype="float32", decide="gate", checksums=False)
+    assert path.read_bytes() == same.read_bytes()
+    assert main(["llm", "pack", file, str(path)]) == 0
+    llm.pack(file, same)
+    assert path.read_bytes() == same.read_bytes()
+
+
+def test_a_calibration_is_made_and_used(
+    file: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "c.safetensors")
+    line = [
+        "llm",
+        "calibrate",
+        file,
+        path,
+        "--text",
+        text,
+        "--tokens",
+        "400",
+        "--rank",
+        "4",
+        "--dtype",
+        "float32",
+    ]
+    assert main(line) == 0
+    assert "calibrated on 400 tokens" in capsys.readouterr().out
+    with llm.load(file, dtype="float32") as m:
+        expected = m.calibrate(m.tokens(TEXT)[:400], rank=4)
+        for name, values in llm.Calibration.load(path)._arrays.items():
+            np.testing.assert_array_equal(values, expected._arrays[name], err_msg=name)
+    run = ["llm", "run", file, "--prompt", "the sea", "--tokens", "8", "--dtype", "float32"]
+    assert main([*run, "--prune", path, "--keep", "0.5"]) == 0
+    with llm.load(file, dtype="float32") as m:
+        assert capsys.readouterr().out.startswith(m.generate("the sea", 8, prune=path, keep=0.5).text + "\n")
+
+
+@pytest.mark.parametrize("budget", [[], ["--budget", "1MiB"]])
+def test_perplexity_for_each_share(
+    file: str, text: str, budget: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "p.safetensors")
+    llm.pack(file, path)
+    line = [
+        "llm",
+        "perplexity",
+        path,
+        "--text",
+        text,
+        "--skip",
+        "10",
+        "--tokens",
+        "100",
+        "--keep",
+        "0.5,0.25",
+    ]
+    assert main(line + budget) == 0
+    shown = capsys.readouterr().out
+    assert "100 tokens" in shown
+    assert "decided by up" in shown
+    table = rows(shown)
+    with llm.load(path) as m:
+        tokens = m.tokens(TEXT)[10:110]
+        dense = m.perplexity(tokens)
+        assert table["1"] == ["1.000", f"{dense:.3f}", "+0.00%"]
+        for keep in (0.5, 0.25):
+            found = m.perplexity(tokens, keep=keep)
+            assert table[f"{keep:g}"] == [f"{keep:.3f}", f"{found:.3f}", f"{found / dense - 1:+.2%}"]
+
+
+# What is refused ---------------------------------------------------------------------------------------
+
+
+def test_models_that_are_not_there_or_something_else(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = str(tmp_path / "nothing")
+    other = tmp_path / "other.safetensors"
+    pr.save(other, {"a": np.ones(3, np.float32)})
+    assert "no such model" in refused(capsys, "run", nothing, "--prompt", "a")
+    assert nothing in refused(capsys, "run", nothing, "--prompt", "a", "--budget", "1MiB")
+    assert nothing in refused(capsys, "pack", nothing, str(tmp_path / "p.safetensors"))
+    assert "expected a model that" in refused(capsys, "run", str(other), "--prompt", "a", "--budget", "1MiB")
+    whole = Path(file).read_bytes()
+    Path(file).write_bytes(whole[: len(whole) // 2])
+    assert "GGUF" in refused(capsys, "run", file, "--prompt", "a")
+    assert not (tmp_path / "p.safetensors").exists()
+
+
+def test_options_that_do_not_fit(
+    file: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ("run", file, "--prompt", "a")
+    assert "room for 512" in refused(capsys, *ask, "--tokens", "600")
+    assert "at least 131072 bytes" in refused(capsys, *ask, "--budget", "64KiB")
+    assert "contradicts" in refused(capsys, *ask, "--prune", "exact", "--keep", "0.5")
+    assert "predictor" in refused(capsys, *ask, "--decide", "predictor", "--keep", "0.5")
+    assert str(tmp_path / "no") in refused(capsys, *ask, "--prune", str(tmp_path / "no"), "--keep", "0.5")
+    assert "llm pack" in refused(capsys, "perplexity", file, "--text", text, "--budget", "1MiB")
+    output = str(tmp_path / "c.safetensors")
+    assert str(tmp_path / "no") in refused(capsys, "calibrate", file, output, "--text", str(tmp_path / "no"))
+    assert "rank must be" in refused(
+        capsys, "calibrate", file, output, "--text", text, "--tokens", "3", "--rank", "8"
+    )
+    assert "room for 512" in refused(capsys, "perplexity", file, "--text", text, "--tokens", "600")
+    assert "at least two" in refused(capsys, "perplexity", file, "--text", text, "--tokens", "1")
+    (tmp_path / "text.txt").write_bytes(b"\xff\xfe\xff")
+    assert "expected text in UTF-8" in refused(capsys, "perplexity", file, "--text", text)
+    (tmp_path / "text.txt").write_bytes(b"")
+    assert "got nothing" in refused(capsys, "calibrate", file, output, "--text", text)
+    assert not Path(output).exists()
+
+
+def test_a_folder_that_cannot_be_written(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "none" / "p.safetensors")
+    assert path in refused(capsys, "pack", file, path)
+
+
+def test_weights_that_are_no_numbers(
+    model: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.tensors["model.norm.weight"][:] = np.nan
+    path = str(model.folder(tmp_path / "nan"))
+    assert "NaN" in refused(capsys, "run", path, "--prompt", "a")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "m"],
+        ["run", "m", "--prompt", "a", "--keep", "0"],
+        ["run", "m", "--prompt", "a", "--keep", "1.5"],
+        ["run", "m", "--prompt", "a", "--tokens", "0"],
+        ["run", "m", "--prompt", "a", "--temperature", "-1"],
+        ["run", "m", "--prompt", "a", "--top-p", "2"],
+        ["run", "m", "--prompt", "a", "--seed", "-1"],
+        ["run", "m", "--prompt", "a", "--budget", "much"],
+        ["run", "m", "--prompt", "a", "--dtype", "int8"],
+        ["pack", "m", "p", "--decide", "down"],
+        ["perplexity", "m", "--text", "t", "--keep", "0.5,x"],
+        [],
+    ],
+)
+def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["llm", *arguments])
+    assert ended.value.code == 2
+    assert "usage:" in capsys.readouterr().err
