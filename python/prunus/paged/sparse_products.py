@@ -25,7 +25,7 @@ from prunus._trace import span
 from prunus.engines.base import ACTIVATIONS, Blocks
 from prunus.paged import products
 from prunus.paged.array import PagedArray
-from prunus.paged.blocks import BlockFile
+from prunus.paged.blocks import BlockFile, Piece
 from prunus.paged.expr import PagedExpr
 from prunus.paged.multiplying import Multiplying, PagedTranspose
 from prunus.paged.reading import reading
@@ -37,6 +37,9 @@ __all__ = ["is_paged", "matmul"]
 _FEW: Final = 4
 # Bytes of columns of a dense operand and a result on disk that are in memory at a time.
 _COLUMNS: Final = 32 << 20
+# Bytes of a dense operand that are kept ready for all pieces, and columns that go together.
+_HELD: Final = 32 << 20
+_STRIP: Final = 64
 
 
 def is_paged(value: Any) -> bool:
@@ -286,28 +289,61 @@ class _Member(NamedTuple):
 
     def rows(self) -> None:
         """Compute each block row where all of its blocks are there, in parts where they are too many."""
-        engine, w = engines.active(), self.w
-        # The dense operand is made ready once, not for each piece.
-        held = None
-        if self.x.ndim == 2:
-            held = engine.hold(self.x, w.dtype, self.out.dtype, w.blocksize)
+        w = self.w
+        parts = self._columns()
         few = math.prod(self.x.shape[:-2]) * self.x.shape[-1] <= _FEW
         sums: Array | None = None
-        for piece in w.pieces(few or held is not None):
+        for piece in w.pieces(few or all(held is not None for _, held in parts)):
             rows = w.rows(piece)
             bias = None if self.bias is None else self.bias[rows]
             out = self.out[..., rows, :]
             if piece.whole:
-                engine.dsd(w.part(piece), self.x, out, bias, self.activation, held)
+                self._add(parts, piece, out, bias, self.activation)
                 continue
             if sums is None:
                 sums = np.empty(out.shape, self._sums)
-                engine.dsd(w.part(piece), self.x, sums, None, None, held)
+                self._add(parts, piece, sums)
             else:
-                engine.dsd(w.part(piece), self.x, sums, None, None, held, add=True)
+                self._add(parts, piece, sums, add=True)
             if piece.first + len(piece.data) == w.indptr[piece.rows.stop]:
                 finish(sums, out, bias, self.activation)
                 sums = None
+
+    def _columns(self) -> list[tuple[slice, Any]]:
+        """Return columns of the dense operand, and what the engine made of them; None: as they are.
+
+        It is made ready once, not for each piece, but for what would take memory without bound.
+        """
+        x, w = self.x, self.w
+        if x.ndim != 2:
+            return [(slice(None), None)]
+        count = x.shape[1]
+        room = _HELD // max(x.shape[0] * max(x.itemsize, 4), 1) // _STRIP * _STRIP
+        first = count if room >= count else room
+        if 0 < count - first <= _FEW:  # so few are summed in another order
+            first = max(first - _STRIP, 0)
+        made: list[tuple[slice, Any]] = []
+        if first > 0 or not count:
+            ready = x[:, :first]
+            held = engines.active().hold(ready, w.dtype, self.out.dtype, w.blocksize)
+            made.append((slice(0, first), held))
+        if first < count:
+            made.append((slice(first, count), None))
+        return made
+
+    def _add(
+        self,
+        parts: list[tuple[slice, Any]],
+        piece: Piece,
+        out: Array,
+        bias: Array | None = None,
+        activation: str | None = None,
+        add: bool = False,
+    ) -> None:
+        """Write or add a piece's product to its rows of the result."""
+        blocks, engine = self.w.part(piece), engines.active()
+        for part, held in parts:
+            engine.dsd(blocks, self.x[..., part], out[..., part], bias, activation, held, add=add)
 
     def transposed(self) -> None:
         """Add what each piece contributes to all rows of the result."""
