@@ -155,7 +155,7 @@ impl State {
             if self.rob(class, false) {
                 return self.take_free(class);
             }
-            if !self.drop_ahead() {
+            if !self.drop_ahead(u64::MAX) {
                 return None;
             }
             if let Some(frame) = self.take_free(class) {
