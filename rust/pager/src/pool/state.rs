@@ -64,6 +64,10 @@ pub(crate) struct State {
     /// Bytes of frames that streams have, and at most had.
     pub(crate) panels: usize,
     pub(crate) panels_peak: usize,
+    /// The part of the slabs that those frames keep from others: more, where frames do not fill their slabs.
+    pub(crate) panels_share: usize,
+    /// Panels that are being read.
+    pub(crate) reading: usize,
     /// Bytes of frames that are never used again, as the system may still move bytes there.
     pub(crate) lost: usize,
     /// Pages pinned by guards that a user holds.
@@ -92,6 +96,8 @@ impl State {
             passages: Vec::new(),
             panels: 0,
             panels_peak: 0,
+            panels_share: 0,
+            reading: 0,
             lost: 0,
             held: 0,
             loading: 0,
@@ -439,6 +445,7 @@ impl State {
             (dirty, writing, loading, ahead, failed),
             (self.dirty_bytes, self.writing_bytes, self.loading, self.ahead.bytes, self.failed_bytes)
         );
+        assert!(self.panels <= self.panels_share);
         assert_eq!(used, self.frames.in_use().0);
         assert!(used <= self.frames.bytes());
     }

@@ -113,9 +113,10 @@ impl Reader {
         let passage = state.clock;
         let (layout, out, stale) = (segment.layout(), false, false);
         state.passages.push(Passage { id: passage, layout, range: range.clone(), out, stale });
-        drop(state);
         let flight = Flight { passage, held, range, progress: Arc::default() };
         let requests: Vec<Request> = runs.iter().flat_map(|run| self.requests(&flight, run)).collect();
+        state.reading += usize::from(!requests.is_empty());
+        drop(state);
         flight.progress.add(requests.len());
         if !requests.is_empty() {
             segment.file().submit(requests);
@@ -149,6 +150,7 @@ impl Reader {
             let ptr = unsafe { flight.held.ptr().add((offset - base) as usize) };
             let (held, progress, owner) =
                 (Arc::clone(&flight.held), Arc::clone(&flight.progress), Arc::clone(file));
+            let pool = Arc::clone(self.segment.shared());
             let need = (end - offset).min(bytes as u64);
             let done = Box::new(move |result: io::Result<usize>| {
                 let_go(held, &result);
@@ -162,7 +164,11 @@ impl Reader {
                     }),
                     Err(source) => Some(owner.error(format!("read {bytes} bytes at {offset}"), source)),
                 };
-                progress.end(fault.map(Arc::new));
+                if progress.end(fault.map(Arc::new)) && pool.is_ours() {
+                    let mut state = pool.lock();
+                    state.reading -= 1;
+                    pool.tell(&mut state);
+                }
             });
             let shared = Arc::clone(self.segment.shared());
             requests.push(file.request(Op::Read, offset, vec![Piece { ptr, len: bytes }], shared, done));
