@@ -194,7 +194,10 @@ impl State {
             self.drop_page(id);
         }
         for (number, len) in longer {
+            let old = self.layouts[number].len;
             self.layouts[number].set_len(len);
+            // what is read there now may be what was there before: it is not kept, should the file grow again
+            self.overtake(number, &(len..old));
         }
         true
     }

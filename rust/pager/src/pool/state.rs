@@ -277,6 +277,11 @@ impl State {
         }
     }
 
+    /// Whether a panel that is being read was overtaken.
+    pub(crate) fn is_stale(&self, passage: u64) -> bool {
+        self.passages.iter().any(|one| one.id == passage && one.stale)
+    }
+
     /// Bytes of a page, from the layout's start.
     pub(crate) fn range(&self, layout: u32, index: u64) -> Range<u64> {
         let layout = &self.layouts[layout];
