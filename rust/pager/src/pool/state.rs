@@ -1,4 +1,5 @@
-//! Frames, pages and their order under one lock. Nothing is waited for under it, and no I/O is submitted.
+//! Frames, pages and their order under one lock. Nothing is waited for under it, and no I/O is submitted;
+//! only a file is cut.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
