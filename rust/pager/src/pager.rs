@@ -187,13 +187,23 @@ impl Pager {
     /// is under way there is waited for.
     ///
     /// # Errors
-    /// As [`DiskFile::resize`]; interruption, before anything was forgotten or cut off.
+    /// As [`DiskFile::resize`]; interruption. Nothing was forgotten or cut off then.
     pub fn resize(&self, file: &Arc<DiskFile>, size: u64, interrupt: &dyn Interrupt) -> Result<()> {
         self.shared.check_process()?;
         if file.writable() && size < file.size() {
             let mut state = self.shared.lock();
-            while !state.cut(file, size) {
-                state = match self.shared.pause(state, interrupt) {
+            // The file is cut under the lock, so that nothing is read or written beyond its end meanwhile, and what
+            // was to be written there is forgotten only once the system has cut it.
+            loop {
+                let paused = match state.cut(file, size, || file.resize(size)) {
+                    Ok(true) => break,
+                    Ok(false) => self.shared.pause(state, interrupt),
+                    Err(error) => {
+                        state.uncut(file);
+                        return Err(error);
+                    }
+                };
+                state = match paused {
                     Ok(state) => state,
                     Err(error) => {
                         self.shared.lock().uncut(file);
@@ -205,6 +215,7 @@ impl Pager {
             let closed = state.retire();
             drop(state);
             drop(closed);
+            return Ok(());
         }
         file.resize(size)
     }

@@ -172,6 +172,45 @@ fn what_was_to_be_written_beyond_a_new_end_is_forgotten() {
 }
 
 #[test]
+fn readers_of_what_was_cut_off_say_so_and_keep_nothing_of_it() {
+    const PANEL: usize = 64 << 10;
+    let len = 1 << 20;
+    for regrown in [false, true] {
+        let null = Arc::new(Null::new());
+        null.put(Path::new(PATH), vec![7; len]);
+        let pager = Pager::new(4 << 20, Engines::null(null)).unwrap();
+        let file = pager.open(Path::new(PATH), Mode::ReadWrite).unwrap();
+        let segment = Arc::new(Segment::new(&pager, &file, 0, len as u64, PANEL).unwrap());
+        let mut reader = segment.reader(0, len as u64, PANEL, 0).unwrap();
+        let first = reader.next(&Never).unwrap().unwrap();
+        assert!(first.iter().all(|&byte| byte == 7));
+        pager.resize(&file, len as u64 / 2, &Never).unwrap();
+        let again = regrown.then(|| {
+            pager.resize(&file, len as u64, &Never).unwrap();
+            Segment::new(&pager, &file, 0, len as u64, PANEL).unwrap()
+        });
+        for at in (PANEL..len).step_by(PANEL) {
+            if at < len / 2 || regrown {
+                let panel = reader.next(&Never).unwrap().unwrap();
+                let value = if at < len / 2 { 7 } else { 0 };
+                assert!(panel.offset() == at as u64 && panel.iter().all(|&byte| byte == value), "{at}");
+            } else {
+                assert!(matches!(reader.next(&Never), Err(Error::Changed { .. })), "{at}");
+            }
+        }
+        assert!(reader.next(&Never).unwrap().is_none());
+        let again = again.unwrap_or_else(|| {
+            pager.resize(&file, len as u64, &Never).unwrap();
+            Segment::new(&pager, &file, 0, len as u64, PANEL).unwrap()
+        });
+        let mut out = vec![1; len];
+        again.gather(&[0], len, &mut out, &Never).unwrap();
+        assert!(out[..len / 2].iter().all(|&byte| byte == 7));
+        assert!(out[len / 2..].iter().all(|&byte| byte == 0));
+    }
+}
+
+#[test]
 fn to_cut_a_file_waits_for_what_is_under_way_there() {
     let mut bench = bench(512 << 10, 128 << 10);
     let segment = bench.segment(PAGE);

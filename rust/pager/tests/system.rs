@@ -10,8 +10,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use prunus_core::Never;
 use prunus_pager::io::{Engine, Engines, Kind, Op, Piece, Uring};
-use prunus_pager::{Aligned, DiskFile, Error, Mode, Pager, SECTOR, sync_parent};
+use prunus_pager::{Aligned, DiskFile, Error, Mode, Pager, SECTOR, Segment, sync_parent};
 use support::{Scratch, all, pattern, transfer};
 
 /// Runs something in a forked process, where it may change limits and rights; it must not panic.
@@ -482,4 +483,26 @@ fn files_that_change_are_noticed() {
     assert_eq!(fault(&file), "it was cut to 50 bytes of 190");
     let error = file.read_exact(40, &mut [0; 20]).unwrap_err();
     assert!(matches!(error, Error::Short { offset: 40, expected: 20, got: 10, .. }), "{error}");
+}
+
+#[test]
+fn a_file_that_cannot_be_cut_stays_as_it_was() {
+    let len = 64 << 10;
+    let scratch = Scratch::new();
+    let path = scratch.with("data", &vec![1; len]);
+    in_child(|| {
+        let pager = Pager::new(1 << 20, Engines::new(Some(Kind::Buffered), 8).unwrap()).unwrap();
+        let file = pager.open(&path, Mode::ReadWrite).unwrap();
+        let segment = Segment::new(&pager, &file, 0, len as u64, 4096).unwrap();
+        segment.scatter(&[0], len, &vec![3; len], &Never).unwrap();
+        refuse(&[Refused { number: libc::SYS_ftruncate, argument: 1, bits: 0, error: libc::EIO }]);
+        let error = pager.resize(&file, len as u64 / 2, &Never).unwrap_err();
+        assert!(matches!(error, Error::Io { .. }), "{error}");
+        assert_eq!((file.size(), pager.stats().dirty), (len as u64, len));
+        let mut out = vec![0; len];
+        segment.gather(&[0], len, &mut out, &Never).unwrap();
+        assert!(out.iter().all(|&byte| byte == 3));
+        segment.flush(&Never).unwrap();
+    });
+    assert!(std::fs::read(&path).unwrap() == vec![3; len]);
 }

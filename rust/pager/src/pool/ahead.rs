@@ -14,6 +14,8 @@ use super::table::Phase;
 const SHARE: usize = 10;
 /// Part of the budget that may be read ahead otherwise: into free frames, and where only the latest pages count.
 const MOST: usize = 2;
+/// Entries of pages no longer ahead that are kept however few pages are.
+const SLACK: usize = 64;
 
 /// What is known of the frames of one size.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,6 +59,11 @@ impl Ahead {
         self.bytes -= size;
     }
 
+    /// Pages that were read ahead and not used yet.
+    fn live(&self) -> usize {
+        self.classes.iter().map(|part| part.now).sum()
+    }
+
     /// Frames that are set aside, as many as were needed lately.
     pub(super) fn reserve(&self, class: usize) -> usize {
         self.classes.get(class).map_or(0, |part| part.peak.max(part.before).min(part.most))
@@ -81,44 +88,60 @@ impl State {
         self.counts.hits + self.counts.misses
     }
 
-    /// The oldest page that was read ahead and not used, and when.
-    fn oldest_ahead(&mut self) -> Option<(u32, u64)> {
-        while let Some(&(id, since)) = self.ahead.queue.front() {
-            let page = self.table.page(id);
-            // the number may be another page's by now
-            if page.phase != Phase::Absent && page.ahead && page.since == since {
-                return Some((id, since));
-            }
-            self.ahead.queue.pop_front();
-        }
-        None
+    /// Whether an entry of the queue is of a page that is still there and not used; the number may be another
+    /// page's by now.
+    fn is_ahead(&self, &(id, since): &(u32, u64)) -> bool {
+        let page = self.table.page(id);
+        page.phase != Phase::Absent && page.ahead && page.since == since
     }
 
-    /// Evicts the oldest page that was read ahead and not used, of those that were read.
-    pub(super) fn drop_ahead(&mut self) -> bool {
-        let mut loading = 0;
-        while self.oldest_ahead().is_some() && loading < self.ahead.queue.len() {
-            let Some(first) = self.ahead.queue.pop_front() else { break };
-            let page = self.table.page(first.0);
-            if page.phase == Phase::Clean && page.pins == 0 && page.ahead && page.since == first.1 {
-                self.counts.evictions += 1;
-                self.drop_page(first.0);
-                return true;
-            }
-            self.ahead.queue.push_back(first);
-            loading += 1;
+    /// Forgets entries of pages that were used or left: the first ones, and the others once most are. So the queue
+    /// stays in proportion to what is ahead, at a constant price for each page.
+    fn tidy_ahead(&mut self) {
+        while self.ahead.queue.front().is_some_and(|entry| !self.is_ahead(entry)) {
+            self.ahead.queue.pop_front();
         }
-        false
+        if self.ahead.queue.len() > 2 * self.ahead.live() + SLACK {
+            let mut queue = std::mem::take(&mut self.ahead.queue);
+            queue.retain(|entry| self.is_ahead(entry));
+            self.ahead.queue = queue;
+        }
+    }
+
+    /// Evicts the oldest page that was read ahead until then and not used, of those that were read. The order of the
+    /// others stays.
+    pub(super) fn drop_ahead(&mut self, until: u64) -> bool {
+        let mut loading = Vec::new();
+        let victim = loop {
+            self.tidy_ahead();
+            let Some(&first) = self.ahead.queue.front().filter(|(_, since)| *since <= until) else {
+                break None;
+            };
+            self.ahead.queue.pop_front();
+            let page = self.table.page(first.0);
+            if page.phase == Phase::Clean && page.pins == 0 {
+                break Some(first.0);
+            }
+            loading.push(first);
+        };
+        for entry in loading.into_iter().rev() {
+            self.ahead.queue.push_front(entry);
+        }
+        if let Some(id) = victim {
+            self.counts.evictions += 1;
+            self.drop_page(id);
+        }
+        victim.is_some()
     }
 
     /// Whether so many bytes more may be read ahead. What nobody asked for while the pool was used from one end to
     /// the other makes room.
     fn may_read_ahead(&mut self, class: usize, most: usize) -> bool {
         let size = self.frames.size(class);
+        let age = (2 * self.frames.bytes() / size) as u64;
         while self.ahead.bytes + size > most {
-            let age = 2 * self.frames.bytes() / size;
-            match self.oldest_ahead() {
-                Some((_, since)) if self.uses() - since > age as u64 && self.drop_ahead() => {}
+            match self.uses().checked_sub(age + 1) {
+                Some(until) if self.drop_ahead(until) => {}
                 _ => return false,
             }
         }
@@ -151,6 +174,7 @@ impl State {
         let page = self.table.page_mut(id);
         (page.pins, page.ahead, page.since) = (0, true, uses);
         self.ahead.begin(class, size, id, uses, budget);
+        self.tidy_ahead();
         self.fit(class);
         Some(Grab::Mine(id))
     }

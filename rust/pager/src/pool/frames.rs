@@ -138,6 +138,11 @@ impl Frames {
         self.classes[class].size
     }
 
+    /// Bytes of a slab over the frames of a class that it holds.
+    pub(crate) fn share(&self, class: usize) -> usize {
+        self.slab / self.classes[class].per_slab
+    }
+
     /// Slabs that nobody has.
     pub(crate) fn empty(&self) -> usize {
         self.empty.len()

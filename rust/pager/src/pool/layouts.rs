@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::state::State;
 use super::table::Phase;
-use crate::{DiskFile, Error, SECTOR};
+use crate::{DiskFile, Error, Result, SECTOR};
 
 /// A range of a file, cut into pages.
 #[derive(Debug)]
@@ -154,9 +154,18 @@ impl State {
         room
     }
 
-    /// Cuts a file's layouts off at its new end, and forgets what was to be written beyond. Nothing is done while
-    /// something is under way there, but that no call begins there any more; returns whether it was done.
-    pub(crate) fn cut(&mut self, file: &Arc<DiskFile>, size: u64) -> bool {
+    /// Cuts a file's layouts off at its new end once `cut` has cut the file, and forgets what was to be written
+    /// beyond. Nothing is done while something is under way there, but that no call begins there any more; returns
+    /// whether it was done.
+    ///
+    /// # Errors
+    /// That of `cut`; then nothing was done either.
+    pub(crate) fn cut(
+        &mut self,
+        file: &Arc<DiskFile>,
+        size: u64,
+        cut: impl FnOnce() -> Result<()>,
+    ) -> Result<bool> {
         let longer: Vec<(u32, u64)> = self
             .layouts
             .numbers()
@@ -180,23 +189,27 @@ impl State {
                 let moving = matches!(page.phase, Phase::Loading | Phase::Writing) || page.writers > 0;
                 let goes = page.index >= first_gone;
                 if moving || goes && page.pins > 0 {
-                    return false;
+                    return Ok(false);
                 }
                 gone.extend(goes.then_some(id));
             }
             // sectors around a panel count as the panel's
             let end = len.next_multiple_of(SECTOR as u64);
             if self.passages.iter().any(|one| one.out && one.layout == number && one.range.end > end) {
-                return false;
+                return Ok(false);
             }
         }
+        cut()?;
         for id in gone {
             self.drop_page(id);
         }
         for (number, len) in longer {
+            let old = self.layouts[number].len;
             self.layouts[number].set_len(len);
+            // what is read there now may be what was there before: it is not kept, should the file grow again
+            self.overtake(number, &(len..old));
         }
-        true
+        Ok(true)
     }
 
     /// Undoes what a [`cut`](Self::cut) did that was not done.

@@ -124,7 +124,10 @@ impl Patience {
     /// [`Error::Budget`] where nothing has moved for long and nothing is under way: then all frames are held by
     /// guards and panels.
     pub(crate) fn check(&mut self, state: &State, budget: usize, size: usize) -> Result<()> {
-        let busy = state.loading > 0 || state.writing_bytes > 0 || state.passages.iter().any(|p| p.out);
+        let busy = state.loading > 0
+            || state.reading > 0
+            || state.writing_bytes > 0
+            || state.passages.iter().any(|p| p.out);
         if busy || state.moves != self.moves {
             (self.since, self.moves) = (Instant::now(), state.moves);
         } else if self.since.elapsed() > GRACE {

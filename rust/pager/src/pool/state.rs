@@ -1,4 +1,5 @@
-//! Frames, pages and their order under one lock. Nothing is waited for under it, and no I/O is submitted.
+//! Frames, pages and their order under one lock. Nothing is waited for under it, and no I/O is submitted;
+//! only a file is cut.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -64,6 +65,10 @@ pub(crate) struct State {
     /// Bytes of frames that streams have, and at most had.
     pub(crate) panels: usize,
     pub(crate) panels_peak: usize,
+    /// The part of the slabs that those frames keep from others: more, where frames do not fill their slabs.
+    pub(crate) panels_share: usize,
+    /// Panels that are being read.
+    pub(crate) reading: usize,
     /// Bytes of frames that are never used again, as the system may still move bytes there.
     pub(crate) lost: usize,
     /// Pages pinned by guards that a user holds.
@@ -92,6 +97,8 @@ impl State {
             passages: Vec::new(),
             panels: 0,
             panels_peak: 0,
+            panels_share: 0,
+            reading: 0,
             lost: 0,
             held: 0,
             loading: 0,
@@ -155,7 +162,7 @@ impl State {
             if self.rob(class, false) {
                 return self.take_free(class);
             }
-            if !self.drop_ahead() {
+            if !self.drop_ahead(u64::MAX) {
                 return None;
             }
             if let Some(frame) = self.take_free(class) {
@@ -269,6 +276,11 @@ impl State {
         for passage in &mut self.passages {
             passage.stale |= !passage.out && passage.layout == layout && overlap(&passage.range, range);
         }
+    }
+
+    /// Whether a panel that is being read was overtaken.
+    pub(crate) fn is_stale(&self, passage: u64) -> bool {
+        self.passages.iter().any(|one| one.id == passage && one.stale)
     }
 
     /// Bytes of a page, from the layout's start.
@@ -439,6 +451,7 @@ impl State {
             (dirty, writing, loading, ahead, failed),
             (self.dirty_bytes, self.writing_bytes, self.loading, self.ahead.bytes, self.failed_bytes)
         );
+        assert!(self.panels <= self.panels_share);
         assert_eq!(used, self.frames.in_use().0);
         assert!(used <= self.frames.bytes());
     }

@@ -141,7 +141,7 @@ impl Segment {
                 }
                 requests += batch.len();
                 if full && pages == 0 && ready.is_empty() {
-                    self.wait_for_room(state, &mut patience, interrupt)?;
+                    self.wait_for_room(state, self.frame, &mut patience, interrupt)?;
                     continue;
                 }
                 if full {

@@ -262,7 +262,7 @@ impl Segment {
                 Grab::Full => None,
             };
             let Some(id) = id else {
-                self.wait_for_room(state, &mut patience, interrupt)?;
+                self.wait_for_room(state, self.frame, &mut patience, interrupt)?;
                 continue;
             };
             drop(state);
@@ -279,10 +279,12 @@ impl Segment {
         }
     }
 
-    /// Nothing can be had, and the call holds nothing: has dirty pages written, and waits for a change.
+    /// No frame of `size` bytes can be had, and the call holds nothing: has dirty pages written, and waits for a
+    /// change.
     pub(crate) fn wait_for_room(
         &self,
         mut state: std::sync::MutexGuard<'_, State>,
+        size: usize,
         patience: &mut Patience,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
@@ -293,7 +295,7 @@ impl Segment {
             if stuck && patience.retry(&mut state)? {
                 return Ok(());
             }
-            patience.check(&state, shared.budget, self.frame)?;
+            patience.check(&state, shared.budget, size)?;
             drop(shared.pause(state, interrupt)?);
         } else {
             drop(state);

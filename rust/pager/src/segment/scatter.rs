@@ -178,7 +178,7 @@ impl Segment {
         if state.failed_bytes >= limit && state.writing_bytes == 0 && patience.retry(&mut state)? {
             return Ok(());
         }
-        self.wait_for_room(state, patience, interrupt)
+        self.wait_for_room(state, self.frame, patience, interrupt)
     }
 
     fn copy_in(&self, accesses: &Accesses<'_>, slot: Slot, size: usize, values: &[u8]) {

@@ -3,6 +3,7 @@
 mod reader;
 mod writer;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 pub use reader::{Panel, Reader};
@@ -21,6 +22,10 @@ struct Held {
     shared: Arc<Shared>,
     frame: u32,
     size: usize,
+    /// What it takes of its slab.
+    share: usize,
+    /// Frames of its stream.
+    mine: Arc<AtomicUsize>,
 }
 
 impl Held {
@@ -42,6 +47,8 @@ impl Drop for Held {
             let mut state = self.shared.lock();
             state.give(self.frame);
             state.panels -= self.size;
+            state.panels_share -= self.share;
+            self.mine.fetch_sub(1, Ordering::Relaxed);
             self.shared.tell(&mut state);
         }
     }
@@ -86,13 +93,15 @@ impl Progress {
     }
 }
 
-/// Size of panels and their frames, and how many at a time.
-#[derive(Clone, Copy, Debug)]
+/// Size of a stream's panels and their frames, and how many at a time.
+#[derive(Debug)]
 struct Shape {
     panel: usize,
     frame: usize,
     class: usize,
     ahead: usize,
+    /// Frames that the stream has, its users' included. Changed under the pool's lock.
+    mine: Arc<AtomicUsize>,
 }
 
 impl Shape {
@@ -123,7 +132,7 @@ impl Shape {
         let class = state.class(frame);
         let room = (shared.budget / 4 / frame).max(1);
         let ahead = if ahead == 0 { AHEAD.div_ceil(frame).max(2) } else { ahead };
-        Ok(Self { panel, frame, class, ahead: ahead.min(room) })
+        Ok(Self { panel, frame, class, ahead: ahead.min(room), mine: Arc::default() })
     }
 
     /// A frame for a panel; with `wait` it is waited for.
@@ -137,12 +146,23 @@ impl Shape {
         let mut patience = Patience::new();
         loop {
             let mut state = shared.lock();
-            // streams leave half of the budget to pages
-            let allowed = state.panels == 0 || state.panels + self.frame <= shared.budget / 2;
+            let share = state.frames.share(self.class);
+            // Streams leave half of the budget to pages: what is read ahead may lie there for long. Who is waited for
+            // may have a panel beyond, so that the others' cannot keep it from going on. It may come back for the
+            // next one while it still holds that, so the last quarter is for these: some of them always goes on.
+            let most = match (wait, self.mine.load(Ordering::Relaxed)) {
+                (true, 0) => shared.budget / 4 * 3,
+                (true, 1) => shared.budget,
+                _ => shared.budget / 2,
+            };
+            let allowed = state.panels == 0 || state.panels_share + share <= most;
             if allowed && let Some(frame) = state.take(self.class) {
                 state.panels += self.frame;
+                state.panels_share += share;
+                self.mine.fetch_add(1, Ordering::Relaxed);
                 state.panels_peak = state.panels_peak.max(state.panels);
-                return Ok(Some(Held { shared: Arc::clone(shared), frame, size: self.frame }));
+                let (shared, mine) = (Arc::clone(shared), Arc::clone(&self.mine));
+                return Ok(Some(Held { shared, frame, size: self.frame, share, mine }));
             }
             if !wait {
                 if allowed {
@@ -152,7 +172,7 @@ impl Shape {
                 }
                 return Ok(None);
             }
-            segment.wait_for_room(state, &mut patience, interrupt)?;
+            segment.wait_for_room(state, self.frame, &mut patience, interrupt)?;
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use prunus_core::{Interrupt, Never};
 
@@ -83,8 +84,11 @@ impl Reader {
     /// Has more panels read, as far as there is room.
     fn fill(&mut self) -> Result<()> {
         while self.at < self.end && self.flights.len() < self.shape.ahead {
-            if !self.start(false, &Never)? {
-                break;
+            match self.start(false, &Never) {
+                Ok(true) => {}
+                // that it was cut off is said when it is its turn
+                Ok(false) | Err(Error::Changed { .. }) => break,
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -92,8 +96,9 @@ impl Reader {
 
     /// Starts the next panel; with `wait` a frame is waited for.
     fn start(&mut self, wait: bool, interrupt: &dyn Interrupt) -> Result<bool> {
-        let Some(held) = self.shape.take(&self.segment, wait, interrupt)? else { return Ok(false) };
         let range = self.at..self.end.min(self.at + self.shape.panel as u64);
+        self.segment.check_limit(range.end)?;
+        let Some(held) = self.shape.take(&self.segment, wait, interrupt)? else { return Ok(false) };
         let flight = self.launch(Arc::new(held), range.clone(), interrupt)?;
         self.at = range.end;
         self.flights.push_back(flight);
@@ -108,14 +113,17 @@ impl Reader {
             // no frame is waited for, so this ends
             state = shared.pause(state, interrupt)?;
         }
+        // under the lock: a cut from now on makes the panel stale
+        segment.check_limit(range.end)?;
         let (pages, runs) = plan(&mut state, segment.layout(), &range);
         state.clock += 1;
         let passage = state.clock;
         let (layout, out, stale) = (segment.layout(), false, false);
         state.passages.push(Passage { id: passage, layout, range: range.clone(), out, stale });
-        drop(state);
         let flight = Flight { passage, held, range, progress: Arc::default() };
         let requests: Vec<Request> = runs.iter().flat_map(|run| self.requests(&flight, run)).collect();
+        state.reading += usize::from(!requests.is_empty());
+        drop(state);
         flight.progress.add(requests.len());
         if !requests.is_empty() {
             segment.file().submit(requests);
@@ -149,6 +157,7 @@ impl Reader {
             let ptr = unsafe { flight.held.ptr().add((offset - base) as usize) };
             let (held, progress, owner) =
                 (Arc::clone(&flight.held), Arc::clone(&flight.progress), Arc::clone(file));
+            let pool = Arc::clone(self.segment.shared());
             let need = (end - offset).min(bytes as u64);
             let done = Box::new(move |result: io::Result<usize>| {
                 let_go(held, &result);
@@ -162,7 +171,11 @@ impl Reader {
                     }),
                     Err(source) => Some(owner.error(format!("read {bytes} bytes at {offset}"), source)),
                 };
-                progress.end(fault.map(Arc::new));
+                if progress.end(fault.map(Arc::new)) && pool.is_ours() {
+                    let mut state = pool.lock();
+                    state.reading -= 1;
+                    pool.tell(&mut state);
+                }
             });
             let shared = Arc::clone(self.segment.shared());
             requests.push(file.request(Op::Read, offset, vec![Piece { ptr, len: bytes }], shared, done));
@@ -173,13 +186,22 @@ impl Reader {
     /// The next panel; `None` after the last one.
     ///
     /// # Errors
-    /// What kept the panel from being read: the one after it can be asked for. [`Error::Interrupted`]: the same
+    /// What kept the panel from being read, [`Error::Changed`] where it was cut off: the one after it can be asked
+    /// for. [`Error::Interrupted`]: the same
     /// panel can be asked for again. [`Error::Budget`] where other panels and guards hold all memory.
     pub fn next(&mut self, interrupt: &dyn Interrupt) -> Result<Option<Panel>> {
         self.segment.shared().check_process()?;
         self.fill()?;
-        if self.flights.is_empty() && (self.at >= self.end || !self.start(true, interrupt)?) {
-            return Ok(None);
+        if self.flights.is_empty() {
+            if self.at >= self.end {
+                return Ok(None);
+            }
+            if let Err(error) = self.start(true, interrupt) {
+                if matches!(error, Error::Changed { .. }) {
+                    self.at = self.end.min(self.at + self.shape.panel as u64);
+                }
+                return Err(error);
+            }
         }
         loop {
             let Some(flight) = self.flights.front() else { return Ok(None) };
@@ -189,11 +211,24 @@ impl Reader {
                 }
             }
             let Some(flight) = self.flights.pop_front() else { return Ok(None) };
-            if let Some(fault) = flight.progress.fault() {
+            if let Err(error) = self.segment.check_limit(flight.range.end) {
                 self.abandon(flight);
-                return Err(fault);
+                return Err(error);
             }
-            let Some(kept) = self.land(&flight) else {
+            let kept = match flight.progress.fault() {
+                None => self.land(&flight),
+                // It was cut under the read and has grown again. No request has the frame any more.
+                Some(Error::Short { .. })
+                    if self.is_stale(&flight) && Arc::strong_count(&flight.held) == 1 =>
+                {
+                    None
+                }
+                Some(fault) => {
+                    self.abandon(flight);
+                    return Err(fault);
+                }
+            };
+            let Some(kept) = kept else {
                 // the file was changed under it
                 let (held, range) = (Arc::clone(&flight.held), flight.range.clone());
                 self.abandon(flight);
@@ -206,12 +241,17 @@ impl Reader {
         }
     }
 
+    /// Whether the file was changed under a panel that was being read.
+    fn is_stale(&self, flight: &Flight) -> bool {
+        self.segment.shared().lock().is_stale(flight.passage)
+    }
+
     /// Takes a panel that has been read off the list, and finds frames for pages of it that can be
     /// kept. `None` where it must be read again.
     fn land(&self, flight: &Flight) -> Option<Vec<u32>> {
         let segment = &self.segment;
         let mut state = segment.shared().lock();
-        if state.passages.iter().any(|passage| passage.id == flight.passage && passage.stale) {
+        if state.is_stale(flight.passage) {
             return None;
         }
         state.passages.retain(|passage| passage.id != flight.passage);
@@ -220,13 +260,15 @@ impl Reader {
         // slabs for the panels that this stream will have, one of them in use, or that others had
         let most = state.panels_peak.max((self.shape.ahead + 2) * self.shape.frame);
         let spare = most.saturating_sub(state.panels).div_ceil(state.frames.largest());
+        // pages are not kept where the file is about to be cut
+        let end = flight.range.end.min(state.layouts[layout].limit.load(Ordering::Acquire));
         let mut kept = Vec::new();
         for index in flight.range.start.div_ceil(page)..flight.range.end.div_ceil(page) {
             let bytes = state.range(layout, index);
             if !state.frames.has_free(class) && state.frames.empty() <= spare {
                 break;
             }
-            if bytes.end > flight.range.end || state.table.find(layout, index).is_some() {
+            if bytes.is_empty() || bytes.end > end || state.table.find(layout, index).is_some() {
                 continue;
             }
             let Some(frame) = state.take_free(class) else { break };

@@ -248,6 +248,8 @@ impl Writer {
             }
             state = shared.pause(state, interrupt)?;
         }
+        // under the lock: a cut from now on waits for the panel
+        self.segment.check_limit(range.end)?;
         state.overtake(layout, &range);
         state.clock += 1;
         let id = state.clock;
