@@ -94,8 +94,8 @@ def _add_perplexity(actions: Commands) -> None:
     arg("--text", required=True, metavar="FILE", help="the text")
     arg("--skip", type=_whole, default=0, help="tokens of it to leave out first (default: %(default)s)")
     arg("--tokens", type=number, default=2000, help="how many to judge (default: %(default)s)")
-    arg("--keep", type=_shares, default=[1.0], help="shares of hidden units, separated by commas")
-    arg("--prune", metavar="FILE", help="a calibration that `llm calibrate` wrote")
+    arg("--keep", type=_shares, help="shares of hidden units, separated by commas (default: all)")
+    arg("--prune", metavar="FILE", help="a calibration that `llm calibrate` wrote; takes --keep")
     arg("--budget", type=byte_count, help="memory for weights, of a packed model")
     _layout(arg)
 
@@ -192,10 +192,15 @@ def perplexity(options: argparse.Namespace) -> int:
     from prunus._table import format_table
     from prunus.llm.pruning import Tally
 
+    shares = {1.0, *(options.keep or ())}
+    if options.prune is not None and len(shares) == 1:  # it would never be opened
+        raise CommandError(
+            f"--prune {options.prune}: a calibration serves any share of units below 1: say which with --keep"
+        )
     with refusing(), _open(options) as model:
         tokens = model.tokens(_text(options.text))[options.skip : options.skip + options.tokens]
         rows, dense = [], 0.0
-        for keep in sorted({1.0, *options.keep}, reverse=True):
+        for keep in sorted(shares, reverse=True):
             tally = Tally()
             prune = "exact" if keep == 1.0 else options.prune
             found = model.perplexity(tokens, prune=prune, keep=keep, tally=tally, progress=True)

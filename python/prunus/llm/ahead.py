@@ -41,6 +41,8 @@ class Ahead:
             streamed = ffn.streamed(live) if isinstance(ffn, PagedFFN) else []
             self._steps += [_tables(layer.qkv), _tables(layer.out), streamed]
         self._steps.append(_tables(weights.output))
+        # What was begun here and may still wait: other generations begin the same tables.
+        self._begun: dict[Table, int] = {}
         on_disk = [table for step in self._steps for table in step]
         self._window = min(int(on_disk[0].store.pager.budget) // _SHARE, _MOST) if on_disk else 0
 
@@ -54,13 +56,15 @@ class Ahead:
                 room -= min(len(table) * table.pitch, self._window, _STREAM)
                 if room < 0:
                     return
-                table.begin()
+                begun = table.begin()
+                if begun is not None:  # what was begun before has been taken
+                    self._begun[table] = begun
 
     def stop(self) -> None:
-        """Leave what was begun and is not needed any more."""
-        for step in self._steps:
-            for table in step:
-                table.forget()
+        """Leave what was begun here and nobody reads yet."""
+        while self._begun:
+            table, begun = self._begun.popitem()
+            table.forget(begun)
 
 
 def _tables(matrix: object) -> list[Table]:

@@ -11,9 +11,10 @@ chosen, :class:`prunus.Predictor` guesses both.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from prunus.pruning.predictor import Predictor
 if TYPE_CHECKING:
     from prunus.llm.weights import Weights
 
-__all__ = ["Calibration", "Collector"]
+__all__ = ["Calibration", "Collector", "check_rank"]
 
 _FORMAT: Final = "1"
 _KEY: Final = "llm.calibration"
@@ -67,6 +68,29 @@ class Rule(NamedTuple):
             with np.errstate(over="ignore", invalid="ignore"):
                 scores *= np.sqrt(self.guess.power(x, "silu" if self.other == "gate" else None))
         return scores
+
+
+def check_rank(rank: Any, config: Config, tokens: int) -> int:
+    """Return the rank of predictors that a text of so many tokens is to give; 0 is none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no integer, or out of range.
+    """
+    if isinstance(rank, (bool, np.bool_)):
+        raise TypeError("rank must be an integer, got a bool")
+    try:
+        found = operator.index(rank)
+    except TypeError:
+        raise TypeError(f"rank must be an integer, got {type(rank).__name__}") from None
+    most = min(tokens, config.hidden_size, config.intermediate_size)
+    if not 0 <= found <= most:
+        raise ValueError(
+            f"rank must be from 0 (no predictors) to {most} with {tokens} tokens, {config.hidden_size} "
+            f"inputs and {config.intermediate_size} hidden units, got {found}"
+        )
+    return found
 
 
 class Calibration:

@@ -27,7 +27,8 @@ def render(speech: Speech, messages: Sequence[Message]) -> str:
     Raises
     ------
     PrunusError
-        If the model has no template, the template refuses the conversation, or the package Jinja2 is missing.
+        If the model has no template, the template refuses the conversation or fails, or the package Jinja2 is
+        missing.
     """
     if not speech.chat_template:
         raise PrunusError("the model has no chat template: give the prompt as plain text (chat=False, --raw)")
@@ -68,3 +69,5 @@ def render(speech: Speech, messages: Sequence[Message]) -> str:
         return text
     except TemplateError as error:
         raise PrunusError(f"the model's chat template refuses the conversation: {error}") from error
+    except Exception as error:  # a template is a program: it fails with whatever it does wrong
+        raise PrunusError(f"the model's chat template fails: {type(error).__name__}: {error}") from error

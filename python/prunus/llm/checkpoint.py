@@ -17,6 +17,7 @@ import numpy as np
 from prunus._dtypes import F32, FLOATS, Array, DType
 from prunus._errors import FormatError, PrunusError
 from prunus.llm.config import Config, UnsupportedModelError
+from prunus.llm.vocabulary import Tokenizer
 from prunus.llm.vocabulary import from_gguf as tokenizer_from_gguf
 from prunus.paged.inputs import GgufArray, open_tensors
 from prunus.paged.pagers import Pager
@@ -234,7 +235,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    config = Config.from_hugging_face(_json(folder / "config.json"))
+    sizes = _json(folder / "config.json")
+    config = Config.from_hugging_face(sizes)
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     # Each tensor is read once, and whole: a larger pool would only keep what nobody asks for again.
     tensors, _ = open_tensors(str(index if index.exists() else single), Pager(_BUDGET))
@@ -257,12 +259,28 @@ def _open_folder(folder: Path) -> Checkpoint:
             template = beside.read_text(encoding="utf-8")
         text = tokens.read_text(encoding="utf-8")
         bos, eos = (_content(told.get(name)) for name in ("bos_token", "eos_token"))
-        stops = made.get("eos_token_id", _json(folder / "config.json").get("eos_token_id"))
-        stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-        speech = Speech(text, str(template), bos, eos, tuple(map(int, stops)))
+        stops = _stops(folder / "generation_config.json", made) or _stops(folder / "config.json", sizes)
+        if not stops and eos:
+            final = Tokenizer(text).token(eos)
+            stops = () if final is None else (final,)
+        speech = Speech(text, str(template), bos, eos, stops)
+    except PrunusError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{folder}: the model's tokenizer is damaged: {error!r}") from error
     return Checkpoint(str(folder), config, speech, tensors, names)
+
+
+def _stops(path: Path, told: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the tokens that end a text, as a file says; none where it does not say."""
+    found = told.get("eos_token_id")
+    every = found if isinstance(found, list) else [] if found is None else [found]
+    for one in every:
+        if type(one) is not int or one < 0:
+            raise FormatError(
+                f"{path}: expected a token's number, or a list of them, as eos_token_id, got {found!r}"
+            )
+    return tuple(every)
 
 
 def _content(token: Any) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
 from prunus._dtypes import Array
 from prunus.llm.ahead import Ahead
 from prunus.llm.cache import Cache
-from prunus.llm.chat import as_messages, render
 from prunus.llm.forward import Part, forward, logits
+from prunus.llm.prompts import check_prompts, render_prompt
 from prunus.llm.pruning import Prune, Tally, policies
 from prunus.llm.sampling import Sampler
 from prunus.pruning._checks import check_count
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from prunus.llm.model import Model
 
 __all__ = ["Completion", "Generation", "Usage"]
+
+# Tokens that are decoded again for each new one, usually at most; those that stay when the beginning moves.
+_RUN: Final = 48
+_BACK: Final = 12
 
 
 @dataclass(slots=True)
@@ -98,6 +103,9 @@ class Completion:
 class Generation:
     """Generates when iterated over: yields (number of the prompt, new piece of its text).
 
+    What reads ahead is left when all is generated, by :meth:`close`, at the end of a ``with`` block, or when
+    nobody holds the generation any more.
+
     Attributes
     ----------
     completions : list of Completion
@@ -119,65 +127,89 @@ class Generation:
         prune: Prune | None,
         keep: float | None,
     ) -> None:
-        self._model, self._most = model, check_count(tokens, "tokens")
-        if not len(prompts):
-            raise ValueError("expected at least one prompt, got none")
-        self._tokens = [self._prompt(one, chat) for one in prompts]
+        most = check_count(tokens, "tokens")
+        found = [_tokens(model, one, chat) for one in check_prompts(prompts, chat)]
         room = model.weights.config.max_position_embeddings
-        for number, found in enumerate(self._tokens):
-            if len(found) + self._most > room:
+        for number, one in enumerate(found):
+            if len(one) + most > room:
                 raise ValueError(
-                    f"prompt {number} has {len(found)} tokens, and {self._most} are to follow: the model's "
+                    f"prompt {number} has {len(one)} tokens, and {most} are to follow: the model's "
                     f"context has room for {room}"
                 )
         # Each text draws from numbers of its own: what it says does not depend on its neighbours.
-        seeds = np.random.SeedSequence(seed).spawn(len(prompts))
-        self._samplers = [Sampler(temperature, top_p, int(one.generate_state(1)[0])) for one in seeds]
-        self._tally = Tally()
-        self._policies = policies(model.weights, prune, keep, self._tally)
-        self.usage = Usage(prompt_tokens=sum(map(len, self._tokens)))
-        self.completions = [Completion(self.usage, len(found)) for found in self._tokens]
-        self._ahead = Ahead(model.weights, 1.0 if self._policies is None else keep or 1.0)
-        self._steps = self._run()
+        seeds = np.random.SeedSequence(seed).spawn(len(found))
+        samplers = [Sampler(temperature, top_p, int(one.generate_state(1)[0])) for one in seeds]
+        tally = Tally()
+        rules = policies(model.weights, prune, keep, tally)
+        self.usage = Usage(prompt_tokens=sum(map(len, found)))
+        self.completions = [Completion(self.usage, len(one)) for one in found]
+        ahead = Ahead(model.weights, 1.0 if rules is None else keep or 1.0)
+        # It does not know this object: without a cycle, what it began ends as soon as nobody holds this.
+        run = _Run(model, found, most, samplers, tally, rules, self.usage, self.completions, ahead)
+        self._steps = run.steps()
 
-    def _prompt(self, prompt: Any, chat: bool) -> Array:
-        """Return a prompt's tokens."""
-        model = self._model
-        if chat and model.speech.chat_template:
-            # A template says itself what a text begins with.
-            text = render(model.speech, as_messages(prompt))
-            return model.tokens(model.tokenizer.encode(text, special=False))
-        if not isinstance(prompt, str):
-            raise TypeError(
-                "a conversation needs the model's chat template: pass chat=True to a model that has one"
-            )
-        return model.tokens(prompt)
-
-    def __iter__(self) -> Iterator[tuple[int, str]]:
-        return self._steps
+    def __iter__(self) -> Self:
+        return self
 
     def __next__(self) -> tuple[int, str]:
         return next(self._steps)
 
-    def _run(self) -> Iterator[tuple[int, str]]:
+    def close(self) -> None:
+        """Generate no more, and leave what reads ahead; what was generated stays."""
+        self._steps.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _tokens(model: Model, prompt: Any, chat: bool) -> Array:
+    """Return a checked prompt's tokens."""
+    text = render_prompt(model.speech, prompt, chat)
+    if text is None:
+        return model.tokens(prompt)
+    # A template says itself what a text begins with.
+    return model.tokens(model.tokenizer.encode(text, special=False))
+
+
+@dataclass(slots=True)
+class _Run:
+    """What a generation works with."""
+
+    model: Model
+    tokens: list[Array]
+    most: int
+    samplers: list[Sampler]
+    tally: Tally
+    policies: Sequence[Any] | None
+    usage: Usage
+    completions: list[Completion]
+    ahead: Ahead
+
+    def steps(self) -> Generator[tuple[int, str], None, None]:
+        """Generate, and leave what was begun."""
         try:
             yield from self._generate()
         finally:
-            self._ahead.stop()
+            self.ahead.stop()
 
     def _generate(self) -> Iterator[tuple[int, str]]:
         from prunus.llm.model import BATCH
 
-        usage, config = self.usage, self._model.weights.config
-        caches = [Cache(config, len(found) + self._most) for found in self._tokens]
-        shown = [_Text(self._model, completion) for completion in self.completions]
+        usage, config = self.usage, self.model.weights.config
+        caches = [Cache(config, len(found) + self.most) for found in self.tokens]
+        shown = [_Text(self.model, completion) for completion in self.completions]
         going: list[int] = []
-        for number, found in enumerate(self._tokens):
+        for number, found in enumerate(self.tokens):
             begin = time.perf_counter()
             x = np.empty((0, config.hidden_size), np.float32)
             for first in range(0, len(found), BATCH):
                 x = self._forward([Part(caches[number], found[first : first + BATCH])])
-            piece, ended = self._next(number, logits(self._model.weights, x[-1:])[0], shown[number])
+            piece, ended = self._next(number, logits(self.model.weights, x[-1:])[0], shown[number])
             if not ended:
                 going.append(number)
             usage.prompt_seconds += time.perf_counter() - begin
@@ -187,7 +219,7 @@ class Generation:
             begin = time.perf_counter()
             last = [np.array([self.completions[number].tokens[-1]]) for number in going]
             parts = [Part(caches[number], token) for number, token in zip(going, last, strict=True)]
-            rows = logits(self._model.weights, self._forward(parts))
+            rows = logits(self.model.weights, self._forward(parts))
             pieces = []
             for number, row in zip(list(going), rows, strict=True):
                 piece, ended = self._next(number, row, shown[number])
@@ -197,27 +229,27 @@ class Generation:
                 pieces.append((number, piece))
             usage.seconds += time.perf_counter() - begin
             usage.steps += 1
-            usage.live_fraction = self._tally.share
+            usage.live_fraction = self.tally.share
             now = self._stats()
             usage.bytes_io, usage.hits, usage.misses = (b - a for a, b in zip(stats, now, strict=True))
             yield from pieces
-        usage.live_fraction = self._tally.share
+        usage.live_fraction = self.tally.share
 
     def _forward(self, parts: list[Part]) -> Array:
-        return forward(self._model.weights, self._model.positions, parts, self._policies, ahead=self._ahead)
+        return forward(self.model.weights, self.model.positions, parts, self.policies, ahead=self.ahead)
 
     def _next(self, number: int, row: Array, shown: _Text) -> tuple[str, bool]:
         """Pick a text's next token; return the new piece of text, and whether that was the last."""
         completion = self.completions[number]
-        token = self._samplers[number].pick(row)
+        token = self.samplers[number].pick(row)
         completion.tokens.append(token)
         self.usage.tokens += 1
-        completion.finished = token in self._model.speech.stops
-        ended = completion.finished or len(completion.tokens) >= self._most
+        completion.finished = token in self.model.speech.stops
+        ended = completion.finished or len(completion.tokens) >= self.most
         return shown.piece(ended), ended
 
     def _stats(self) -> tuple[int, int, int]:
-        pager = self._model.pager
+        pager = self.model.pager
         if pager is None:
             return 0, 0, 0
         found = pager.stats()
@@ -225,19 +257,39 @@ class Generation:
 
 
 class _Text:
-    """The text of tokens as it grows: pieces end with whole characters."""
+    """The text of tokens as it grows: pieces end with whole characters.
+
+    What a token spells may depend on those before it: on whether there are any (SentencePiece leaves out the
+    first space), and on whether bytes make a character. So tokens are decoded from some way back, and that
+    place moves on only where the shorter run spells what the longer one ends with.
+    """
 
     def __init__(self, model: Model, completion: Completion) -> None:
         self._tokenizer, self._completion = model.tokenizer, completion
+        # Where decoding begins, and how much of what it gives was shown.
+        self._first = self._shown = 0
 
     def piece(self, ended: bool) -> str:
         """Return what is new."""
         completion = self._completion
-        # All tokens: those before the new ones decide on spaces between them.
-        whole = self._tokenizer.decode(completion.tokens)
+        whole = self._tokenizer.decode(completion.tokens[self._first :])
         if whole.endswith("\ufffd") and not ended:
             return ""
         # What was shown stays, also where bytes that are no character spoil those before them in `whole`.
-        new = whole[len(completion.text) :]
+        new = whole[self._shown :]
         completion.text += new
+        self._shown += len(new)
+        if len(completion.tokens) - self._first >= _RUN:
+            self._move(whole)
         return new
+
+    def _move(self, whole: str) -> None:
+        tokens = self._completion.tokens
+        if len(whole) != self._shown:
+            return
+        for back in range(_BACK, _BACK + 4):  # one of them begins a character
+            rest = self._tokenizer.decode(tokens[-back:])
+            # A run that spells nothing, or spaces only, might be taken for the beginning of a text.
+            if rest.strip(" ") and whole.endswith(rest):
+                self._first, self._shown = len(tokens) - back, len(rest)
+                return

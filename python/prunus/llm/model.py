@@ -13,11 +13,11 @@ from prunus._dtypes import Array, as_dtype
 from prunus._progress import Progress
 from prunus.llm.ahead import Ahead
 from prunus.llm.cache import Cache
-from prunus.llm.calibration import Calibration, Collector
-from prunus.llm.chat import Message
+from prunus.llm.calibration import Calibration, Collector, check_rank
 from prunus.llm.checkpoint import Speech, open_checkpoint
 from prunus.llm.forward import Part, Positions, forward, logits
 from prunus.llm.generation import Generation
+from prunus.llm.prompts import Prompt, as_prompts
 from prunus.llm.pruning import Prune, Tally, policies
 from prunus.llm.vocabulary import Tokenizer
 from prunus.llm.weights import DTYPES, Weights, from_checkpoint, from_file, speech_of
@@ -80,7 +80,7 @@ class Model:
 
     def generate(
         self,
-        prompt: str | Sequence[Message] | Sequence[str],
+        prompt: Prompt | Sequence[Prompt],
         tokens: int = 64,
         *,
         chat: bool = True,
@@ -94,9 +94,9 @@ class Model:
 
         Parameters
         ----------
-        prompt : str, conversation, or list of str
-            What the user says; messages of a conversation, each with "role" and "content"; or several
-            prompts, which share each reading of the weights.
+        prompt : str, list of messages, list of int, or list of these
+            What the user says; messages of a conversation, each with "role" and "content", both str; or, with
+            ``chat=False``, tokens. A list of prompts is several, which share each reading of the weights.
         tokens : int
             How many to add at most; fewer where the model ends its answer.
         chat : bool
@@ -115,12 +115,15 @@ class Model:
 
         Raises
         ------
+        TypeError
+            If the prompt is something else, a conversation with ``chat=False``, or tokens with ``chat=True``.
         ValueError
-            If the prompt is empty, the context has no room for it and the tokens, or options are out of
-            range.
+            If the prompt is empty, a message lacks something, the context has no room for it and the tokens,
+            or options are out of range.
+        PrunusError
+            If the chat template refuses the conversation, or the model has none for it.
         """
-        many = not isinstance(prompt, str) and (not len(prompt) or isinstance(prompt[0], str))
-        prompts: list[Any] = list(prompt) if many else [prompt]
+        prompts, many = as_prompts(prompt)
         made = self.stream(
             prompts,
             tokens,
@@ -137,7 +140,7 @@ class Model:
 
     def stream(
         self,
-        prompts: Sequence[Any],
+        prompts: Sequence[Prompt],
         tokens: int = 64,
         *,
         chat: bool = True,
@@ -149,8 +152,10 @@ class Model:
     ) -> Generation:
         """Return an iterator of (number of the prompt, piece of text) that generates as it is asked.
 
-        Parameters are those of :meth:`generate`, with a list of prompts.
+        Parameters are those of :meth:`generate`, with a list of prompts. Close what is not iterated to its
+        end, or use it in a ``with`` block: it reads ahead.
         """
+        chosen = self._chosen(prune, keep)
         return Generation(
             self,
             prompts,
@@ -159,9 +164,19 @@ class Model:
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            prune=self.prune if prune is None and keep is None else prune,
-            keep=self.keep if prune is None and keep is None else keep,
+            prune=chosen[0],
+            keep=chosen[1],
         )
+
+    def _chosen(self, prune: Prune | None, keep: float | None) -> tuple[Prune | None, float | None]:
+        """Return a call's options, those of the model where it says nothing; "exact" stands alone."""
+        if prune is None and keep is None:
+            return self.prune, self.keep
+        if prune is None and not _is_exact(self.prune):
+            prune = self.prune
+        if keep is None and not _is_exact(prune):
+            keep = self.keep
+        return prune, keep
 
     # Numbers -------------------------------------------------------------------------------------------
 
@@ -182,7 +197,7 @@ class Model:
         ndarray of float32
             The last layer's values, (tokens, hidden_size).
         """
-        chosen = (self.prune, self.keep) if prune is None and keep is None else (prune, keep)
+        chosen = self._chosen(prune, keep)
         rules = policies(self.weights, *chosen, Tally() if tally is None else tally)
         most = self.weights.config.max_position_embeddings
         if len(tokens) > most:  # said now, not when the context is full
@@ -280,11 +295,13 @@ class Model:
 
         Raises
         ------
-        ValueError
-            If the text is empty, or too short for the rank.
+        TypeError, ValueError
+            If the text is empty, or the rank is no integer from 0 to the smallest of the number of tokens,
+            hidden_size and intermediate_size.
         """
         tokens = self.tokens(text)
-        collector = Collector(self.weights, rank)
+        # Said now, not when the text has passed.
+        collector = Collector(self.weights, check_rank(rank, self.weights.config, len(tokens)))
         most = self.weights.config.max_position_embeddings
         layers = self.weights.config.num_hidden_layers
         with Progress(len(tokens) + layers * 64 if progress else 0, "calibrate") as bar:
@@ -347,7 +364,8 @@ def load(
         "exact": the dense model. A calibration: its thresholds decide, or its predictors. None with ``keep``:
         the units with the largest magnitudes are kept.
     keep : float, optional
-        Share of hidden units that take part, above 0 and at most 1; without it all do.
+        Share of hidden units that take part, above 0 and at most 1; without it all do. A call may give
+        ``prune`` or ``keep`` or both; what it does not give is what was given here.
     dtype : {"bfloat16", "float32"}, optional
         Of matrices in memory, for models that were not packed; bfloat16 by default.
     decide : {"up", "gate", "predictor"}, optional
@@ -406,6 +424,10 @@ def load(
         made.close()
         raise
     return made
+
+
+def _is_exact(prune: Prune | None) -> bool:
+    return isinstance(prune, str) and prune == "exact"
 
 
 def _is_packed(path: str) -> bool:

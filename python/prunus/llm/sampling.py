@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +28,17 @@ class Sampler:
 
     Raises
     ------
+    TypeError
+        If ``temperature`` or ``top_p`` is no number.
     ValueError
         If ``temperature`` is negative or not finite, or ``top_p`` is not above 0 and at most 1.
     """
 
     def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> None:
+        numbers: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+        for name, value in numbers.items():
+            if type(value) is bool or not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
         if not (0 <= temperature < math.inf):
             raise ValueError(f"temperature must be finite and at least 0, got {temperature!r}")
         if not 0 < top_p <= 1:
@@ -50,7 +58,9 @@ class Sampler:
             raise FloatingPointError("the model's logits are NaN")
         if self.temperature == 0:
             return int(np.argmax(logits))
-        scaled = (logits.astype(np.float64) - float(logits.max())) / self.temperature
+        scaled = logits.astype(np.float64) - float(logits.max())
+        with np.errstate(over="ignore"):  # -inf is what the least of temperatures makes of a difference
+            scaled /= self.temperature
         shares = np.exp(scaled)
         if self.top_p < 1:
             order = np.argsort(-shares, kind="stable")

@@ -5,6 +5,11 @@ arithmetic, comparisons, logic, rounding, ``where`` and casts of the dtypes in `
 stays with NumPy, tile by tile: functions such as ``exp`` whose bits are an implementation's own, integer
 division, complex numbers, other byte orders, and what is smaller than the result. Where NumPy would warn or
 raise, the steps of a tile are repeated with NumPy, so that warnings and exceptions are its own.
+
+Two things are not NumPy's. With bfloat16, which ml_dtypes adds to NumPy, values are the same, but some
+warnings are missing that ml_dtypes lets through: "invalid value encountered in less" where NaN is compared,
+and "overflow encountered in cast" where a number beyond float32 meets an array of bfloat16. And a NaN is a
+NaN, but its sign and payload may differ: they are the processor's and the order of operands.
 """
 
 from __future__ import annotations

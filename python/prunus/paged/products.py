@@ -172,6 +172,9 @@ def _product(a: Any, b: Any, out: Any, work: DType) -> None:
     """Compute a product of matrices into ``out``, in memory or on disk."""
     if 0 in out.shape:
         return
+    if not a.shape[1]:  # sums of nothing, and nothing to read
+        out[...] = 0
+        return
     stores = [x._store for x in (a, b) if isinstance(x, PagedArray)]
     with span("matmul") as at, reading(at, stores):
         _compute(a, b, out, work)
@@ -291,7 +294,7 @@ def _by_numpy(a: PagedArray, x: Array, out: Any, work: DType, rows: bool) -> Non
 def _batched(a: Any, b: Any, to: DType) -> Array:
     """Return products of stacks of matrices; one that is on disk is taken matrix by matrix."""
     if isinstance(a, PagedArray) and b.ndim <= 2 and a._perm == tuple(range(a.ndim)):
-        found = matmul(a.reshape(-1, a.shape[-1]), b, dtype=to)
+        found = matmul(a.reshape(math.prod(a.shape[:-1]), a.shape[-1]), b, dtype=to)
         return np.asarray(found).reshape(*a.shape[:-1], *b.shape[1:])
     vector_a, vector_b = a.ndim == 1, b.ndim == 1
     a_batch, b_batch = a.shape[:-2], b.shape[:-2]

@@ -8,8 +8,9 @@ nor on budgets or timing: it is to the bit what memory gives.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -104,7 +105,10 @@ class Table:
 
     def __init__(self, store: Store, start: int, shape: tuple[int, int], dtype: DType, pitch: int) -> None:
         self.store, self.start, self.shape, self.dtype, self.pitch = store, start, shape, dtype, pitch
-        self._begun: list[tuple[int, Any]] = []  # a reader that nobody reads yet, and its panels' size
+        # What nobody reads yet: who began it knows it by a number; its panels' size, and a reader.
+        self._begun: list[tuple[int, int, Any]] = []
+        # Reentrant: the end of a generation, which forgets, may come by the collector at any allocation.
+        self._turn, self._count = threading.RLock(), 0
 
     @classmethod
     def of(cls, array: PagedArray) -> Self:
@@ -205,32 +209,53 @@ class Table:
 
     def _reader(self, panel: int) -> Any:
         """Return a reader of all rows: one that was begun, if its panels are of the wanted size."""
-        with suppress(IndexError):  # another thread may have taken it
-            size, reader = self._begun.pop()
+        with self._turn:  # whoever comes first has it
+            begun = self._begun.pop() if self._begun else None
+        if begun is not None:
+            _, size, reader = begun
             if size == panel:
                 return reader
             reader.close()
+        return self._new_reader(panel)
+
+    def _new_reader(self, panel: int) -> Any:
         return self.store.segment.reader(self.start, self.start + len(self) * self.pitch, panel)
 
-    def begin(self, unit: int = 1) -> None:
+    def begin(self, unit: int = 1) -> int | None:
         """Have the next :meth:`stream` of whole panels read already; returns at once.
 
         What is read shows the file as it is when the panel is used. :meth:`forget` ends it.
+
+        Returns
+        -------
+        int or None
+            What :meth:`forget` knows it by; None if nothing was begun, because there is nothing to read or
+            it is coming already.
         """
         budget = int(self.store.pager.budget)
-        if self.nbytes and not self._begun and budget >= least_budget():
-            panel = stream_panel(budget, self.pitch * unit)
-            self._begun.append((panel, self._reader(panel)))
+        if not self.nbytes or budget < least_budget():
+            return None
+        panel = stream_panel(budget, self.pitch * unit)
+        with self._turn:
+            if self._begun:
+                return None
+            self._count += 1
+            self._begun.append((self._count, panel, self._new_reader(panel)))
+            return self._count
 
     @property
     def is_coming(self) -> bool:
         """Whether :meth:`begin` began all of it: what is on its way is not worth picking from."""
         return bool(self._begun) and len(self) * self.pitch <= _COMING
 
-    def forget(self) -> None:
-        """Leave what :meth:`begin` began."""
-        with suppress(IndexError):
-            self._begun.pop()[1].close()
+    def forget(self, begun: int | None = None) -> None:
+        """Leave what :meth:`begin` began: what it called ``begun``, if nobody reads that yet, or anything."""
+        with self._turn:
+            left = [one for one in self._begun if begun in (None, one[0])]
+            for one in left:
+                self._begun.remove(one)
+        for _, _, reader in left:
+            reader.close()
 
     def gather(self, units: Array) -> Array:
         """Return rows, in a new array."""

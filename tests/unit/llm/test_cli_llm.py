@@ -254,6 +254,11 @@ def test_options_that_do_not_fit(
     )
     assert "room for 512" in refused(capsys, "perplexity", file, "--text", text, "--tokens", "600")
     assert "at least two" in refused(capsys, "perplexity", file, "--text", text, "--tokens", "1")
+    judge = ("perplexity", file, "--text", text, "--prune", str(tmp_path / "no"))
+    for more in ((), ("--keep", "1")):
+        shown = refused(capsys, *judge, *more)
+        assert str(tmp_path / "no") in shown
+        assert "say which with --keep" in shown
     (tmp_path / "text.txt").write_bytes(b"\xff\xfe\xff")
     assert "expected text in UTF-8" in refused(capsys, "perplexity", file, "--text", text)
     (tmp_path / "text.txt").write_bytes(b"")

@@ -301,5 +301,53 @@ def test_a_packed_file_without_its_description(tmp_path: Path) -> None:
 def test_what_goes_with_a_tokenizer_may_be_damaged(tmp_path: Path, name: str, content: bytes) -> None:
     folder = small().folder(tmp_path / "m")
     (folder / name).write_bytes(content)
-    with pytest.raises(FormatError, match=r"damaged|expected an object"):
+    with pytest.raises(FormatError, match=r"damaged|expected an object|expected a token"):
+        llm.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "stops"),
+    [
+        ({"eos_token_id": 7}, {"eos_token_id": 9}, (7,)),
+        ({"eos_token_id": [7, 8]}, {}, (7, 8)),
+        ({"eos_token_id": None}, {"eos_token_id": [9, 3]}, (9, 3)),
+        ({"eos_token_id": []}, {"eos_token_id": 9}, (9,)),
+        ({}, {"eos_token_id": 0}, (0,)),
+        (None, {"eos_token_id": 9}, (9,)),
+        # Where neither says, it is the tokenizer's <|end|>.
+        ({"eos_token_id": None}, {"eos_token_id": None}, (256,)),
+        (None, {}, (256,)),
+    ],
+)
+def test_what_ends_a_text(tmp_path: Path, generation: Any, config: Any, stops: tuple[int, ...]) -> None:
+    folder = ends(tmp_path, generation, config)
+    with llm.load(folder) as m:
+        assert m.speech.stops == stops
+
+
+def ends(tmp_path: Path, generation: Any, config: Any) -> Path:
+    """Write a model whose files say this of what ends a text."""
+    model = small()
+    folder = model.folder(tmp_path / "m")
+    (folder / "config.json").write_text(json.dumps(model.config | config))
+    (folder / "generation_config.json").unlink()
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+@pytest.mark.parametrize("end", [None, "<|nowhere|>", ""])
+def test_a_model_that_nothing_ends(tmp_path: Path, end: str | None) -> None:
+    folder = ends(tmp_path, None, {})
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": end}))
+    with llm.load(folder) as m:
+        assert m.speech.stops == ()
+
+
+@pytest.mark.parametrize("bad", ["7", 7.0, True, -1, [7, "8"], [None], {"id": 7}, [[7]]])
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_ends_that_are_no_tokens(tmp_path: Path, bad: Any, file: str) -> None:
+    said = {"eos_token_id": bad}
+    folder = ends(tmp_path, said, {}) if file[0] == "g" else ends(tmp_path, None, said)
+    with pytest.raises(FormatError, match=f"{file}: expected a token's number"):
         llm.load(folder)

@@ -1,6 +1,7 @@
 """Generating: greedy and drawn, one prompt or several, in memory and on disk; chat; sampling."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,6 +93,15 @@ def test_templates_run_in_a_sandbox_and_may_refuse() -> None:
         render(Speech("", "{{ messages.__class__.__mro__ }}"), ask)
     with pytest.raises(PrunusError, match="no chat template"):
         render(Speech("", ""), ask)
+    for template, error in (
+        ("{{ 1/0 }}", "ZeroDivisionError"),
+        ("{{ 'a'+1 }}", "TypeError"),
+        ("{{ range(10**9) }}", "OverflowError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ messages[0].content|int('x', base='y') + 1 }}", "TypeError"),
+    ):
+        with pytest.raises(PrunusError, match=f"chat template fails: {error}: "):
+            render(Speech("", template), ask)
 
 
 def test_bad_requests(packed: Path) -> None:
@@ -160,6 +170,18 @@ def test_top_p_keeps_the_likeliest_that_reach_it() -> None:
     sampler = Sampler(1.0, top_p=0.7, seed=1)
     assert {sampler.pick(logits) for _ in range(2000)} == {1, 3}
     assert {Sampler(1.0, top_p=0.4, seed=i).pick(logits) for i in range(50)} == {1}
+
+
+def test_the_least_temperature_is_greedy_without_a_warning() -> None:
+    for temperature in (1e-308, 5e-324):
+        assert Sampler(temperature, seed=0).pick(np.array([0.0, 3.0, 2.9], np.float32)) == 1
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p"])
+@pytest.mark.parametrize("value", ["x", None, 1j, True])
+def test_what_is_no_number_is_named(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a number, got {type(value).__name__}"):
+        Sampler(**{name: value})
 
 
 def test_nan_is_an_error() -> None:

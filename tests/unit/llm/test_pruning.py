@@ -163,5 +163,46 @@ def test_calibrating_on_disk_is_calibrating_in_memory(
 
 
 def test_too_short_a_text_for_the_rank(folder: Path) -> None:
-    with llm.load(folder) as m, pytest.raises(ValueError, match="rank must be from 1 to 5"):
+    with llm.load(folder) as m, pytest.raises(ValueError, match=r"rank must be from 0 .no predictors. to 5"):
         m.calibrate([1, 2, 3, 4, 5], rank=16)
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "message"),
+    [
+        (-1, ValueError, r"rank must be from 0 \(no predictors\) to 32 .*got -1"),
+        (33, ValueError, "rank must be from 0 .* to 32 .*got 33"),
+        (1.5, TypeError, "rank must be an integer, got float"),
+        (True, TypeError, "rank must be an integer, got a bool"),
+    ],
+)
+def test_ranks_are_refused_before_the_text_passes(
+    folder: Path, rank: Any, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with llm.load(folder) as m:
+        monkeypatch.setattr(m, "batches", None)
+        with pytest.raises(error, match=message):
+            m.calibrate(list(range(200)), rank=rank)
+
+
+def test_options_are_those_of_the_model_one_by_one(folder: Path, calibrated: dict[int, Calibration]) -> None:
+    cal = calibrated[0]
+    with llm.load(folder) as plain, llm.load(folder, prune=cal, keep=0.7) as m:
+
+        def runs(prune: Any = None, keep: float | None = None) -> list[Any]:
+            with m.stream(["a"], 6, chat=False, prune=prune, keep=keep) as made:
+                list(made)
+            return [m.perplexity(TOKENS, prune=prune, keep=keep), made.completions[0].tokens]
+
+        def said(prune: Any, keep: float | None) -> list[Any]:
+            made = plain.generate("a", 6, chat=False, prune=prune, keep=keep)
+            return [plain.perplexity(TOKENS, prune=prune, keep=keep), made.tokens]
+
+        assert runs() == said(cal, 0.7)
+        assert runs(keep=0.4) == said(cal, 0.4) != said(None, 0.4)
+        assert runs(prune="exact") == runs(keep=1.0) == said(None, None)
+        assert runs(prune=calibrated[8]) == said(calibrated[8], 0.7)
+        with pytest.raises(ValueError, match="contradicts"):
+            m.perplexity(TOKENS, prune="exact", keep=0.5)
+    with llm.load(folder, prune="exact") as m:
+        assert m.perplexity(TOKENS, keep=0.4) == said(None, 0.4)[0]

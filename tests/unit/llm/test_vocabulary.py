@@ -10,7 +10,7 @@ import pytest
 
 from prunus import FormatError, PrunusError, llm
 from prunus.llm import UnsupportedModelError
-from prunus.llm.generation import Completion, Usage, _Text
+from prunus.llm.generation import Completion, Usage, _Text, _tokens
 from prunus.llm.vocabulary import Tokenizer, from_gguf
 from support.llama import SPECIAL, TEMPLATE, small
 
@@ -270,6 +270,44 @@ def test_pieces_end_with_whole_characters_and_add_up(fields: dict[str, Any]) -> 
         assert len(parts) == len(tokens)
 
 
+@pytest.mark.parametrize("fields", [pairs(pre="smollm"), pairs(pre="llama-bpe"), pieces(add_bos_token=False)])
+def test_long_texts_add_up_though_few_tokens_are_decoded_again(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer(from_gguf(fields))
+    decode, most = tokenizer.decode, 0
+
+    def counted(tokens: list[int]) -> str:
+        nonlocal most
+        most = max(most, len(tokens))
+        return decode(tokens)
+
+    rng = random.Random(4)
+    marked = tokenizer.token("<tool>") or tokenizer.encode("a")[-1]
+    for number in range(12):
+        text = "".join(rng.choices(["the sea ", "日本 ", "  ", " ", "naïve", "👩‍👩‍👧", "\n", "12"], k=200))
+        tokens = tokenizer.encode(text)
+        if number % 2:  # also what nobody would write, such as tokens of another kind amid words
+            for _ in range(20):
+                tokens.insert(rng.randrange(len(tokens)), marked)
+        expected = decode(tokens)
+        with monkeypatch.context() as patch:
+            patch.setattr(tokenizer, "decode", counted)
+            parts, whole = shown(tokenizer, tokens)
+        if "\ufffd" not in expected:
+            assert "".join(parts) == whole == expected
+        assert most < 128 < len(tokens)
+
+
+@pytest.mark.parametrize("fields", [pairs(pre="smollm"), pieces(add_bos_token=False)])
+@pytest.mark.parametrize("space", [" ", "\n", "\t"])
+def test_long_runs_of_space_are_all_shown(fields: dict[str, Any], space: str) -> None:
+    tokenizer = Tokenizer(from_gguf(fields))
+    text = f"a{space * 150}the{space * 150} sea"
+    parts, whole = shown(tokenizer, tokenizer.encode(text))
+    assert "".join(parts) == whole == text
+
+
 @pytest.mark.parametrize("fields", [pairs(pre="smollm"), pieces(add_bos_token=False)])
 def test_a_character_that_is_cut_off_shows_at_the_end_only(fields: dict[str, Any]) -> None:
     tokenizer = Tokenizer(from_gguf(fields))
@@ -303,11 +341,10 @@ def test_a_template_says_itself_what_a_text_begins_with(tmp_path: Path) -> None:
     with llm.load(path) as m:
         assert m.tokens("a")[0] == 257
         object.__setattr__(m.speech, "chat_template", begin + TEMPLATE)
-        made = m.stream(["a"], 1)
-        assert made._tokens[0].tolist().count(257) == 2  # <|user|>: once before all, once in the template
-        assert made._tokens[0][:3].tolist() == [257, 257, m.tokenizer.token("a")]
-        raw = m.stream(["a"], 1, chat=False)
-        assert raw._tokens[0].tolist() == [257, m.tokenizer.token("a")]
+        made = _tokens(m, "a", True)
+        assert made.tolist().count(257) == 2  # <|user|>: once before all, once in the template
+        assert made[:3].tolist() == [257, 257, m.tokenizer.token("a")]
+        assert _tokens(m, "a", False).tolist() == [257, m.tokenizer.token("a")]
         assert SPECIAL[1] == m.speech.bos
 
 
