@@ -173,7 +173,7 @@ pub(crate) unsafe fn pack_words<L: Lanes>(
     const ROWS: usize = 8;
     let mut held = [const { MaybeUninit::<L::Elem>::uninit() }; ROWS * WIDEST];
     let held = held.as_mut_ptr().cast::<L::Elem>();
-    debug_assert!(width <= WIDEST && ROWS.is_multiple_of(L::STEP));
+    assert!(width <= WIDEST && ROWS.is_multiple_of(L::STEP));
     for first in (0..rect.rows).step_by(ROWS) {
         let rows = ROWS.min(rect.rows - first);
         let part = Rect { src: rect.src.wrapping_offset(first as isize * rect.row_stride), rows, ..*rect };

@@ -222,6 +222,38 @@ fn registered_memory_is_used_like_any() {
 }
 
 #[test]
+fn a_ring_has_its_next_request_before_the_last_one_is_told() {
+    if Uring::new(1).is_err() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let path = scratch.with("data", &[1; 2 * SECTOR]);
+    let file = DiskFile::open(&path, Mode::Read, &Engines::new(Some(Kind::Uring), 1).unwrap()).unwrap();
+    let (first, second) = (Arc::new(Aligned::new(SECTOR).unwrap()), Arc::new(Aligned::new(SECTOR).unwrap()));
+    let (tell, told) = std::sync::mpsc::channel();
+    let piece = |memory: &Aligned| vec![Piece { ptr: memory.as_ptr(), len: SECTOR }];
+    let (seen, other) = (tell.clone(), Arc::clone(&second));
+    // The engine's only thread waits in here: what comes meanwhile was asked for before.
+    let wait = Box::new(move |_| {
+        let begin = std::time::Instant::now();
+        // SAFETY: memory of a request that has not ended, whose bytes only the system changes.
+        while unsafe { other.as_ptr().add(SECTOR - 1).read_volatile() } == 0 && begin.elapsed().as_secs() < 10
+        {
+            std::thread::yield_now();
+        }
+        // SAFETY: as above.
+        seen.send(Ok(usize::from(unsafe { other.as_ptr().add(SECTOR - 1).read_volatile() }))).unwrap();
+    });
+    let done = Box::new(move |got| tell.send(got).unwrap());
+    file.submit(vec![
+        file.request(Op::Read, 0, piece(&first), Arc::clone(&first) as _, wait),
+        file.request(Op::Read, SECTOR as u64, piece(&second), Arc::clone(&second) as _, done),
+    ]);
+    assert_eq!(told.recv().unwrap().unwrap(), 1);
+    assert_eq!(told.recv().unwrap().unwrap(), SECTOR);
+}
+
+#[test]
 fn a_forked_child_has_engines_of_its_own() {
     let bytes = pattern(64 * SECTOR, 4);
     for engines in all() {

@@ -137,8 +137,8 @@ impl Tiles {
         if self.shape == Some(shape) {
             return;
         }
-        debug_assert!(shape.rows.iter().all(|&rows| rows <= ROWS) && shape.rows[0] > 0);
-        debug_assert!((4..=ROW_BYTES).contains(&shape.depth_bytes) && shape.depth_bytes.is_multiple_of(4));
+        assert!(shape.rows.iter().all(|&rows| rows <= ROWS) && shape.rows[0] > 0);
+        assert!((4..=ROW_BYTES).contains(&shape.depth_bytes) && shape.depth_bytes.is_multiple_of(4));
         let config = shape.config();
         // SAFETY: the constructor's caller vouches for AMX; sizes are within a tile's.
         unsafe {

@@ -238,7 +238,7 @@ where
         let to = queries.buffers.q.wrapping_add(d * strip.first);
         let factor = L::Elem::narrow(self.call.scale * std::f64::consts::LOG2_E);
         let by = [factor; 16];
-        debug_assert!(L::LANES <= by.len());
+        assert!(L::LANES <= by.len());
         // SAFETY: the queries are readable; the strip is this task's and has room; the level has `L`.
         unsafe {
             for i in 0..d * width {

@@ -58,37 +58,54 @@ pub(crate) type DotFn<L> = unsafe fn(&DotArgs<L>);
 #[inline(always)]
 pub(crate) unsafe fn dots<L: RowLanes + Reads<S>, S: Copy>(a: &DotArgs<L>) {
     let mut row = 0;
-    while row < a.rows {
-        // SAFETY: the caller's promise.
-        unsafe {
-            row += match a.rows - row {
-                4.. => band::<L, S, 4>(a, row),
-                2.. => band::<L, S, 2>(a, row),
-                _ => band::<L, S, 1>(a, row),
-            };
+    // SAFETY: the caller's promise.
+    unsafe {
+        while a.rows - row >= 4 {
+            band::<L, S, 4>(a, row);
+            row += 4;
+        }
+        // Each width of a band is another ten tiles to compile, for every type and level: there are two.
+        while row < a.rows {
+            band::<L, S, 1>(a, row);
+            row += 1;
         }
     }
 }
 
 /// `R` rows of the table against all rows of x.
 #[inline(always)]
-unsafe fn band<L: RowLanes + Reads<S>, S: Copy, const R: usize>(a: &DotArgs<L>, row: usize) -> usize {
+unsafe fn band<L: RowLanes + Reads<S>, S: Copy, const R: usize>(a: &DotArgs<L>, row: usize) {
     let mut col = 0;
     while col < a.cols {
         let left = a.cols - col;
         // SAFETY: the caller's promise.
         unsafe {
-            col += match (left, L::REGISTERS) {
-                (4.., 32..) if col == 0 => dot_tile::<L, S, R, 4, true>(a, row, col),
-                (4.., 32..) => dot_tile::<L, S, R, 4, false>(a, row, col),
-                (2.., _) if col == 0 => dot_tile::<L, S, R, 2, true>(a, row, col),
-                (2.., _) => dot_tile::<L, S, R, 2, false>(a, row, col),
-                _ if col == 0 => dot_tile::<L, S, R, 1, true>(a, row, col),
-                _ => dot_tile::<L, S, R, 1, false>(a, row, col),
+            col += if const { L::REGISTERS >= 32 } && left >= 4 {
+                dot_tiles::<L, S, R, 4>(a, row, col)
+            } else if left >= 2 {
+                dot_tiles::<L, S, R, 2>(a, row, col)
+            } else {
+                dot_tiles::<L, S, R, 1>(a, row, col)
             };
         }
     }
-    R
+}
+
+/// The first tile of a band asks for what comes next; a band of one row asks again and again, which does no harm.
+#[inline(always)]
+unsafe fn dot_tiles<L: RowLanes + Reads<S>, S: Copy, const R: usize, const C: usize>(
+    a: &DotArgs<L>,
+    row: usize,
+    col: usize,
+) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if const { R == 1 } || col == 0 {
+            dot_tile::<L, S, R, C, true>(a, row, col)
+        } else {
+            dot_tile::<L, S, R, C, false>(a, row, col)
+        }
+    }
 }
 
 /// `R × C` dot products; with `FETCH` also asks for what comes next of the table.
@@ -167,7 +184,7 @@ unsafe fn dot_tile<L: RowLanes + Reads<S>, S: Copy, const R: usize, const C: usi
 unsafe fn read_some<L: Reads<S>, S: Copy>(from: *const S, count: usize) -> L::X {
     // Zero bytes are zero in every floating-point type; no vector has more than 16 lanes.
     let mut held = [const { MaybeUninit::<S>::zeroed() }; 16];
-    debug_assert!(count <= L::LANES && L::LANES <= held.len());
+    assert!(count <= L::LANES && L::LANES <= held.len());
     // SAFETY: the caller provides `count` values, fewer than the buffer has. Copied as bytes: they lie at any
     // alignment, as a vector's do.
     unsafe {

@@ -274,6 +274,8 @@ struct Worker {
     armed: bool,
     registered: Registered,
     answers: Vec<(u64, i32)>,
+    /// Requests that have ended, whose owners do not know it yet.
+    ended: Vec<(Transfer, io::Result<usize>)>,
 }
 
 impl Worker {
@@ -289,6 +291,7 @@ impl Worker {
             armed: false,
             registered: Registered::default(),
             answers: Vec::new(),
+            ended: Vec::new(),
         }
     }
 
@@ -299,10 +302,22 @@ impl Worker {
     fn run(mut self) {
         let mut trouble: Option<Instant> = None;
         loop {
-            if self.take_inbox() && self.waiting.is_empty() && self.under_way() == 0 {
+            if self.take_inbox() && self.waiting.is_empty() && self.under_way() == 0 && self.ended.is_empty()
+            {
                 return;
             }
+            let free = self.free.len();
             self.fill();
+            if !self.ended.is_empty() {
+                if self.free.len() < free {
+                    // The drive has its next requests while the owners of the last ones are told. What cannot be
+                    // sent now is when this thread sleeps, which sees to errors.
+                    self.shared.stats.call();
+                    let _ = self.ring.submit();
+                }
+                self.tell();
+                continue;
+            }
             if !self.may_sleep() {
                 continue;
             }
@@ -438,13 +453,20 @@ impl Worker {
                 Step::Finished(result) => {
                     if let Some(transfer) = self.flights[slot].take() {
                         self.free.push(slot);
-                        transfer.finish(result, &self.shared.stats);
+                        self.ended.push((transfer, result));
                     }
                 }
             }
         }
         self.answers = answers;
         any
+    }
+
+    /// Tells the owners of requests that have ended.
+    fn tell(&mut self) {
+        for (transfer, result) in self.ended.drain(..) {
+            transfer.finish(result, &self.shared.stats);
+        }
     }
 
     /// The ring works no more: every request, also later ones, gets an error.
@@ -456,6 +478,7 @@ impl Worker {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
+        self.tell();
         let stats = &self.shared.stats;
         for transfer in self.flights.iter_mut().filter_map(Option::take) {
             transfer.abandon(repeat(why), stats);
