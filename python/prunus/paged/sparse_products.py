@@ -38,7 +38,7 @@ _FEW: Final = 4
 # Bytes of columns of a dense operand and a result on disk that are in memory at a time.
 _COLUMNS: Final = 32 << 20
 # Bytes of a dense operand that are kept ready for all pieces, and columns that go together.
-_HELD: Final = 32 << 20
+_HELD: Final = 24 << 20
 _STRIP: Final = 64
 
 
