@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import prunus as pr
 from helpers import BF16, layouts, poisoned, sparse
-from prunus.paged import File, PagedBSR, Pager, sizes
+from prunus.paged import File, PagedBSR, Pager, budgets
 
 
 @pytest.fixture
@@ -422,7 +422,7 @@ def test_a_budget_without_memory_for_it(tmp_path, monkeypatch):
     def none(budget, *_):
         raise MemoryError(f"out of memory: {budget} bytes could not be allocated")
 
-    monkeypatch.setattr(sizes, "new_pager", none)
+    monkeypatch.setattr(budgets, "new_pager", none)
     with pytest.raises(MemoryError, match=r"a budget of 100\.0 GiB.*choose a smaller budget"):
         pr.open(tmp_path / "a.npy", budget="100 GiB")
 

@@ -24,9 +24,10 @@ from prunus.llm.pruning import Prune, Tally, policies
 from prunus.llm.vocabulary import Tokenizer
 from prunus.llm.weights import CONFIG, DTYPES, Weights, from_checkpoint, from_file, speech_of
 from prunus.paged.blocks import least_budget
+from prunus.paged.budgets import taking
 from prunus.paged.files import File, open_file
 from prunus.paged.pagers import Pager
-from prunus.paged.sizes import parse_bytes, taking
+from prunus.paged.sizes import parse_bytes
 from prunus.pruning.ffn import DECIDERS
 
 __all__ = ["Model", "load"]

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, Self, SupportsIndex, TypeAlias
 from prunus._dtypes import DType
 from prunus._errors import FormatError, PrunusError
 from prunus.paged.array import PagedArray, from_file
+from prunus.paged.budgets import pick
 from prunus.paged.checksums import Checksums, Mismatch
 from prunus.paged.headers import (
     CHECKSUMS,
@@ -27,7 +28,6 @@ from prunus.paged.headers import (
 from prunus.paged.layers import PagedFFN
 from prunus.paged.pagers import panel_of
 from prunus.paged.shards import find_shards, is_index
-from prunus.paged.sizes import pick
 from prunus.paged.sparse import PagedBSR
 
 __all__ = ["File", "open_file"]

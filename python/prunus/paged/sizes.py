@@ -1,17 +1,12 @@
-"""Numbers of bytes as people write them, and budgets that memory has no room for."""
+"""Numbers of bytes as people write them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any, Final, SupportsIndex
+from typing import Final, SupportsIndex
 
-from prunus._format import size_text
-from prunus.paged.pagers import free_memory, new_pager, pick_pager
-
-__all__ = ["parse_bytes", "pick", "taking"]
+__all__ = ["parse_bytes"]
 
 _MOST: Final = 2**63 - 1
 # A letter alone is 1024-based, as for memory limits of systems and containers.
@@ -53,8 +48,10 @@ def parse_bytes(size: SupportsIndex | str, name: str = "budget") -> int:
     if isinstance(size, str):
         found = _TEXT.fullmatch(size.lower())
         if found is None or found[2] not in _UNITS:
-            mode = f"; a mode is given by its name: mode={size!r}" if size in _MODES else ""
-            raise ValueError(f"{name} must be a number of bytes, got {size!r}{mode}: {_FORMS}")
+            mode = (
+                f"; a mode is given by its name: mode={size!r}" if name == "budget" and size in _MODES else ""
+            )
+            raise ValueError(f"{name} must be bytes as {_FORMS}, got {size!r}{mode}")
         count = int(Fraction(found[1]) * _UNITS[found[2]])
     else:
         try:
@@ -66,33 +63,3 @@ def parse_bytes(size: SupportsIndex | str, name: str = "budget") -> int:
     if not 1 <= count <= _MOST:
         raise ValueError(f"{name} must be from 1 to 2**63 - 1 bytes, got {size!r}")
     return count
-
-
-def pick(budget: SupportsIndex | str | None, pager: Any) -> Any:
-    """Return the pager that a call's ``budget=`` and ``pager=`` mean.
-
-    Raises
-    ------
-    ValueError
-        If both are given, or the budget is no number of bytes.
-    MemoryError
-        If there is no memory for the budget.
-    """
-    if budget is None or pager is not None:
-        return pick_pager(budget, pager)
-    size = parse_bytes(budget)
-    with taking(size):
-        return new_pager(size)
-
-
-@contextmanager
-def taking(size: int) -> Iterator[None]:
-    """Have a MemoryError say that a budget of so many bytes was asked for."""
-    try:
-        yield
-    except MemoryError as error:
-        free = free_memory()
-        has = "" if free is None else f", about {size_text(free)} are free"
-        raise MemoryError(
-            f"there is no memory for a budget of {size_text(size)}{has}: choose a smaller budget"
-        ) from error
