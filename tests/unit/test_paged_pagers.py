@@ -17,6 +17,15 @@ from prunus.paged import Pager, default_pager, pagers, parse_bytes
         ("1.5GiB", 3 << 29),
         ("2 TB", 2 * 10**12),
         ("0.5 TiB", 1 << 39),
+        ("64M", 64 << 20),
+        ("64 m", 64 << 20),
+        ("64k", 64 << 10),
+        ("1.5G", 3 << 29),
+        ("64 MB", 64 * 10**6),
+        ("64mib", 64 << 20),
+        ("1e9", 10**9),
+        ("1.5e+3", 1500),
+        ("2e3 KiB", 2000 << 10),
     ],
 )
 def test_bytes_as_people_write_them(text, size):
@@ -24,11 +33,35 @@ def test_bytes_as_people_write_them(text, size):
 
 
 @pytest.mark.parametrize(
-    "bad", [0, -1, "0", "", "MiB", "1 XiB", "-1", "1e9", "1 2", "nan", "inf", "٣ MiB", 2**63]
+    "bad",
+    [
+        0,
+        -1,
+        "0",
+        "",
+        "MiB",
+        "1 XiB",
+        "-1",
+        "1e-9",
+        "e9",
+        "1e99",
+        "1e999999999",
+        "9" * 40,
+        "1 2",
+        "nan",
+        "inf",
+        "٣ MiB",
+        2**63,
+    ],
 )
 def test_sizes_that_are_none(bad):
     with pytest.raises(ValueError, match="budget"):
         parse_bytes(bad)
+
+
+def test_a_refusal_names_the_forms():
+    with pytest.raises(ValueError, match=r"512 MiB.*64M.*2 GB.*1e9.*got 'much'"):
+        parse_bytes("much")
 
 
 @pytest.mark.parametrize("bad", [None, 1.5, b"1", [1]])

@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike
 from prunus._dtypes import BFLOAT16, DType, as_dtype
 from prunus._errors import FormatError, PrunusError
 from prunus.paged.array import PagedArray, from_file
+from prunus.paged.endings import require_npy
 from prunus.paged.expr import assign
 from prunus.paged.operators import Operators
 from prunus.paged.pagers import pick_pager
@@ -124,6 +125,7 @@ def empty(
     ValueError
         If the shape is negative or the order unknown.
     """
+    require_npy(path)
     sizes = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
     kind = as_dtype(dtype)
     if any(n < 0 for n in sizes):
