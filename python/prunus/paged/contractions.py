@@ -10,6 +10,7 @@ import numpy as np
 from prunus.paged import statistics
 from prunus.paged.array import PagedArray
 from prunus.paged.expr import PagedExpr, apply
+from prunus.paged.multiplying import Multiplying, refusal
 from prunus.paged.operators import Operators
 from prunus.paged.panels import kept
 from prunus.paged.products import matmul, operand, types
@@ -38,6 +39,11 @@ def vdot(a: Any, b: Any) -> Any:
     return statistics.reduce(apply(np.multiply, [x.astype(work), b]), "sum").astype(to)
 
 
+def _check_dense(name: str, *operands: Any) -> None:
+    if any(isinstance(one, Multiplying) for one in operands):
+        raise TypeError(refusal(name))
+
+
 def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
     """Run ``numpy.tensordot`` where the product is one of matrices without moving values on disk.
 
@@ -47,6 +53,7 @@ def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
         If the contracted axes of an operand on disk are neither its first nor its last in the order of
         storage.
     """
+    _check_dense("tensordot", a, b)
     a, b = operand(a, "a"), operand(b, "b")
     if isinstance(axes, int):
         axes = (list(range(a.ndim - axes, a.ndim)), list(range(axes)))
@@ -91,6 +98,7 @@ def einsum(subscripts: Any, *operands: Any, out: Any = None, optimize: Any = Fal
     TypeError
         For other forms.
     """
+    _check_dense("einsum", *operands)
     if not isinstance(subscripts, str) or kwargs or "." in subscripts or len(operands) not in (1, 2):
         raise TypeError("np.einsum with arrays on disk takes a string without '...', and one or two operands")
     text = subscripts.replace(" ", "")

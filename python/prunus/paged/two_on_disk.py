@@ -131,9 +131,10 @@ def _by_parts(a: Any, b: Any, out: Any, work: DType) -> None:
     """Compute ``a @ b``, both by rows: rows of ``a`` are held, and panels of ``b`` add to their sums."""
     (m, k), n = a.shape, b.shape[1]
     to = wide(work)
-    each = k * max(a.itemsize, work.itemsize) + n * to.itemsize
-    tile = _tile(each, n)
-    rows = max(max(_HELD, int(pager_of(b).budget) // 4) // each // tile, 1) * tile
+    each, row = n * to.itemsize, k * max(a.itemsize, work.itemsize)
+    tile = min(_tile(each, n), max(_HELD // row, 1))
+    most = (_RESULT if type(out) is np.ndarray else _ASIDE) // each
+    rows = max(min(max(_HELD, int(pager_of(b).budget) // 4) // row, most) // tile, 1) * tile
     if rows < m:
         b = kept(b)
     step = _step(n * b.itemsize)
@@ -154,14 +155,16 @@ def _by_parts(a: Any, b: Any, out: Any, work: DType) -> None:
 def _by_rows(a: Any, b: Any, out: Any, work: DType) -> None:
     """Compute ``a @ b``, ``a`` by rows, ``b`` by columns: rows of ``a`` are held, whole sums are formed."""
     (m, k), n = a.shape, b.shape[1]
-    each = k * max(a.itemsize, work.itemsize) + n * work.itemsize
-    rows = max(max(_HELD, int(pager_of(b).budget) // 4) // each, 8)
+    inside = type(out) is np.ndarray and out.dtype == work
+    rows = max(_HELD, int(pager_of(b).budget) // 4) // (k * max(a.itemsize, work.itemsize))
+    rows = max(rows if inside else min(rows, _ASIDE // (n * work.itemsize)), 8)
     # Parts of about one size: the engine sums few columns in another order.
     rows = -(-m // -(-m // rows))
     if rows < m:
         b = kept(b)
     for first in range(0, m, rows):
         held = a[first : first + rows].astype(work, copy=False)
-        part = np.empty((len(held), n), work)
+        part = out[first : first + rows] if inside else np.empty((len(held), n), work)
         one_on_disk.multiply(b.T, held.T, part.T, work)
-        out[first : first + len(held)] = part
+        if not inside:
+            out[first : first + len(held)] = part
