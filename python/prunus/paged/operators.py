@@ -251,3 +251,10 @@ class InPlace(Operators):
     __iand__ = _in_place(np.bitwise_and)
     __ior__ = _in_place(np.bitwise_or)
     __ixor__ = _in_place(np.bitwise_xor)
+
+    def __imatmul__(self, other: Any) -> Any:
+        if not _is_operand(other) and not hasattr(other, "__rmatmul__"):
+            return NotImplemented
+        from prunus.paged.products import assign_product
+
+        return assign_product(self, other)  # type: ignore[arg-type]

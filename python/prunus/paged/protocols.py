@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from prunus._dtypes import as_dtype
-from prunus.paged import products, running, sketches, statistics
+from prunus.paged import contractions, products, running, sketches, statistics
 from prunus.paged.array import PagedArray
 from prunus.paged.expr import PagedExpr, apply, assign, astype, into
 from prunus.paged.graph import as_node, stamps_of
@@ -379,10 +379,10 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.median: sketches.median,
     np.quantile: sketches.np_quantile,
     np.percentile: sketches.np_percentile,
-    np.dot: products.dot,
-    np.vdot: products.vdot,
-    np.tensordot: products.tensordot,
-    np.einsum: products.einsum,
+    np.dot: contractions.dot,
+    np.vdot: contractions.vdot,
+    np.tensordot: contractions.tensordot,
+    np.einsum: contractions.einsum,
     np.save: _no_save,
     np.savez: _no_save,
 }
