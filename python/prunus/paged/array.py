@@ -16,11 +16,12 @@ from prunus._errors import PrunusError
 from prunus._trace import span
 from prunus.paged.access import Selection
 from prunus.paged.indexing import NEW, Index, Whole, parse
-from prunus.paged.operators import InPlace
+from prunus.paged.operators import InPlace, Operators
 from prunus.paged.pagers import default_pager
 from prunus.paged.reading import reading
 from prunus.paged.reducible import Reducible
 from prunus.paged.store import Store, choose_page
+from prunus.paged.values import converted
 
 __all__ = ["PagedArray", "from_file"]
 
@@ -223,6 +224,8 @@ class PagedArray(InPlace, Reducible):
         self._check_writable()
         from prunus.paged.expr import PagedExpr, assign
 
+        if not isinstance(value, Operators):
+            value = converted(value, self.dtype)
         masked = _mask(key)
         if masked is not None and masked.shape == self.shape and np.ndim(value) == 0:
             assign(self, np.where(masked, value, self).astype(self.dtype))
@@ -312,14 +315,17 @@ class PagedArray(InPlace, Reducible):
         Parameters
         ----------
         rows : array_like or PagedArray or PagedExpr, shape (n, *a.shape[1:])
-            What to add; converted to the array's dtype as in an assignment.
+            What to add. Python numbers are converted to the array's dtype as in an assignment; arrays are
+            cast as ``np.concatenate(..., dtype=a.dtype)`` does.
 
         Raises
         ------
         PrunusError
             If the file holds more than this array, or the array is a view or in Fortran order.
-        ValueError
-            If the shapes do not fit.
+        TypeError
+            If the values are of a kind that is not cast, as floats for integers.
+        OverflowError, ValueError
+            If Python numbers are out of the dtype's range, or the shapes do not fit.
         """
         self._check_writable()
         from prunus.paged.working import append

@@ -298,11 +298,14 @@ def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> 
 def _copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -> None:
     if isinstance(dst, PagedArray):
         dst._check_writable()
-    if isinstance(src, Operators) and not np.can_cast(src.dtype, dst.dtype, casting):  # type: ignore[arg-type]
+    if not isinstance(src, (Operators, np.ndarray)):  # numbers: NumPy says whether they fit
+        given, src = src, np.empty(np.shape(src), dst.dtype)
+        np.copyto(src, given, casting=casting)  # type: ignore[arg-type]
+    elif not np.can_cast(src.dtype, dst.dtype, casting):  # type: ignore[arg-type]
         raise TypeError(f"cannot cast from {src.dtype} to {dst.dtype} according to the rule {casting!r}")
     if where is not True:
         src = apply(np.where, [where, src, dst]).astype(dst.dtype)
-    _write(src if isinstance(src, Operators) else np.asarray(src), dst, True)
+    _write(src, dst, True)
 
 
 def _reshape(

@@ -17,6 +17,7 @@ from prunus.paged.array import PagedArray, from_file
 from prunus.paged.expr import assign
 from prunus.paged.operators import Operators
 from prunus.paged.pagers import pick_pager
+from prunus.paged.values import appended, check_kind, converted
 
 __all__ = ["append", "empty", "from_array", "full", "open", "save_array", "zeros"]
 
@@ -167,7 +168,9 @@ def full(
     **how: Any,
 ) -> PagedArray:
     """Return a new array in a .npy file, filled with ``value`` (which may broadcast); see :func:`empty`."""
-    a = empty(shape, np.asarray(value).dtype if dtype is None else dtype, path, **how)
+    if not isinstance(value, Operators):
+        value = np.asarray(value) if dtype is None else converted(value, as_dtype(dtype))
+    a = empty(shape, value.dtype if dtype is None else dtype, path, **how)
     a[...] = value
     return a
 
@@ -277,7 +280,11 @@ def append(a: PagedArray, rows: Any) -> None:
         raise PrunusError(
             f"{a!r} cannot grow: that takes a .npy file in C order, opened as a whole, and no view of it"
         )
-    more = rows if isinstance(rows, Operators) else np.asarray(rows)
+    if isinstance(rows, Operators):
+        check_kind(rows.dtype, a.dtype)
+        more: Any = rows
+    else:
+        more = appended(rows, a.dtype)
     if more.ndim != a.ndim or more.shape[1:] != a.shape[1:]:
         raise ValueError(
             f"rows of shape {more.shape} do not fit; expected (n, {', '.join(map(str, a.shape[1:]))})"
