@@ -65,7 +65,7 @@ class Operators:
     __floordiv__, __rfloordiv__ = _binary(np.floor_divide)
     __mod__, __rmod__ = _binary(np.remainder)
     __divmod__, __rdivmod__ = _binary(np.divmod)
-    __pow__, __rpow__ = _binary(np.power)
+    _, __rpow__ = _binary(np.power)
     __lshift__, __rlshift__ = _binary(np.left_shift)
     __rshift__, __rrshift__ = _binary(np.right_shift)
     __and__, __rand__ = _binary(np.bitwise_and)
@@ -82,6 +82,12 @@ class Operators:
     __pos__ = _unary(np.positive)
     __abs__ = _unary(np.absolute)
     __invert__ = _unary(np.invert)
+
+    def __pow__(self, other: Any) -> Any:
+        # NumPy's operator squares where the exponent is 2, which for booleans is another dtype.
+        if self.dtype == bool and type(other) is int and other == 2:
+            return np.square(self)
+        return np.power(self, other) if _is_operand(other) else NotImplemented
 
     # What follows from shape and dtype -----------------------------------------------------------------
 

@@ -280,19 +280,28 @@ def _average(
 
 def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
     axes = statistics.axes_of(axis, x.ndim)
-    size = np.abs(x)
-    if ord is None or (ord == 2 and len(axes) == 1) or (ord == "fro" and len(axes) == 2):
-        to = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
-        squares = np.square(size.astype(np.float64))
-        found = np.sqrt(statistics.reduce(squares, "sum", axis, keepdims=keepdims))
-        return found.astype(np.empty(0, to).real.dtype)
-    if len(axes) == 1 and ord in (np.inf, -np.inf):
-        return statistics.reduce(size, "max" if ord > 0 else "min", axis, keepdims=keepdims)
-    if len(axes) == 1 and ord == 1:
-        return statistics.reduce(size, "sum", axis, keepdims=keepdims)
-    if len(axes) == 1 and ord == 0:
-        return statistics.reduce(x != 0, "sum", axis, keepdims=keepdims).astype(x.dtype)
+    if len(axes) == 1 or ord is None or (ord == "fro" and len(axes) == 2):
+        return _vector_norm(x, axis=axis, keepdims=keepdims, ord=2 if len(axes) != 1 or ord is None else ord)
     raise TypeError(f"np.linalg.norm with ord={ord!r} over axes {axes} is not supported for arrays on disk")
+
+
+def _vector_norm(x: Any, /, *, axis: Any = None, keepdims: bool = False, ord: Any = 2) -> Any:
+    to = x.dtype if x.dtype.kind in "fc" else np.dtype(np.float64)
+    real = np.empty(0, to).real.dtype
+    size = np.abs(x.astype(to))
+    if ord in (np.inf, -np.inf):
+        return statistics.reduce(size, "max" if ord > 0 else "min", axis, keepdims=keepdims)
+    if ord == 0:
+        return statistics.reduce(x != 0, "sum", axis, keepdims=keepdims).astype(real)
+    if isinstance(ord, str):
+        raise ValueError(f"Invalid norm order '{ord}' for vectors")
+    powers = size.astype(np.float64)  # so that squares of what is in range are, too
+    if ord != 1:
+        powers = np.square(powers) if ord == 2 else np.power(powers, ord)
+    total = statistics.reduce(powers, "sum", axis, keepdims=keepdims)
+    if ord != 1:
+        total = np.sqrt(total) if ord == 2 else np.power(total, np.true_divide(1, ord))
+    return total.astype(real)
 
 
 def _copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -> None:
@@ -355,6 +364,7 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.digitize: _digitize,
     np.average: _average,
     np.linalg.norm: _norm,
+    np.linalg.vector_norm: _vector_norm,
     np.copyto: _copyto,
     np.shape: lambda a: a.shape,
     np.ndim: lambda a: a.ndim,
