@@ -17,8 +17,8 @@ from prunus._trace import span
 from prunus.paged.access import Selection
 from prunus.paged.indexing import NEW, Index, Whole, parse
 from prunus.paged.operators import InPlace, Operators
-from prunus.paged.pagers import default_pager
-from prunus.paged.reading import reading
+from prunus.paged.pagers import Pager, compiled, default_pager
+from prunus.paged.reading import check_file, reading
 from prunus.paged.reducible import Reducible
 from prunus.paged.store import Store, choose_page
 from prunus.paged.values import converted
@@ -57,7 +57,7 @@ class PagedArray(InPlace, Reducible):
 
     @property
     def path(self) -> str:
-        """The file's path."""
+        """The file's path; a temporary array's, which ``repr`` calls unlinked, is no longer there."""
         return os.fsdecode(self._store.file.path)
 
     @property
@@ -66,9 +66,9 @@ class PagedArray(InPlace, Reducible):
         return self._store.writable
 
     @property
-    def pager(self) -> Any:
+    def pager(self) -> Pager:
         """The pager whose budget of memory this array uses."""
-        return self._store.pager
+        return Pager.of(self._store.pager)
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -83,7 +83,27 @@ class PagedArray(InPlace, Reducible):
     def __repr__(self) -> str:
         label = f"{self.name!r} in " if self.name else ""
         mode = "" if self.writable else ", read-only"
+        if self._closed:
+            mode += ", closed"
+        elif os.path.isabs(self.path) and not os.path.exists(self.path):
+            mode += " (unlinked)"
         return f"<PagedArray {self.shape} {self.dtype}, {label}{self.path!r}{mode}>"
+
+    @property
+    def _closed(self) -> bool:
+        """Whether the file is closed."""
+        try:
+            self._store.file.check()
+        except OSError as error:  # changed under our feet, but open
+            return error.errno == errno.EBADF
+        except ValueError:
+            return True
+        return False
+
+    def _check_open(self) -> None:
+        """Raise ValueError, naming the file, if it is closed."""
+        if self._closed:
+            raise ValueError(f"{self.path}: the file is closed")
 
     # Views ---------------------------------------------------------------------------------------------
 
@@ -212,12 +232,16 @@ class PagedArray(InPlace, Reducible):
             return compress(masked, self)
         index = parse(key, self.shape)
         selection = self._select(index)
-        with span("getitem") as at:
-            if at:
-                with reading(at, [self._store]):
+        try:
+            with span("getitem") as at:
+                if at:
+                    with reading(at, [self._store]):
+                        found = selection.read()
+                else:
                     found = selection.read()
-            else:
-                found = selection.read()
+        except ValueError:
+            self._check_open()  # whose message says which file
+            raise
         return found[()] if index.scalar else found
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -250,6 +274,9 @@ class PagedArray(InPlace, Reducible):
         self._store.wrote()
         try:
             self._select(index, exact=True).write(values)
+        except ValueError:
+            self._check_open()
+            raise
         finally:
             self._store.wrote()
 
@@ -261,13 +288,17 @@ class PagedArray(InPlace, Reducible):
 
     def load(self) -> Array:
         """Return all values as an ndarray, in the order in which they are stored."""
-        self._store.file.check()
+        check_file(self._store.file)
         full = Index(tuple(Whole(0, 1, n) for n in self.shape), None, tuple(range(self.ndim)), False)
         return self._select(full).read()
 
     def prefetch(self, key: Any = ...) -> None:
         """Have the pager fetch what ``a[key]`` would read; returns at once."""
-        self._select(parse(key, self.shape)).prefetch()
+        try:
+            self._select(parse(key, self.shape)).prefetch()
+        except ValueError:
+            self._check_open()
+            raise
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over the first axis; rows are read some at a time."""
@@ -299,13 +330,25 @@ class PagedArray(InPlace, Reducible):
         OSError
             If the disk did not take it.
         """
+        self._check_open()
         if self.writable:
             self._store.segment.flush()
 
     def close(self) -> None:
-        """Flush, and close the file; the array and its views cannot be used afterwards."""
-        self.flush()
-        self._store.file.close()
+        """Flush, and close the file; the array and its views cannot be used afterwards.
+
+        Closing it again does nothing. ``with pr.open(path) as a`` closes it at the end.
+        """
+        if not self._closed:
+            self.flush()
+            self._store.file.close()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def append(self, rows: Any) -> None:
         """Add rows at the end of the first axis; the file grows.
@@ -328,6 +371,7 @@ class PagedArray(InPlace, Reducible):
             If Python numbers are out of the dtype's range, or the shapes do not fit.
         """
         self._check_writable()
+        self._check_open()
         from prunus.paged.working import append
 
         append(self, rows)
@@ -381,7 +425,7 @@ def _unpickle(place: tuple[Any, ...], view: tuple[Any, ...], identity: tuple[int
     if identity != ((state.st_dev, state.st_ino) if writable else (state.st_size, state.st_mtime_ns)):
         raise OSError(errno.ESTALE, "the file was replaced or changed since the array was pickled", path)
     dtype = as_dtype("bfloat16") if dtype_name == "bfloat16" else np.dtype(dtype_str)
-    pager = default_pager()
+    pager = compiled(default_pager())
     file = pager.open(path, "r+" if writable else "r")
     page = choose_page(stored, dtype, writable, pager.budget)
     store = Store(pager, file, begin, nbytes, page, writable, name, header)
@@ -441,8 +485,7 @@ def from_file(
     sizes = tuple(int(n) for n in shape)
     if any(n < 0 for n in sizes):
         raise PrunusError(f"shape {sizes} of {name or 'an array'} has a negative size")
-    if pager is None:
-        pager = default_pager()
+    pager = compiled(default_pager() if pager is None else pager)
     stored = sizes[::-1] if fortran else sizes
     if page is None:
         page = choose_page(stored, kind, writable, pager.budget)

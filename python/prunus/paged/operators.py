@@ -189,6 +189,10 @@ class Operators:
     def __dlpack__(self, **_: Any) -> NoReturn:
         raise BufferError("values on disk have no memory to share; call .load() and pass the ndarray")
 
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return the host's number, so that who asks goes on to what refuses in words."""
+        return 1, 0
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         from prunus.paged.protocols import array_ufunc
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +11,7 @@ from prunus._dtypes import as_dtype
 from prunus.paged import products, running, sketches, statistics
 from prunus.paged.array import PagedArray
 from prunus.paged.expr import PagedExpr, apply, assign, astype, into
-from prunus.paged.graph import as_node, stamps_of
+from prunus.paged.graph import as_node
 from prunus.paged.operators import Operators
 
 __all__ = ["array_function", "array_ufunc"]
@@ -33,7 +33,24 @@ def array_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: d
     ------
     TypeError
         If it is not supported; the message says what is.
+    ValueError
+        If a file is closed.
     """
+    try:
+        return _ufunc(ufunc, method, inputs, kwargs)
+    except ValueError:
+        _check_open([*inputs, *(kwargs.get("out") or ())])
+        raise
+
+
+def _check_open(values: Iterable[Any]) -> None:
+    """Raise the error that names the file, if one of the operands' is closed."""
+    for value in values:
+        if isinstance(value, PagedArray):
+            value._check_open()
+
+
+def _ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if method == "reduce" and ufunc in _REDUCE:
         options = {"axis": 0, **kwargs}
         options.pop("order", None)
@@ -153,7 +170,11 @@ def array_function(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     handler = _FUNCTIONS.get(func)
     if handler is None:
         raise TypeError(f"{_name(func)} is not supported for arrays on disk; call .load() first")
-    return handler(*args, **kwargs)
+    try:
+        return handler(*args, **kwargs)
+    except ValueError:
+        _check_open([*args, *kwargs.values()])
+        raise
 
 
 def _given(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -351,8 +372,11 @@ def _no_save(*_: Any, **__: Any) -> Any:
     raise TypeError("np.save would load the whole array first; a.save(path) writes the same file, streaming")
 
 
-def _expression(a: Any, *_: Any, **__: Any) -> Any:
-    return PagedExpr(as_node(a), stamps_of([a]))
+def _no_copy(a: Any, *_: Any, **__: Any) -> Any:
+    raise TypeError(
+        f"np.copy would load all {a.nbytes} bytes; call .load() if they fit in memory, or "
+        "pr.paged.from_array(a) for a copy on disk"
+    )
 
 
 _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
@@ -378,7 +402,7 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.can_cast: lambda a, to, casting="safe": np.can_cast(a.dtype, to, casting),
     np.iscomplexobj: lambda x: x.dtype.kind == "c",
     np.isrealobj: lambda x: x.dtype.kind != "c",
-    np.copy: lambda a, order="K", subok=False: a.load(),
+    np.copy: _no_copy,
     np.array_equal: lambda a, b, equal_nan=False: _array_equal(a, b, equal_nan),
     np.allclose: lambda a, b, rtol=1e-5, atol=1e-8, equal_nan=False: bool(
         statistics.reduce(np.isclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan), "all")
