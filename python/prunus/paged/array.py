@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final, Self
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import DTypeLike
 
 from prunus._dtypes import Array, DType, as_dtype
@@ -32,8 +33,11 @@ _ITERATED: Final = 4 << 20  # bytes that iterating over rows reads at a time
 class PagedArray(InPlace, Reducible):
     """An array in a file, read and written through a pager; made by ``pr.open`` and ``pr.paged``.
 
-    Indexing returns ndarrays and reads the pages it touches; NumPy's functions return a ``PagedExpr`` or,
-    where they reduce, values. Views (``T``, ``reshape``, ``rows``) share the file's bytes.
+    Indexing returns ndarrays and reads the pages it touches, slices included: ``a.rows(begin, end)`` is the
+    slice that reads nothing yet. NumPy's functions return a ``PagedExpr`` or, where they reduce, values.
+    Views (``T``, ``reshape``, ``rows``) share the file's bytes. Medians, quantiles and
+    percentiles are exact up to 65536 values along the axes; above that their rank is off by about 0.02 %, and
+    rarely by more than four times that.
     """
 
     __slots__ = ("__weakref__", "_perm", "_start", "_store", "_stored", "dtype", "shape")
@@ -162,6 +166,27 @@ class PagedArray(InPlace, Reducible):
         if backwards:
             return self._view(self._start, tuple(sizes[::-1]), perm[::-1])
         return self._view(self._start, tuple(sizes), perm)
+
+    def ravel(self, order: str = "C") -> PagedArray:
+        """Return a view of one dimension; see :meth:`reshape`."""
+        return self.reshape(-1, order=order)
+
+    def squeeze(self, axis: int | tuple[int, ...] | None = None) -> PagedArray:
+        """Return a view without axes of length 1, or without those that are named.
+
+        Raises
+        ------
+        ValueError
+            If a named one is longer.
+        """
+        gone = [n for n, size in enumerate(self.shape) if size == 1]
+        if axis is not None:
+            gone = list(normalize_axis_tuple(axis, self.ndim))
+        if any(self.shape[n] != 1 for n in gone):
+            raise ValueError("cannot select an axis to squeeze out which has size not equal to one")
+        kept = sorted(self._perm[n] for n in range(self.ndim) if n not in gone)
+        perm = tuple(kept.index(self._perm[n]) for n in range(self.ndim) if n not in gone)
+        return self._view(self._start, tuple(self._stored[k] for k in kept), perm)
 
     def rows(self, start: int, stop: int | None = None) -> PagedArray:
         """Return a view of rows ``start`` to ``stop`` (as a slice has them) of the first axis.
@@ -311,10 +336,6 @@ class PagedArray(InPlace, Reducible):
 
     def __contains__(self, value: Any) -> bool:
         return bool((self == value).any())
-
-    def astype(self, dtype: DTypeLike | str, casting: str = "unsafe") -> Any:
-        """Return the values in another dtype, as a ``PagedExpr``: nothing is read yet."""
-        return super().astype(dtype, casting)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the values to a new .npy file, or whatever ``pr.save`` makes of the name; atomic."""

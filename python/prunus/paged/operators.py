@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 
 from prunus._arrays import is_array_like
-from prunus._dtypes import Array, DType
+from prunus._dtypes import Array, DType, as_dtype
 from prunus._storage import BlockStorage
 
 __all__ = ["InPlace", "Operators"]
@@ -205,8 +206,10 @@ class Operators:
 
     # Shape and dtype -----------------------------------------------------------------------------------
 
-    def astype(self, dtype: Any, casting: str = "unsafe") -> Any:
+    def astype(self, dtype: Any, casting: str = "unsafe", copy: bool = True) -> Any:
         """Return the values in another dtype, as an expression: nothing is read yet.
+
+        With ``copy=False`` an array that has the dtype already is returned itself.
 
         Raises
         ------
@@ -215,7 +218,36 @@ class Operators:
         """
         from prunus.paged.expr import astype
 
-        return astype(self, dtype, casting)
+        return self if not copy and as_dtype(dtype) == self.dtype else astype(self, dtype, casting)
+
+    def transpose(self, *axes: Any) -> Any:
+        """Return the same values with the axes in another order."""
+        raise NotImplementedError
+
+    def swapaxes(self, axis1: int, axis2: int) -> Any:
+        """Return the same values with two axes exchanged; see ``numpy.swapaxes``."""
+        order = list(range(self.ndim))
+        first = normalize_axis_index(axis1, self.ndim, "axis1")
+        second = normalize_axis_index(axis2, self.ndim, "axis2")
+        order[first], order[second] = second, first
+        return self.transpose(order)
+
+    @property
+    def mT(self) -> Any:  # noqa: N802 - NumPy's name
+        """The transposes of the matrices in the last two axes.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two axes.
+        """
+        if self.ndim < 2:
+            raise ValueError("matrix transpose with ndim < 2 is undefined")
+        return self.swapaxes(-1, -2)
+
+    def take(self, indices: Any, axis: int | None = None, out: Any = None, mode: str = "raise") -> Any:
+        """Return entries along an axis, or in C order, in memory; see ``numpy.take``."""
+        return np.take(self, indices, axis, out, mode)  # type: ignore[call-overload]
 
     @property
     def real(self) -> Any:

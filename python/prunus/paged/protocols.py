@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from prunus._dtypes import as_dtype
-from prunus.paged import products, running, sketches, statistics
+from prunus.paged import products, running, shaping, sketches, statistics
 from prunus.paged.array import PagedArray
 from prunus.paged.expr import PagedExpr, apply, assign, astype, into
 from prunus.paged.graph import as_node
@@ -169,7 +169,9 @@ def array_function(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """
     handler = _FUNCTIONS.get(func)
     if handler is None:
-        raise TypeError(f"{_name(func)} is not supported for arrays on disk; call .load() first")
+        advice = shaping.ADVICE.get(func)
+        advice = "call .load() first" if advice is None else f"{advice}; if it fits, call .load() first"
+        raise TypeError(f"{_name(func)} is not supported for arrays on disk; {advice}")
     try:
         return handler(*args, **kwargs)
     except ValueError:
@@ -338,24 +340,17 @@ def _copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -
     _write(src, dst, True)
 
 
-def _reshape(
-    a: Any, /, shape: Any = None, order: str = "C", *, newshape: Any = None, copy: Any = None
-) -> Any:
-    if not isinstance(a, PagedArray):
-        raise TypeError("np.reshape of an expression is not supported; reshape its sources")
-    return a.reshape(newshape if shape is None or shape is np._NoValue else shape, order=order)
+def _cumulative(name: str) -> Callable[..., Any]:
+    def run(
+        x: Any, /, *, axis: Any = None, dtype: Any = None, out: Any = None, include_initial: bool = False
+    ) -> Any:
+        if axis is None and x.ndim != 1:
+            raise ValueError("For arrays which have more than one dimension ``axis`` argument is required.")
+        if include_initial:
+            raise TypeError("running sums of arrays on disk do not take include_initial=")
+        return running.cumulative(x, name, 0 if axis is None else axis, dtype, out)
 
-
-def _swapaxes(a: Any, axis1: int, axis2: int) -> Any:
-    order = list(range(a.ndim))
-    order[axis1], order[axis2] = order[axis2], order[axis1]
-    return a.transpose(*order)
-
-
-def _moveaxis(a: Any, source: int, destination: int) -> Any:
-    order = list(range(a.ndim))
-    order.insert(destination % a.ndim, order.pop(source % a.ndim))
-    return a.transpose(*order)
+    return run
 
 
 def _result_type(*args: Any) -> Any:
@@ -368,18 +363,8 @@ def _size(a: Any, axis: Any = None) -> int:
     )
 
 
-def _no_save(*_: Any, **__: Any) -> Any:
-    raise TypeError("np.save would load the whole array first; a.save(path) writes the same file, streaming")
-
-
-def _no_copy(a: Any, *_: Any, **__: Any) -> Any:
-    raise TypeError(
-        f"np.copy would load all {a.nbytes} bytes; call .load() if they fit in memory, or "
-        "pr.paged.from_array(a) for a copy on disk"
-    )
-
-
 _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
+    **shaping.FUNCTIONS,
     np.where: _where,
     np.clip: _clip,
     np.interp: _interp,
@@ -390,19 +375,11 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.linalg.norm: _norm,
     np.linalg.vector_norm: _vector_norm,
     np.copyto: _copyto,
-    np.shape: lambda a: a.shape,
-    np.ndim: lambda a: a.ndim,
     np.size: _size,
-    np.transpose: lambda a, axes=None: a.transpose(axes),
-    np.swapaxes: _swapaxes,
-    np.moveaxis: _moveaxis,
-    np.reshape: _reshape,
-    np.ravel: lambda a, order="C": _reshape(a, -1, order=order),
     np.result_type: _result_type,
     np.can_cast: lambda a, to, casting="safe": np.can_cast(a.dtype, to, casting),
     np.iscomplexobj: lambda x: x.dtype.kind == "c",
     np.isrealobj: lambda x: x.dtype.kind != "c",
-    np.copy: _no_copy,
     np.array_equal: lambda a, b, equal_nan=False: _array_equal(a, b, equal_nan),
     np.allclose: lambda a, b, rtol=1e-5, atol=1e-8, equal_nan=False: bool(
         statistics.reduce(np.isclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan), "all")
@@ -412,6 +389,8 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     ),
     np.cumsum: lambda a, axis=None, dtype=None, out=None: running.cumulative(a, "sum", axis, dtype, out),
     np.cumprod: lambda a, axis=None, dtype=None, out=None: running.cumulative(a, "prod", axis, dtype, out),
+    np.cumulative_sum: _cumulative("sum"),
+    np.cumulative_prod: _cumulative("prod"),
     np.histogram: sketches.histogram,
     np.median: sketches.median,
     np.quantile: sketches.np_quantile,
@@ -420,8 +399,6 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.vdot: products.vdot,
     np.tensordot: products.tensordot,
     np.einsum: products.einsum,
-    np.save: _no_save,
-    np.savez: _no_save,
 }
 for _func, _handled in {
     np.sum: "sum", np.prod: "prod", np.mean: "mean", np.var: "var", np.std: "std", np.min: "min", np.max:
