@@ -1,7 +1,12 @@
 """Budgets: as text, and by default."""
 
+import gc
+import weakref
+
+import numpy as np
 import pytest
 
+import prunus as pr
 from prunus.paged import Pager, default_pager, pagers, parse_bytes
 
 
@@ -99,9 +104,55 @@ def test_this_machine_tells_what_is_free():
 
 def test_the_default_pager_is_shared():
     assert default_pager() is default_pager()
-    assert pagers.pick_pager(None, None) is default_pager()
+    assert pagers.pick_pager(None, None) is default_pager()._pager
     own = Pager(1 << 20)
     assert pagers.pick_pager(None, own) is own._pager
     assert pagers.pick_pager("1 MiB", None).budget == 1 << 20
     with pytest.raises(ValueError, match="budget"):
         Pager("nothing")
+
+
+def test_what_users_get_is_the_public_class(tmp_path):
+    path = tmp_path / "a.npy"
+    own = Pager("1 MiB")
+    a = pr.paged.zeros((4, 2), path=path, pager=own)
+    assert a.pager is own
+    assert a.T.pager is own
+    b = pr.paged.open(path, budget="2 MiB")
+    for pager, budget in ((default_pager(), None), (a.pager, 1 << 20), (b.pager, 2 << 20)):
+        assert isinstance(pager, Pager)
+        assert "budget" in repr(pager)
+        assert budget in (None, pager.budget)
+    assert repr(b.pager) == "<prunus.paged.Pager with a budget of 2.0 MiB>"
+    assert b.pager is b.rows(1).pager
+    assert pr.paged.zeros(3).pager is default_pager()
+    with a.pager.record() as plan:
+        a.load()
+    assert len(plan) == 1
+    with b.pager.follow(plan):
+        b.load()
+    assert a.pager.stats()["bytes_read"] >= 0
+
+
+def test_a_pager_lives_while_it_is_held():
+    raw = pagers.new_pager(1 << 20)
+    first = Pager.of(raw)
+    assert Pager.of(raw) is first
+    assert Pager.of(first) is first
+    gone = weakref.ref(first)
+    del first
+    gc.collect()
+    assert gone() is None
+    assert Pager.of(raw).budget == 1 << 20
+
+
+def test_from_file_takes_a_pager_and_its_file(tmp_path):
+    np.arange(6, dtype="f4").tofile(tmp_path / "raw")
+    own = Pager("1 MiB")
+    file = own.open(tmp_path / "raw")
+    a = pr.paged.from_file(file, 8, (2, 2), "f4", pager=own)
+    assert a.load().tolist() == [[2, 3], [4, 5]]
+    assert a.pager is own
+    with own.record() as plan:
+        a.load()
+    assert len(plan) == 1

@@ -24,6 +24,7 @@ from prunus.paged.access import boxes
 from prunus.paged.array import PagedArray
 from prunus.paged.fused import Step, arrange, mask_of
 from prunus.paged.graph import Call, Const, Leaf, Node, Pick
+from prunus.paged.reading import check_file
 from prunus.paged.store import LARGEST, SECTOR
 
 __all__ = ["TILE", "Pass", "Tile", "natural"]
@@ -255,7 +256,7 @@ class Pass:
         Close the generator where it is left early; threads and readers end then.
         """
         for array in {id(a._store): a for _, a in self._leaves}.values():
-            array._store.file.check()
+            check_file(array._store.file)
         cuts = self._boxes()
         first = next(cuts, None)
         if first is None:
