@@ -133,3 +133,10 @@ def test_writes_through_torch_are_seen_by_the_next_product(dtype):
     np.testing.assert_array_equal(W @ x, 2 * before)
     W.to_torch(copy=False).values().fill_(1)
     np.testing.assert_array_equal((W @ x).astype(float), 3)
+
+
+def test_arrays_on_disk_refuse_in_words():
+    a = pr.paged.zeros((2, 2), budget="1 MiB")
+    for convert in (torch.as_tensor, torch.from_dlpack):
+        with pytest.raises((BufferError, TypeError), match=r"\.load\(\)"):
+            convert(a)

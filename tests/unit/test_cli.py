@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 
 import prunus as pr
+import prunus._core
 import prunus.bench
 from helpers import run_python
 from prunus._config import cores
 from prunus._progress import Progress
 from prunus._table import format_table
 from prunus.bench import smollm
-from prunus.cli import _demo, bench, main
+from prunus.cli import _demo, bench, info, main
 
-SMALL = ["--size", "32", "--blocks", "16", "--densities", "50", "--columns", "1", "--dtypes", "float32"]
+SMALL = ["--size", "32", "--blocks", "16", "--densities", "50%", "--columns", "1", "--dtypes", "float32"]
 SMALL += ["--ops", "dsd", "--layout", "wx", "--rounds", "1", "--skip-slow", "--threads", "1"]
 
 
@@ -164,7 +165,7 @@ def test_show_config_tells_why(monkeypatch):
 
 def test_bench_peers(tmp_path, capsys):
     path = tmp_path / "out.csv"
-    arguments = "--size 64 --blocks 16 --densities 25,50 --columns 1,16 --rounds 1 --threads 1 --skip-slow"
+    arguments = "--size 64 --blocks 16 --densities 25%,0.5 --columns 1,16 --rounds 1 --threads 1 --skip-slow"
     # In a process of its own: without threadpoolctl the command starts itself anew.
     done = subprocess.run(
         [sys.executable, "-m", "prunus", "bench", "peers", *arguments.split(), "--csv", str(path)],
@@ -244,7 +245,7 @@ def test_bench_fails_with_a_message():
 def test_bench_overhead():
     peers = [sys.executable, "-m", "prunus", "bench", "peers", "--scaling"]
     done = subprocess.run(
-        [*peers, "--size", "64", "--blocks", "16", "--densities", "50", "--threads", "1,2", "--rounds", "1"],
+        [*peers, "--size", "64", "--blocks", "16", "--densities", "50%", "--threads", "1,2", "--rounds", "1"],
         check=True,
         capture_output=True,
         text=True,
@@ -264,6 +265,7 @@ def test_bench_of_the_predictor_without_the_model(monkeypatch, capsys):
 def test_bench_does_not_know_the_command_line():
     code = """
 import pkgutil, sys
+import prunus._core
 import prunus.bench
 for module in pkgutil.iter_modules(prunus.bench.__path__):
     __import__(f"prunus.bench.{module.name}")
@@ -340,3 +342,47 @@ def test_progress_shows_on_a_terminal_only():
 def test_table_refuses_ragged_rows():
     with pytest.raises(ValueError, match="2 cells"):
         format_table(["a"], [["1", "2"]])
+
+
+# info --io ---------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_measured_and_left_as_it_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(info, "_TEMPORARY", 2 << 20)
+    monkeypatch.setattr(info, "_DEPTHS", (1,))
+    monkeypatch.setattr(info, "_BLOCKS", (4 << 10, 1 << 20))
+    assert main(["info", "--io", str(tmp_path), "--seconds", "0.01"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for access in ("random read", "sequential read", "sequential write", "random 70 % read"):
+        assert any(line.startswith(access) for line in lines), access
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_left_as_it_was_when_measuring_fails(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(5, "the drive is broken")
+
+    monkeypatch.setattr(info, "_TEMPORARY", 1 << 20)
+    monkeypatch.setattr(prunus._core, "measure_io", fail)
+    assert main(["info", "--io", str(tmp_path), "--seconds", "0.01"]) == 1
+    assert "the drive is broken" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("none", "No such file"), ("small", "at least 1048576 bytes"), ("pipe", "expected a file or a folder")],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(tmp_path, capsys, name, told):
+    (tmp_path / "small").write_bytes(bytes(5000))
+    if name == "pipe":
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("no pipes in folders here")
+        os.mkfifo(tmp_path / "pipe")
+    assert main(["info", "--io", str(tmp_path / name)]) == 1
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert line.startswith("python -m prunus: ")
+    assert told in line
+    assert str(tmp_path / name) in line
+    assert not shown.out

@@ -136,7 +136,7 @@ def test_pack_prunes_as_from_dense_does(tmp_path, rng, density, blocksize, dtype
     w[0, 0] = np.nan
     np.save(tmp_path / "w.npy", w)
     command = ["pack", str(tmp_path / "w.npy"), str(tmp_path / "o.safetensors"), "--blocksize", blocksize]
-    command += [] if density is None else ["--density", str(density)]
+    command += [] if density is None else ["--density", f"{density}%"]
     assert main(command + ([] if dtype is None else ["--dtype", dtype])) == 0
     sizes = [int(n) for n in blocksize.split("x")]
     kind = {None: np.float32, "bfloat16": BF16, "float64": np.float64}[dtype]
@@ -202,10 +202,11 @@ def test_pack_gguf(tmp_path, rng, capsys):
 @pytest.mark.parametrize(
     ("wrong", "status"),
     [
-        (["--density", "10"], 1),
+        (["--density", "10%"], 1),
         (["--names", "nothing*"], 1),
         (["--density", "0", "--blocksize", "4"], 2),
-        (["--density", "101", "--blocksize", "4"], 2),
+        (["--density", "101%", "--blocksize", "4"], 2),
+        (["--density", "10", "--blocksize", "4"], 2),
         (["--density", "nan", "--blocksize", "4"], 2),
         (["--blocksize", "0"], 2),
         (["--blocksize", "4x4x4"], 2),
@@ -232,3 +233,78 @@ def test_pack_onto_itself(path, capsys):
     with pr.open(path) as f:
         np.testing.assert_array_equal(f["x"].load(), before)
         assert not f.has_checksums
+
+
+# Endings -----------------------------------------------------------------------------------------------
+
+
+def refused(capsys, command):
+    """Run a command that fails; return the one line that it says."""
+    assert main([str(one) for one in command]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_pack_writes_npy_of_one_dense_tensor(path, tmp_path, capsys, rng):
+    out = tmp_path / "o.npy"
+    assert main(["pack", str(path), str(out), "--names", "x", "--only", "--dtype", "float32"]) == 0
+    assert "left out, as .npy has no place for them: the metadata who" in words(capsys)
+    with pr.open(path) as f:
+        np.testing.assert_array_equal(np.load(out), f["x"].load().astype(np.float32))
+    turned = np.asfortranarray(rng.standard_normal((30, 20)))
+    np.save(tmp_path / "f.npy", turned)
+    assert main(["pack", str(tmp_path / "f.npy"), str(out)]) == 0
+    assert "left out" not in words(capsys)
+    np.testing.assert_array_equal(np.load(out), turned)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ([], "3 tensors"),
+        (["--names", "w", "--only"], "got blocks"),
+        (["--checksums"], "no place for checksums"),
+        (["--blocksize", "8"], "no place for blocks"),
+    ],
+)
+def test_pack_refuses_npy_of_anything_else(path, tmp_path, capsys, more, told):
+    out = tmp_path / "o.npy"
+    line = refused(capsys, ["pack", path, out, *more])
+    assert told in line
+    assert "write .safetensors" in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("end", ["npz", "h5", "pt", "bin", "gguf", "NPZ"])
+def test_pack_refuses_names_of_other_formats(path, tmp_path, capsys, end):
+    out = tmp_path / f"o.{end}"
+    line = refused(capsys, ["pack", path, out])
+    assert ".safetensors" in line
+    assert ".npy" in line
+    assert not out.exists()
+
+
+def test_pack_says_first_that_it_cannot_write(tmp_path, capsys):
+    out = tmp_path / "none" / "o.safetensors"
+    assert str(out) in refused(capsys, ["pack", tmp_path / "neither", out])
+    assert "this is a folder" in refused(capsys, ["pack", tmp_path / "neither", tmp_path])
+
+
+@pytest.mark.parametrize("same", [["0.25", "25%"], ["1", "100%"]])
+def test_a_density_is_a_share_or_per_cent(tmp_path, rng, same):
+    np.save(tmp_path / "w.npy", rng.standard_normal((64, 64)))
+    found = []
+    for density in same:
+        out = tmp_path / "o.safetensors"
+        command = ["pack", str(tmp_path / "w.npy"), str(out), "--blocksize", "8", "--density", density]
+        assert main(command) == 0
+        found.append(pr.open(out)["w"].load())
+    first, second = found
+    assert first.nnzb == second.nnzb == round(64 * float(same[0]))
+    np.testing.assert_array_equal(first.indices, second.indices)
+
+
+def test_per_cent_without_the_sign_are_not_taken_for_a_share(path, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["pack", str(path), str(tmp_path / "o.safetensors"), "--blocksize", "8", "--density", "10"])
+    assert "10 per cent are 10%" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from prunus.cli import _demo_llm, main
 from prunus.llm import Calibration, library
 from support.llama import small
 
-FAST = ["--tokens", "3", "--budget", "192KiB", "--densities", "50", "--rows", "2", "--dtypes", "float32"]
+FAST = ["--tokens", "3", "--budget", "192KiB", "--densities", "50%", "--rows", "2", "--dtypes", "float32"]
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_a_worker_tells_each_token(model):
     reason="needs the demo extra",
 )
 def test_on_the_real_model(capsys):
-    options = ["--layers", "1", "--densities", "10", "--rows", "1,4", "--tokens", "8"]
+    options = ["--layers", "1", "--densities", "10%", "--rows", "1,4", "--tokens", "8"]
     assert main(["demo", *options]) == 0
     out = capsys.readouterr().out
     assert "3 feed-forward weights of 576 x 1536 and 1536 x 576" in out

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import prunus as pr
 from helpers import BF16, layouts, poisoned, sparse
-from prunus.paged import File, PagedBSR, Pager
+from prunus.paged import File, PagedBSR, Pager, budgets
 
 
 @pytest.fixture
@@ -365,3 +365,95 @@ def test_poison_is_seen_where_it_should_be(rng):
     """The helper does what tests above rely on."""
     W = poisoned(sparse(rng, (50, 70), (16, 32), poison=False))
     assert np.isnan(W.data).any()
+
+
+# Names, modes and budgets --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["npz", "h5", "hdf5", "pt", "bin", "gguf", "GGUF", "txt"])
+def test_names_of_other_formats_are_not_written(tmp_path, end):
+    path = tmp_path / f"a.{end}"
+    for write in (
+        lambda: pr.save(path, {"a": np.ones(3)}),
+        lambda: pr.save(os.fsencode(path), {"a": np.ones(3)}),
+        lambda: pr.paged.zeros((3,), path=path),
+        lambda: pr.paged.from_array(np.ones(3), path).save(path),
+    ):
+        with pytest.raises(ValueError, match=r"choose a name that ends in \.safetensors, or in \.npy"):
+            write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_endings_that_mean_nothing_are_free(tmp_path):
+    for name in ("plain", "v1.2", "a.weights"):
+        pr.save(tmp_path / name, {"a": np.ones(3)})
+        assert list(pr.open(tmp_path / name)) == ["a"]
+        assert pr.paged.zeros((3,), path=tmp_path / f"w-{name}").shape == (3,)
+
+
+def test_npy_is_chosen_in_any_case(tmp_path):
+    pr.save(tmp_path / "a.NPY", np.arange(3))
+    np.testing.assert_array_equal(np.load(tmp_path / "a.NPY"), np.arange(3))
+
+
+def test_working_memory_is_not_called_safetensors(tmp_path):
+    path = tmp_path / "a.safetensors"
+    for make in (
+        lambda: pr.paged.empty((3,), path=path),
+        lambda: pr.paged.full((3,), 1.0, path=path),
+        lambda: pr.paged.from_array(np.ones(3), path),
+    ):
+        with pytest.raises(ValueError, match=r"ends in \.npy, or write \.safetensors with pr\.save"):
+            make()
+    assert not path.exists()
+
+
+def test_a_mode_in_the_place_of_the_budget(tmp_path):
+    pr.save(tmp_path / "a.npy", np.ones(3))
+    with pytest.raises(ValueError, match=r"mode='r\+'"):
+        pr.open(tmp_path / "a.npy", "r+")
+    with pytest.raises(ValueError, match=r"pr\.save, or by pr\.paged\.empty or pr\.paged\.zeros"):
+        pr.open(tmp_path / "a.npy", mode="w")
+
+
+def test_a_budget_without_memory_for_it(tmp_path, monkeypatch):
+    pr.save(tmp_path / "a.npy", np.ones(3))
+
+    def none(budget, *_):
+        raise MemoryError(f"out of memory: {budget} bytes could not be allocated")
+
+    monkeypatch.setattr(budgets, "new_pager", none)
+    with pytest.raises(MemoryError, match=r"a budget of 100\.0 GiB.*choose a smaller budget"):
+        pr.open(tmp_path / "a.npy", budget="100 GiB")
+
+
+def test_files_that_are_neither(tmp_path):
+    text = b"hello, these are words and no tensors\n"
+    for name, data, told in (
+        ("a.txt", text, "expected a safetensors or .npy file, this is neither"),
+        ("a", b"x", "expected a safetensors or .npy file, this is neither"),
+        ("a.npy", b"", "expected a safetensors or .npy file, this is empty"),
+        ("a.safetensors", text, "header of at most"),
+        ("b", (20).to_bytes(8, "little") + b'{"a": damaged}'.ljust(20), "JSON"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(pr.FormatError) as raised:
+            pr.open(tmp_path / name)
+        assert told in str(raised.value), raised.value
+        assert str(tmp_path / name) in str(raised.value)
+
+
+def test_folders_without_tensors(tmp_path):
+    with pytest.raises(pr.FormatError, match="got an empty folder"):
+        pr.open(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(pr.FormatError, match=r"1 files of which none ends in \.safetensors"):
+        pr.open(tmp_path)
+
+
+def test_a_missing_folder_is_told_once(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised:
+        pr.save(tmp_path / "none" / "a.npy", np.ones(3))
+    assert str(raised.value).count("[Errno") == 1
+    assert "os error" not in str(raised.value)
+    assert raised.value.filename == str(tmp_path / "none" / "a.npy")

@@ -41,8 +41,8 @@ def numbers(text: str) -> list[int]:
 
 
 def byte_count(text: str) -> int:
-    """Read a number of bytes, such as ``4GiB`` or ``500 MB``."""
-    from prunus.paged.pagers import parse_bytes
+    """Read a number of bytes, such as ``4GiB``, ``64M`` or ``500 MB``."""
+    from prunus.paged.sizes import parse_bytes
 
     try:
         return parse_bytes(text, "it")
@@ -62,10 +62,13 @@ def seconds(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """Read a share above 0 and at most 1."""
-    value = seconds(text)
+    """Read a share above 0 and at most 1, such as ``0.1`` or ``10%``."""
+    number = text.strip()
+    per_cent = number.endswith("%")
+    value = seconds(number.removesuffix("%")) / (100 if per_cent else 1)
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+        hint = f"; {number} per cent are {number}%" if not per_cent and 1 < value <= 100 else ""
+        raise argparse.ArgumentTypeError(f"must be a share above 0 and at most 1, or 100%, got {text}{hint}")
     return value
 
 
@@ -78,14 +81,8 @@ def price(text: str) -> float:
 
 
 def densities(text: str) -> list[float]:
-    """Read per cents, separated by commas, as shares in ascending order."""
-    try:
-        values = sorted(float(part) / 100 for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"not per cents separated by commas: {text!r}") from None
-    if not all(0 < value <= 1 for value in values):
-        raise argparse.ArgumentTypeError(f"densities are per cents above 0, up to 100: {text!r}")
-    return values
+    """Read shares, separated by commas, in ascending order."""
+    return sorted(share(part) for part in text.split(","))
 
 
 def thread_counts(text: str) -> list[int]:

@@ -1,11 +1,12 @@
 """What the commands on files share."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prunus.cli.errors import CommandError
 
-__all__ = ["readable", "refusing"]
+__all__ = ["readable", "refusing", "writable"]
 
 
 @contextmanager
@@ -15,8 +16,25 @@ def refusing() -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, TypeError, FloatingPointError, PrunusError) as error:
-        raise CommandError(str(error)) from error
+    except (OSError, ValueError, TypeError, FloatingPointError, MemoryError, PrunusError) as error:
+        raise CommandError(str(error) or type(error).__name__) from error
+
+
+def writable(path: str) -> None:
+    """Raise OSError if a file cannot be written there: said before the work whose result it takes.
+
+    Raises
+    ------
+    OSError
+        If it is a folder, or the folder that it is to be in is missing or takes no files.
+    """
+    if os.path.isdir(path):
+        raise IsADirectoryError(21, "expected the name of a file, this is a folder", path)
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(2, "there is no folder to write this file into", path)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(13, "the folder takes no files", path)
 
 
 def readable(text: str) -> str:

@@ -35,7 +35,12 @@ def add(commands: Commands) -> None:
     arg = peers.add_argument
     arg("--size", type=number, default=4096, help="height and width of W (default: %(default)s)")
     arg("--blocks", type=numbers, default="16,32,64", help="block sizes (default: %(default)s)")
-    arg("--densities", type=densities, default="5,10,30,50", help="per cents (default: %(default)s)")
+    arg(
+        "--densities",
+        type=densities,
+        default="5%,10%,30%,50%",
+        help="shares of blocks, such as 0.05 or 5%% (default: %(default)s)",
+    )
     arg("--columns", type=numbers, default="1,16,128,512", help="columns N of X (default: %(default)s)")
     dtypes = choices("float32", "bfloat16", "float64", "float16")
     arg("--dtypes", type=dtypes, default="float32,bfloat16", help="types (default: %(default)s)")

@@ -50,8 +50,8 @@ def add(commands: Commands) -> None:
     arg("--budget", type=byte_count, default="64MiB", help="memory for weights (default: %(default)s)")
     arg("--keep", type=share, default=0.6, help="share of hidden units kept (default: %(default)s)")
     arg("--tokens", type=number, default=48, help="tokens to generate (default: %(default)s)")
-    kept = "per cents of blocks kept (default: %(default)s)"
-    arg("--densities", type=densities, default="10,30", help=kept)
+    kept = "shares of blocks kept, such as 0.1 or 10%% (default: %(default)s)"
+    arg("--densities", type=densities, default="10%,30%", help=kept)
     arg("--block", type=number, default=32, help="height and width of a block (default: %(default)s)")
     arg("--rows", type=numbers, default="1,64", help="embedding rows multiplied (default: %(default)s)")
     dtypes = choices("float32", "bfloat16")

@@ -1,8 +1,14 @@
 """``python -m prunus info``: what this machine has, and how fast it is."""
 
 import argparse
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prunus.cli._arguments import Commands, price, seconds
+from prunus.cli._files import readable, refusing
+from prunus.cli.errors import CommandError
 
 __all__ = ["add", "run"]
 
@@ -10,6 +16,7 @@ _READS = ("random read", "sequential read")
 _WRITES = ("sequential write", "random 70 % read, 30 % write")
 _BLOCKS = (4 << 10, 16 << 10, 64 << 10, 128 << 10, 1 << 20)
 _DEPTHS = (1, 4, 16, 64)
+_TEMPORARY = 64 << 20  # bytes of the file that stands for a folder's drive
 _DTYPES = ("float32", "float64", "bfloat16", "float16", "int8")
 
 
@@ -29,8 +36,8 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--io",
         metavar="PATH",
-        help="measure the drive under a file that is there instead: direct reads of it, writes of a scratch "
-        "file beside it",
+        help="measure the drive under a file (of 1 MiB or more) or a folder instead: direct reads of the "
+        "file, in a folder of a temporary one of 64 MiB, and writes of a scratch file beside it",
     )
     command.add_argument(
         "--price",
@@ -45,7 +52,8 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the configuration and the table of measurements, or what a drive gives."""
     if options.io is not None:
-        print(_drive(options.io, options.seconds, options.price))
+        with refusing(), _file(options.io) as path:
+            print(_drive(path, options.seconds, options.price))
         return 0
     from prunus._config import show_config
 
@@ -54,6 +62,30 @@ def run(options: argparse.Namespace) -> int:
         print()
         print(_measurements(options.seconds))
     return 0
+
+
+@contextmanager
+def _file(path: str) -> Iterator[str]:
+    """Return a file that can be measured: what was named or, of a folder, a temporary one in it."""
+    if not os.path.isdir(path):
+        size = os.stat(path).st_size
+        if not os.path.isfile(path):
+            raise CommandError(f"{readable(path)}: expected a file or a folder, got a device, pipe or socket")
+        if size < max(_BLOCKS):
+            raise CommandError(
+                f"{readable(path)}: expected a file of at least {max(_BLOCKS)} bytes, the largest block that "
+                f"is read, got {size}; a folder is measured by a temporary file in it"
+            )
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix=".prunus-io-", dir=path) as folder:
+        name = os.path.join(folder, "measured")
+        with open(name, "wb") as file:
+            for _ in range(_TEMPORARY // max(_BLOCKS)):  # written, and with no two alike: drives know zeros
+                file.write(os.urandom(max(_BLOCKS)))
+            file.flush()
+            os.fsync(file.fileno())
+        yield name
 
 
 def _drive(path: str, seconds: float, price: float | None) -> str:

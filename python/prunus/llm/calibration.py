@@ -107,6 +107,14 @@ class Calibration:
     def __init__(self, sizes: tuple[int, int, int], arrays: dict[str, Array], rank: int) -> None:
         self.sizes, self._arrays, self.rank = sizes, arrays, rank
 
+    def __repr__(self) -> str:
+        layers, units, inputs = self.sizes
+        guesses = f"predictors of rank {self.rank}" if self.rank else "no predictors"
+        return (
+            f"<prunus.llm.Calibration of {layers} layers of {units} hidden units and {inputs} inputs, "
+            f"{guesses}>"
+        )
+
     def check(self, config: Config) -> None:
         """Raise ValueError unless it belongs to a model of these sizes."""
         own = (config.num_hidden_layers, config.intermediate_size, config.hidden_size)

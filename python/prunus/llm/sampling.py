@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
 from prunus._dtypes import Array
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "check_seed"]
+
+
+def check_seed(seed: Any) -> int | None:
+    """Return a seed of random numbers, or None where there is none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no integer, or negative.
+    """
+    if seed is None:
+        return None
+    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, Integral):
+        raise TypeError(f"seed must be an integer or None, got {type(seed).__name__}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    return int(seed)
 
 
 class Sampler:
@@ -29,9 +46,10 @@ class Sampler:
     Raises
     ------
     TypeError
-        If ``temperature`` or ``top_p`` is no number.
+        If ``temperature`` or ``top_p`` is no number, or ``seed`` no integer.
     ValueError
-        If ``temperature`` is negative or not finite, or ``top_p`` is not above 0 and at most 1.
+        If ``temperature`` is negative or not finite, ``top_p`` is not above 0 and at most 1, or ``seed`` is
+        negative.
     """
 
     def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> None:
@@ -44,7 +62,7 @@ class Sampler:
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {top_p!r}")
         self.temperature, self.top_p = float(temperature), float(top_p)
-        self._random = np.random.default_rng(seed)
+        self._random = np.random.default_rng(check_seed(seed))
 
     def pick(self, logits: Array) -> int:
         """Return the next token for logits (vocabulary,).

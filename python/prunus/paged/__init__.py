@@ -9,8 +9,9 @@ from prunus.paged.checksums import ChecksumError, Mismatch
 from prunus.paged.expr import PagedExpr
 from prunus.paged.files import File
 from prunus.paged.layers import PagedFFN
-from prunus.paged.pagers import Pager, default_pager, parse_bytes
+from prunus.paged.pagers import Pager, default_pager
 from prunus.paged.plans import Plan, follow, record
+from prunus.paged.sizes import parse_bytes
 from prunus.paged.sparse import PagedBSR
 from prunus.paged.working import empty, from_array, full, open, zeros
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final, Self
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import DTypeLike
 
 from prunus._dtypes import Array, DType, as_dtype
@@ -16,11 +17,12 @@ from prunus._errors import PrunusError
 from prunus._trace import span
 from prunus.paged.access import Selection
 from prunus.paged.indexing import NEW, Index, Whole, parse
-from prunus.paged.operators import InPlace
-from prunus.paged.pagers import default_pager
-from prunus.paged.reading import reading
+from prunus.paged.operators import InPlace, Operators
+from prunus.paged.pagers import Pager, compiled, default_pager
+from prunus.paged.reading import check_file, reading
 from prunus.paged.reducible import Reducible
 from prunus.paged.store import Store, choose_page
+from prunus.paged.values import converted
 
 __all__ = ["PagedArray", "from_file"]
 
@@ -31,8 +33,11 @@ _ITERATED: Final = 4 << 20  # bytes that iterating over rows reads at a time
 class PagedArray(InPlace, Reducible):
     """An array in a file, read and written through a pager; made by ``pr.open`` and ``pr.paged``.
 
-    Indexing returns ndarrays and reads the pages it touches; NumPy's functions return a ``PagedExpr`` or,
-    where they reduce, values. Views (``T``, ``reshape``, ``rows``) share the file's bytes.
+    Indexing returns ndarrays and reads the pages it touches, slices included: ``a.rows(begin, end)`` is the
+    slice that reads nothing yet. NumPy's functions return a ``PagedExpr`` or, where they reduce, values.
+    Views (``T``, ``reshape``, ``rows``) share the file's bytes. Medians, quantiles and
+    percentiles are exact up to 65536 values along the axes; above that their rank is off by about 0.02 %, and
+    rarely by more than four times that.
     """
 
     __slots__ = ("__weakref__", "_perm", "_start", "_store", "_stored", "dtype", "shape")
@@ -56,7 +61,7 @@ class PagedArray(InPlace, Reducible):
 
     @property
     def path(self) -> str:
-        """The file's path."""
+        """The file's path; a temporary array's, which ``repr`` calls unlinked, is no longer there."""
         return os.fsdecode(self._store.file.path)
 
     @property
@@ -65,9 +70,9 @@ class PagedArray(InPlace, Reducible):
         return self._store.writable
 
     @property
-    def pager(self) -> Any:
+    def pager(self) -> Pager:
         """The pager whose budget of memory this array uses."""
-        return self._store.pager
+        return Pager.of(self._store.pager)
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -82,7 +87,27 @@ class PagedArray(InPlace, Reducible):
     def __repr__(self) -> str:
         label = f"{self.name!r} in " if self.name else ""
         mode = "" if self.writable else ", read-only"
+        if self._closed:
+            mode += ", closed"
+        elif os.path.isabs(self.path) and not os.path.exists(self.path):
+            mode += " (unlinked)"
         return f"<PagedArray {self.shape} {self.dtype}, {label}{self.path!r}{mode}>"
+
+    @property
+    def _closed(self) -> bool:
+        """Whether the file is closed."""
+        try:
+            self._store.file.check()
+        except OSError as error:  # changed under our feet, but open
+            return error.errno == errno.EBADF
+        except ValueError:
+            return True
+        return False
+
+    def _check_open(self) -> None:
+        """Raise ValueError, naming the file, if it is closed."""
+        if self._closed:
+            raise ValueError(f"{self.path}: the file is closed")
 
     # Views ---------------------------------------------------------------------------------------------
 
@@ -141,6 +166,27 @@ class PagedArray(InPlace, Reducible):
         if backwards:
             return self._view(self._start, tuple(sizes[::-1]), perm[::-1])
         return self._view(self._start, tuple(sizes), perm)
+
+    def ravel(self, order: str = "C") -> PagedArray:
+        """Return a view of one dimension; see :meth:`reshape`."""
+        return self.reshape(-1, order=order)
+
+    def squeeze(self, axis: int | tuple[int, ...] | None = None) -> PagedArray:
+        """Return a view without axes of length 1, or without those that are named.
+
+        Raises
+        ------
+        ValueError
+            If a named one is longer.
+        """
+        gone = [n for n, size in enumerate(self.shape) if size == 1]
+        if axis is not None:
+            gone = list(normalize_axis_tuple(axis, self.ndim))
+        if any(self.shape[n] != 1 for n in gone):
+            raise ValueError("cannot select an axis to squeeze out which has size not equal to one")
+        kept = sorted(self._perm[n] for n in range(self.ndim) if n not in gone)
+        perm = tuple(kept.index(self._perm[n]) for n in range(self.ndim) if n not in gone)
+        return self._view(self._start, tuple(self._stored[k] for k in kept), perm)
 
     def rows(self, start: int, stop: int | None = None) -> PagedArray:
         """Return a view of rows ``start`` to ``stop`` (as a slice has them) of the first axis.
@@ -211,18 +257,24 @@ class PagedArray(InPlace, Reducible):
             return compress(masked, self)
         index = parse(key, self.shape)
         selection = self._select(index)
-        with span("getitem") as at:
-            if at:
-                with reading(at, [self._store]):
+        try:
+            with span("getitem") as at:
+                if at:
+                    with reading(at, [self._store]):
+                        found = selection.read()
+                else:
                     found = selection.read()
-            else:
-                found = selection.read()
+        except ValueError:
+            self._check_open()  # whose message says which file
+            raise
         return found[()] if index.scalar else found
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._check_writable()
         from prunus.paged.expr import PagedExpr, assign
 
+        if not isinstance(value, Operators):
+            value = converted(value, self.dtype)
         masked = _mask(key)
         if masked is not None and masked.shape == self.shape and np.ndim(value) == 0:
             assign(self, np.where(masked, value, self).astype(self.dtype))
@@ -247,24 +299,31 @@ class PagedArray(InPlace, Reducible):
         self._store.wrote()
         try:
             self._select(index, exact=True).write(values)
+        except ValueError:
+            self._check_open()
+            raise
         finally:
             self._store.wrote()
 
     def _check_writable(self) -> None:
         if not self._store.writable:
             raise ValueError(
-                f"{self!r} cannot be written; open a .npy file with pr.paged.open(path, mode='r+') for that"
+                f"{self!r} cannot be written; open its file with pr.open(path, mode='r+') for that"
             )
 
     def load(self) -> Array:
         """Return all values as an ndarray, in the order in which they are stored."""
-        self._store.file.check()
+        check_file(self._store.file)
         full = Index(tuple(Whole(0, 1, n) for n in self.shape), None, tuple(range(self.ndim)), False)
         return self._select(full).read()
 
     def prefetch(self, key: Any = ...) -> None:
         """Have the pager fetch what ``a[key]`` would read; returns at once."""
-        self._select(parse(key, self.shape)).prefetch()
+        try:
+            self._select(parse(key, self.shape)).prefetch()
+        except ValueError:
+            self._check_open()
+            raise
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over the first axis; rows are read some at a time."""
@@ -277,10 +336,6 @@ class PagedArray(InPlace, Reducible):
 
     def __contains__(self, value: Any) -> bool:
         return bool((self == value).any())
-
-    def astype(self, dtype: DTypeLike | str, casting: str = "unsafe") -> Any:
-        """Return the values in another dtype, as a ``PagedExpr``: nothing is read yet."""
-        return super().astype(dtype, casting)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the values to a new .npy file, or whatever ``pr.save`` makes of the name; atomic."""
@@ -296,13 +351,25 @@ class PagedArray(InPlace, Reducible):
         OSError
             If the disk did not take it.
         """
+        self._check_open()
         if self.writable:
             self._store.segment.flush()
 
     def close(self) -> None:
-        """Flush, and close the file; the array and its views cannot be used afterwards."""
-        self.flush()
-        self._store.file.close()
+        """Flush, and close the file; the array and its views cannot be used afterwards.
+
+        Closing it again does nothing. ``with pr.open(path) as a`` closes it at the end.
+        """
+        if not self._closed:
+            self.flush()
+            self._store.file.close()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def append(self, rows: Any) -> None:
         """Add rows at the end of the first axis; the file grows.
@@ -312,16 +379,20 @@ class PagedArray(InPlace, Reducible):
         Parameters
         ----------
         rows : array_like or PagedArray or PagedExpr, shape (n, *a.shape[1:])
-            What to add; converted to the array's dtype as in an assignment.
+            What to add. Python numbers are converted to the array's dtype as in an assignment; arrays are
+            cast as ``np.concatenate(..., dtype=a.dtype)`` does.
 
         Raises
         ------
         PrunusError
             If the file holds more than this array, or the array is a view or in Fortran order.
-        ValueError
-            If the shapes do not fit.
+        TypeError
+            If the values are of a kind that is not cast, as floats for integers.
+        OverflowError, ValueError
+            If Python numbers are out of the dtype's range, or the shapes do not fit.
         """
         self._check_writable()
+        self._check_open()
         from prunus.paged.working import append
 
         append(self, rows)
@@ -375,7 +446,7 @@ def _unpickle(place: tuple[Any, ...], view: tuple[Any, ...], identity: tuple[int
     if identity != ((state.st_dev, state.st_ino) if writable else (state.st_size, state.st_mtime_ns)):
         raise OSError(errno.ESTALE, "the file was replaced or changed since the array was pickled", path)
     dtype = as_dtype("bfloat16") if dtype_name == "bfloat16" else np.dtype(dtype_str)
-    pager = default_pager()
+    pager = compiled(default_pager())
     file = pager.open(path, "r+" if writable else "r")
     page = choose_page(stored, dtype, writable, pager.budget)
     store = Store(pager, file, begin, nbytes, page, writable, name, header)
@@ -435,8 +506,7 @@ def from_file(
     sizes = tuple(int(n) for n in shape)
     if any(n < 0 for n in sizes):
         raise PrunusError(f"shape {sizes} of {name or 'an array'} has a negative size")
-    if pager is None:
-        pager = default_pager()
+    pager = compiled(default_pager() if pager is None else pager)
     stored = sizes[::-1] if fortran else sizes
     if page is None:
         page = choose_page(stored, kind, writable, pager.budget)

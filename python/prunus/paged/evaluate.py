@@ -24,8 +24,10 @@ from prunus.paged.access import boxes
 from prunus.paged.array import PagedArray
 from prunus.paged.fused import Step, arrange, mask_of
 from prunus.paged.graph import Call, Const, Leaf, Node, Pick
+from prunus.paged.reading import check_file
+from prunus.paged.store import LARGEST, SECTOR
 
-__all__ = ["TILE", "Pass", "Tile"]
+__all__ = ["TILE", "Pass", "Tile", "natural"]
 
 TILE = 1 << 16
 _JOB: Final = 16  # tiles of a job, at most
@@ -47,6 +49,8 @@ class Stream:
 
     def __init__(self, array: PagedArray, panel: int) -> None:
         begin = array._start
+        if panel % SECTOR:  # the sectors that a panel begins and ends in are in its frame too
+            panel = min(panel, LARGEST)
         self._reader = array._store.segment.reader(begin, begin + array.nbytes, panel)
         self._panel: Array = np.empty(0, np.uint8)
         self._at = 0
@@ -118,6 +122,14 @@ def _clip(shape: tuple[int, ...], box: Box) -> Box:
     return tuple(slice(0, 1) if n == 1 else part for n, part in zip(shape, own, strict=True))
 
 
+def natural(arrays: Sequence[PagedArray], ndim: int) -> tuple[int, ...]:
+    """Return the axes, slowest first, as the largest of some arrays has them; they broadcast to ``ndim``."""
+    if not arrays:
+        return tuple(range(ndim))
+    leaf = max(arrays, key=lambda a: a.nbytes)._expand(ndim)
+    return tuple(leaf._perm.index(k) for k in range(ndim))
+
+
 class Pass:
     """An evaluation of some expressions, all over one shape, in one reading of their sources.
 
@@ -144,7 +156,7 @@ class Pass:
         self._keep = list(roots)
         self._roots = [self._compile(root) for root in roots]
         if order is None:
-            order = self._natural()
+            order = natural([a for _, a in self._leaves], len(self.shape))
         self.order = order
         self._program = arrange(self._steps, self._roots, self.shape)
         self._sources = [(slot, _Source(a, self.shape, order)) for slot, a in self._leaves]
@@ -187,15 +199,6 @@ class Pass:
 
     def _slot(self, node: Node) -> int:
         return self._slots[node.key if isinstance(node, Leaf) else id(node)]
-
-    def _natural(self) -> tuple[int, ...]:
-        """Return the axes' order in the largest source."""
-        nd = len(self.shape)
-        if not self._leaves:
-            return tuple(range(nd))
-        largest = max((a for _, a in self._leaves), key=lambda a: a.nbytes)
-        leaf = largest._expand(nd)
-        return tuple(leaf._perm.index(k) for k in range(nd))
 
     # Running -------------------------------------------------------------------------------------------
 
@@ -253,7 +256,7 @@ class Pass:
         Close the generator where it is left early; threads and readers end then.
         """
         for array in {id(a._store): a for _, a in self._leaves}.values():
-            array._store.file.check()
+            check_file(array._store.file)
         cuts = self._boxes()
         first = next(cuts, None)
         if first is None:

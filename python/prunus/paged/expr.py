@@ -247,6 +247,7 @@ def assign(target: PagedArray, source: Any) -> None:
     ValueError
         If the shapes do not broadcast.
     """
+    target._check_open()
     node, stamps = _value(source)
     check(stamps)
     if np.broadcast_shapes(node.shape, target.shape) != target.shape:

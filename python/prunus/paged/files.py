@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, Self, SupportsIndex, TypeAlias
 from prunus._dtypes import DType
 from prunus._errors import FormatError, PrunusError
 from prunus.paged.array import PagedArray, from_file
+from prunus.paged.budgets import pick
 from prunus.paged.checksums import Checksums, Mismatch
 from prunus.paged.headers import (
     CHECKSUMS,
@@ -25,7 +26,7 @@ from prunus.paged.headers import (
     read_npy,
 )
 from prunus.paged.layers import PagedFFN
-from prunus.paged.pagers import panel_of, pick_pager
+from prunus.paged.pagers import panel_of
 from prunus.paged.shards import find_shards, is_index
 from prunus.paged.sparse import PagedBSR
 
@@ -322,9 +323,12 @@ def open_file(
     array([0., 1., 0.], dtype=float32)
     """
     if mode not in _MODES:
-        raise ValueError(f"mode must be 'r' or 'r+', got {mode!r}")
+        raise ValueError(
+            f"mode must be 'r' or 'r+', got {mode!r}; new files are made by pr.save, or by pr.paged.empty or "
+            "pr.paged.zeros to be written piece by piece"
+        )
     text = os.fsdecode(path)
-    using = pick_pager(budget, pager)
+    using = pick(budget, pager)
     if os.path.isdir(text) or is_index(text):
         files, index = find_shards(text)
         return _open_safetensors(text, using, files, index, mode, verify)
@@ -334,7 +338,7 @@ def open_file(
         if other is not None:
             raise FormatError(f"{text}: expected a safetensors or .npy file, this is {other}")
         if not is_npy(file):
-            return _file_of(text, using, [Part(file, read_header(file))], None, mode, verify)
+            return _file_of(text, using, [Part(file, _header_of(text, file))], None, mode, verify)
         if verify:
             raise FormatError(f"{text}: an .npy file has no checksums")
         tensor, fortran = read_npy(file)
@@ -353,6 +357,20 @@ def open_file(
     except BaseException:
         file.close()
         raise
+
+
+def _header_of(path: str, file: Any) -> Header:
+    """Read a file's header; one that neither is nor is called a safetensors file is told to be none."""
+    try:
+        return read_header(file)
+    except FormatError as error:
+        start = file.read(0, min(9, file.size))
+        # What has a header of a size that fits is a damaged file of this format, whatever its name.
+        fits = len(start) == 9 and int.from_bytes(start[:8], "little") <= file.size - 8 and start[8:] == b"{"
+        if fits or path.lower().endswith(".safetensors"):
+            raise
+        what = "is neither" if file.size else "is empty"
+        raise FormatError(f"{path}: expected a safetensors or .npy file, this {what}") from error
 
 
 def _open_regular(pager: Any, path: str, mode: str) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 
 from prunus import ops
 from prunus._arrays import is_array_like, is_scipy
-from prunus._dtypes import DType
+from prunus._dtypes import Array, DType
 from prunus._storage import BlockStorage
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prunus._mask import BlockMask
     from prunus.paged.sparse import PagedBSR
 
-__all__ = ["Multiplying", "PagedTranspose"]
+__all__ = ["Multiplying", "PagedTranspose", "refusal"]
 
 
 def _is_operand(value: Any) -> bool:
@@ -25,6 +25,14 @@ def _is_operand(value: Any) -> bool:
     if is_scipy(value):
         raise TypeError("a SciPy sparse array is not converted behind your back; wrap it with pr.BSR(...)")
     return type(value).__module__.startswith("prunus.paged.") or is_array_like(value)
+
+
+def refusal(name: str) -> str:
+    """Return what a NumPy function says that does not take block-sparse arrays on disk."""
+    return (
+        f"np.{name} is not supported for a block-sparse array on disk: products run as W @ x, x @ W or "
+        "pr.matmul(W, x); for the rest call .load() or .toarray() first"
+    )
 
 
 class Multiplying:
@@ -56,6 +64,21 @@ class Multiplying:
             )
         a, b = inputs
         return ops.matmul(a, b, out=out[0] if isinstance(out, tuple) else out, dtype=dtype)
+
+    def __array_function__(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is np.dot:
+            return ops.matmul(*args, **kwargs)
+        if func in (np.shape, np.ndim):
+            return getattr(args[0], func.__name__)
+        raise TypeError(refusal(func.__name__))
+
+    def toarray(self) -> Array:
+        """Return the array as a dense one in memory, zeros and all; ``load`` keeps it block-sparse."""
+        return self.load().toarray()
+
+    def load(self) -> BSR:
+        """Return the array in memory."""
+        raise NotImplementedError
 
     def _refuse(self, other: Any = None) -> Any:
         raise TypeError("a block-sparse array on disk has products only; call .load() for the rest")
@@ -140,7 +163,9 @@ class PagedTranspose(Multiplying):
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         """Refuse: nothing is read or densified behind the user's back."""
-        raise TypeError("a block-sparse array on disk is not made dense implicitly; use .load().toarray()")
+        raise TypeError(
+            "a block-sparse array on disk is not made dense implicitly; call .load() or .toarray()"
+        )
 
     def __repr__(self) -> str:
         return f"<transpose of {self._of!r}>"

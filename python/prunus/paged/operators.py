@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 
 from prunus._arrays import is_array_like
-from prunus._dtypes import Array, DType
+from prunus._dtypes import Array, DType, as_dtype
 from prunus._storage import BlockStorage
 
 __all__ = ["InPlace", "Operators"]
@@ -65,7 +66,7 @@ class Operators:
     __floordiv__, __rfloordiv__ = _binary(np.floor_divide)
     __mod__, __rmod__ = _binary(np.remainder)
     __divmod__, __rdivmod__ = _binary(np.divmod)
-    __pow__, __rpow__ = _binary(np.power)
+    _, __rpow__ = _binary(np.power)
     __lshift__, __rlshift__ = _binary(np.left_shift)
     __rshift__, __rrshift__ = _binary(np.right_shift)
     __and__, __rand__ = _binary(np.bitwise_and)
@@ -82,6 +83,12 @@ class Operators:
     __pos__ = _unary(np.positive)
     __abs__ = _unary(np.absolute)
     __invert__ = _unary(np.invert)
+
+    def __pow__(self, other: Any) -> Any:
+        # NumPy's operator squares where the exponent is 2, which for booleans is another dtype.
+        if self.dtype == bool and type(other) is int and other == 2:
+            return np.square(self)
+        return np.power(self, other) if _is_operand(other) else NotImplemented
 
     # What follows from shape and dtype -----------------------------------------------------------------
 
@@ -183,6 +190,10 @@ class Operators:
     def __dlpack__(self, **_: Any) -> NoReturn:
         raise BufferError("values on disk have no memory to share; call .load() and pass the ndarray")
 
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return the host's number, so that who asks goes on to what refuses in words."""
+        return 1, 0
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         from prunus.paged.protocols import array_ufunc
 
@@ -195,8 +206,10 @@ class Operators:
 
     # Shape and dtype -----------------------------------------------------------------------------------
 
-    def astype(self, dtype: Any, casting: str = "unsafe") -> Any:
+    def astype(self, dtype: Any, casting: str = "unsafe", copy: bool = True) -> Any:
         """Return the values in another dtype, as an expression: nothing is read yet.
+
+        With ``copy=False`` an array that has the dtype already is returned itself.
 
         Raises
         ------
@@ -205,7 +218,36 @@ class Operators:
         """
         from prunus.paged.expr import astype
 
-        return astype(self, dtype, casting)
+        return self if not copy and as_dtype(dtype) == self.dtype else astype(self, dtype, casting)
+
+    def transpose(self, *axes: Any) -> Any:
+        """Return the same values with the axes in another order."""
+        raise NotImplementedError
+
+    def swapaxes(self, axis1: int, axis2: int) -> Any:
+        """Return the same values with two axes exchanged; see ``numpy.swapaxes``."""
+        order = list(range(self.ndim))
+        first = normalize_axis_index(axis1, self.ndim, "axis1")
+        second = normalize_axis_index(axis2, self.ndim, "axis2")
+        order[first], order[second] = second, first
+        return self.transpose(order)
+
+    @property
+    def mT(self) -> Any:  # noqa: N802 - NumPy's name
+        """The transposes of the matrices in the last two axes.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two axes.
+        """
+        if self.ndim < 2:
+            raise ValueError("matrix transpose with ndim < 2 is undefined")
+        return self.swapaxes(-1, -2)
+
+    def take(self, indices: Any, axis: int | None = None, out: Any = None, mode: str = "raise") -> Any:
+        """Return entries along an axis, or in C order, in memory; see ``numpy.take``."""
+        return np.take(self, indices, axis, out, mode)  # type: ignore[call-overload]
 
     @property
     def real(self) -> Any:
@@ -251,3 +293,10 @@ class InPlace(Operators):
     __iand__ = _in_place(np.bitwise_and)
     __ior__ = _in_place(np.bitwise_or)
     __ixor__ = _in_place(np.bitwise_xor)
+
+    def __imatmul__(self, other: Any) -> Any:
+        if not _is_operand(other) and not hasattr(other, "__rmatmul__"):
+            return NotImplemented
+        from prunus.paged.products import assign_product
+
+        return assign_product(self, other)  # type: ignore[arg-type]

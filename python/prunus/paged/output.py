@@ -39,6 +39,8 @@ class Output:
         if os.path.isdir(self._path):
             raise IsADirectoryError(21, "expected the name of a file, this is a folder", path)
         self._folder = os.path.dirname(self._path)
+        if not os.path.isdir(self._folder):  # said of the file's own name, before anything is made ready
+            raise FileNotFoundError(2, "there is no folder to write this file into", path)
         # Not made from the file's name, which may be as long as a name can be.
         self._temporary = os.path.join(self._folder, f".prunus-{secrets.token_hex(8)}.tmp")
         self._size = size

@@ -7,8 +7,8 @@ A process has one default pager. Its budget is a quarter of the memory that was 
 from __future__ import annotations
 
 import os
-import re
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, SupportsIndex
@@ -16,6 +16,7 @@ from typing import Any, Final, SupportsIndex
 from prunus import _core
 from prunus._errors import PrunusError
 from prunus.paged.plans import Following, Plan, Recording, follow, record
+from prunus.paged.sizes import parse_bytes
 
 __all__ = ["Pager", "default_pager", "new_pager", "panel_of", "parse_bytes", "pick_pager", "set_backend"]
 
@@ -25,54 +26,9 @@ _SECTOR: Final = 4096
 _PANEL: Final = 1 << 20
 _FALLBACK: Final = 1 << 30  # where the system does not tell what is free
 _LOCK: Final = threading.Lock()
-_UNITS: Final = {
-    unit: scale
-    for power, letter in enumerate(("", "K", "M", "G", "T"))
-    for unit, scale in ((f"{letter}B", 1000**power), (f"{letter}iB", 1024**power))
-} | {"": 1}
+_FACES: Final = threading.Lock()  # of its own: default_pager holds the other one
+_KNOWN: Final[weakref.WeakValueDictionary[int, Pager]] = weakref.WeakValueDictionary()
 _state: dict[str, Any] = {"backend": getattr(_core, "Pager", None), "pager": None}
-
-
-def parse_bytes(size: SupportsIndex | str, name: str = "budget") -> int:
-    """Return a number of bytes that is given as such, or as text with a unit.
-
-    Parameters
-    ----------
-    size : int or str
-        ``4096``, ``"512 MiB"`` (1024-based), ``"2 GB"`` (1000-based), ``"1.5GiB"``.
-    name : str
-        The argument's name, for messages.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is neither, or below 1.
-
-    Examples
-    --------
-    >>> parse_bytes("512 MiB"), parse_bytes("1.5 GB"), parse_bytes(4096)
-    (536870912, 1500000000, 4096)
-    """
-    if isinstance(size, str):
-        found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", size, re.ASCII)
-        units = {unit.lower(): scale for unit, scale in _UNITS.items()}
-        if found is None or found[2].lower() not in units:
-            raise ValueError(
-                f'{name} must be a number of bytes with or without a unit, such as "512 MiB" or "2 GB", '
-                f"got {size!r}"
-            )
-        scale = units[found[2].lower()]
-        count = int(float(found[1]) * scale) if "." in found[1] else int(found[1]) * scale
-    else:
-        try:
-            count = size.__index__()
-        except AttributeError:
-            raise TypeError(
-                f'{name} must be bytes as a whole number or text such as "512 MiB", got {size!r}'
-            ) from None
-    if not 1 <= count <= 2**63 - 1:
-        raise ValueError(f"{name} must be from 1 to 2**63 - 1 bytes, got {size!r}")
-    return count
 
 
 def free_memory() -> int | None:
@@ -161,12 +117,16 @@ def new_pager(budget: int, io: str | None = None, depth: int | None = None) -> A
     return backend(budget, **more)
 
 
-def default_pager() -> Any:
-    """Return the process's shared pager; its budget is settled at first use, see :func:`default_budget`."""
+def default_pager() -> Pager:
+    """Return the process's shared pager; its budget is settled at first use.
+
+    That is a quarter of the memory that is free then, and at least 64 MiB.
+    """
     with _LOCK:
         if _state["pager"] is None:
-            _state["pager"] = new_pager(default_budget())
-        return _state["pager"]
+            _state["pager"] = Pager.of(new_pager(default_budget()))
+        found: Pager = _state["pager"]
+        return found
 
 
 def panel_of(pager: Any) -> int:
@@ -176,7 +136,7 @@ def panel_of(pager: Any) -> int:
 
 
 def pick_pager(budget: SupportsIndex | str | None, pager: Any) -> Any:
-    """Return the pager that a call's ``budget=`` and ``pager=`` mean.
+    """Return the pager that a call's ``budget=`` and ``pager=`` mean, as it was compiled.
 
     Raises
     ------
@@ -184,9 +144,14 @@ def pick_pager(budget: SupportsIndex | str | None, pager: Any) -> Any:
         If both are given, or the budget is no number of bytes.
     """
     if pager is None:
-        return default_pager() if budget is None else new_pager(parse_bytes(budget))
+        return default_pager()._pager if budget is None else new_pager(parse_bytes(budget))
     if budget is not None:
         raise ValueError("budget= makes a new pager and pager= names one: expected only one of them")
+    return compiled(pager)
+
+
+def compiled(pager: Any) -> Any:
+    """Return what a :class:`Pager` holds; stores and files know that alone."""
     return pager._pager if isinstance(pager, Pager) else pager
 
 
@@ -203,12 +168,45 @@ class Pager:
         How many requests are in flight at most.
     """
 
-    __slots__ = ("_pager",)
+    __slots__ = ("__weakref__", "_pager")
 
     def __init__(
         self, budget: SupportsIndex | str | None = None, io: str | None = None, depth: int | None = None
     ) -> None:
         self._pager = new_pager(default_budget() if budget is None else parse_bytes(budget), io, depth)
+        _KNOWN[id(self._pager)] = self
+
+    @classmethod
+    def of(cls, pager: Any) -> Pager:
+        """Return the one object of this class that stands for a compiled pager."""
+        if isinstance(pager, cls):
+            return pager
+        with _FACES:
+            found = _KNOWN.get(id(pager))
+            if found is None:
+                found = cls.__new__(cls)
+                found._pager = pager  # held, so that its id is no other's while this object lives
+                _KNOWN[id(pager)] = found
+            return found
+
+    def open(self, path: str | os.PathLike[str], mode: str = "r", size: int = 0) -> Any:
+        """Return an open file, as :func:`prunus.paged.from_file` takes one.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        mode : {"r", "r+", "w+", "x+"}
+            As in Python; the last two make a file of ``size`` bytes.
+        size : int
+            Bytes of a new file.
+
+        Raises
+        ------
+        OSError
+            If it cannot be opened.
+        """
+        return self._pager.open(path, mode, size)
 
     @property
     def budget(self) -> int:

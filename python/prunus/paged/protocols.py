@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import numpy as np
 
 from prunus._dtypes import as_dtype
-from prunus.paged import products, running, sketches, statistics
+from prunus.paged import contractions, products, running, shaping, sketches, statistics
 from prunus.paged.array import PagedArray
 from prunus.paged.expr import PagedExpr, apply, assign, astype, into
-from prunus.paged.graph import as_node, stamps_of
+from prunus.paged.graph import as_node
 from prunus.paged.operators import Operators
 
 __all__ = ["array_function", "array_ufunc"]
@@ -33,7 +33,24 @@ def array_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: d
     ------
     TypeError
         If it is not supported; the message says what is.
+    ValueError
+        If a file is closed.
     """
+    try:
+        return _ufunc(ufunc, method, inputs, kwargs)
+    except ValueError:
+        _check_open([*inputs, *(kwargs.get("out") or ())])
+        raise
+
+
+def _check_open(values: Iterable[Any]) -> None:
+    """Raise the error that names the file, if one of the operands' is closed."""
+    for value in values:
+        if isinstance(value, PagedArray):
+            value._check_open()
+
+
+def _ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if method == "reduce" and ufunc in _REDUCE:
         options = {"axis": 0, **kwargs}
         options.pop("order", None)
@@ -152,8 +169,14 @@ def array_function(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """
     handler = _FUNCTIONS.get(func)
     if handler is None:
-        raise TypeError(f"{_name(func)} is not supported for arrays on disk; call .load() first")
-    return handler(*args, **kwargs)
+        advice = shaping.ADVICE.get(func)
+        advice = "call .load() first" if advice is None else f"{advice}; if it fits, call .load() first"
+        raise TypeError(f"{_name(func)} is not supported for arrays on disk; {advice}")
+    try:
+        return handler(*args, **kwargs)
+    except ValueError:
+        _check_open([*args, *kwargs.values()])
+        raise
 
 
 def _given(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -280,49 +303,54 @@ def _average(
 
 def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
     axes = statistics.axes_of(axis, x.ndim)
-    size = np.abs(x)
-    if ord is None or (ord == 2 and len(axes) == 1) or (ord == "fro" and len(axes) == 2):
-        to = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
-        squares = np.square(size.astype(np.float64))
-        found = np.sqrt(statistics.reduce(squares, "sum", axis, keepdims=keepdims))
-        return found.astype(np.empty(0, to).real.dtype)
-    if len(axes) == 1 and ord in (np.inf, -np.inf):
-        return statistics.reduce(size, "max" if ord > 0 else "min", axis, keepdims=keepdims)
-    if len(axes) == 1 and ord == 1:
-        return statistics.reduce(size, "sum", axis, keepdims=keepdims)
-    if len(axes) == 1 and ord == 0:
-        return statistics.reduce(x != 0, "sum", axis, keepdims=keepdims).astype(x.dtype)
+    if len(axes) == 1 or ord is None or (ord == "fro" and len(axes) == 2):
+        return _vector_norm(x, axis=axis, keepdims=keepdims, ord=2 if len(axes) != 1 or ord is None else ord)
     raise TypeError(f"np.linalg.norm with ord={ord!r} over axes {axes} is not supported for arrays on disk")
+
+
+def _vector_norm(x: Any, /, *, axis: Any = None, keepdims: bool = False, ord: Any = 2) -> Any:
+    to = x.dtype if x.dtype.kind in "fc" else np.dtype(np.float64)
+    real = np.empty(0, to).real.dtype
+    size = np.abs(x.astype(to))
+    if ord in (np.inf, -np.inf):
+        return statistics.reduce(size, "max" if ord > 0 else "min", axis, keepdims=keepdims)
+    if ord == 0:
+        return statistics.reduce(x != 0, "sum", axis, keepdims=keepdims).astype(real)
+    if isinstance(ord, str):
+        raise ValueError(f"Invalid norm order '{ord}' for vectors")
+    powers = size.astype(np.float64)  # so that squares of what is in range are, too
+    if ord != 1:
+        powers = np.square(powers) if ord == 2 else np.power(powers, ord)
+    total = statistics.reduce(powers, "sum", axis, keepdims=keepdims)
+    if ord != 1:
+        total = np.sqrt(total) if ord == 2 else np.power(total, np.true_divide(1, ord))
+    return total.astype(real)
 
 
 def _copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -> None:
     if isinstance(dst, PagedArray):
         dst._check_writable()
-    if isinstance(src, Operators) and not np.can_cast(src.dtype, dst.dtype, casting):  # type: ignore[arg-type]
+    if not isinstance(src, (Operators, np.ndarray)):  # numbers: NumPy says whether they fit
+        given, src = src, np.empty(np.shape(src), dst.dtype)
+        np.copyto(src, given, casting=casting)  # type: ignore[arg-type]
+    elif not np.can_cast(src.dtype, dst.dtype, casting):  # type: ignore[arg-type]
         raise TypeError(f"cannot cast from {src.dtype} to {dst.dtype} according to the rule {casting!r}")
     if where is not True:
         src = apply(np.where, [where, src, dst]).astype(dst.dtype)
-    _write(src if isinstance(src, Operators) else np.asarray(src), dst, True)
+    _write(src, dst, True)
 
 
-def _reshape(
-    a: Any, /, shape: Any = None, order: str = "C", *, newshape: Any = None, copy: Any = None
-) -> Any:
-    if not isinstance(a, PagedArray):
-        raise TypeError("np.reshape of an expression is not supported; reshape its sources")
-    return a.reshape(newshape if shape is None or shape is np._NoValue else shape, order=order)
+def _cumulative(name: str) -> Callable[..., Any]:
+    def run(
+        x: Any, /, *, axis: Any = None, dtype: Any = None, out: Any = None, include_initial: bool = False
+    ) -> Any:
+        if axis is None and x.ndim != 1:
+            raise ValueError("For arrays which have more than one dimension ``axis`` argument is required.")
+        if include_initial:
+            raise TypeError("running sums of arrays on disk do not take include_initial=")
+        return running.cumulative(x, name, 0 if axis is None else axis, dtype, out)
 
-
-def _swapaxes(a: Any, axis1: int, axis2: int) -> Any:
-    order = list(range(a.ndim))
-    order[axis1], order[axis2] = order[axis2], order[axis1]
-    return a.transpose(*order)
-
-
-def _moveaxis(a: Any, source: int, destination: int) -> Any:
-    order = list(range(a.ndim))
-    order.insert(destination % a.ndim, order.pop(source % a.ndim))
-    return a.transpose(*order)
+    return run
 
 
 def _result_type(*args: Any) -> Any:
@@ -335,15 +363,8 @@ def _size(a: Any, axis: Any = None) -> int:
     )
 
 
-def _no_save(*_: Any, **__: Any) -> Any:
-    raise TypeError("np.save would load the whole array first; a.save(path) writes the same file, streaming")
-
-
-def _expression(a: Any, *_: Any, **__: Any) -> Any:
-    return PagedExpr(as_node(a), stamps_of([a]))
-
-
 _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
+    **shaping.FUNCTIONS,
     np.where: _where,
     np.clip: _clip,
     np.interp: _interp,
@@ -352,20 +373,13 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     np.digitize: _digitize,
     np.average: _average,
     np.linalg.norm: _norm,
+    np.linalg.vector_norm: _vector_norm,
     np.copyto: _copyto,
-    np.shape: lambda a: a.shape,
-    np.ndim: lambda a: a.ndim,
     np.size: _size,
-    np.transpose: lambda a, axes=None: a.transpose(axes),
-    np.swapaxes: _swapaxes,
-    np.moveaxis: _moveaxis,
-    np.reshape: _reshape,
-    np.ravel: lambda a, order="C": _reshape(a, -1, order=order),
     np.result_type: _result_type,
     np.can_cast: lambda a, to, casting="safe": np.can_cast(a.dtype, to, casting),
     np.iscomplexobj: lambda x: x.dtype.kind == "c",
     np.isrealobj: lambda x: x.dtype.kind != "c",
-    np.copy: lambda a, order="K", subok=False: a.load(),
     np.array_equal: lambda a, b, equal_nan=False: _array_equal(a, b, equal_nan),
     np.allclose: lambda a, b, rtol=1e-5, atol=1e-8, equal_nan=False: bool(
         statistics.reduce(np.isclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan), "all")
@@ -375,16 +389,16 @@ _FUNCTIONS: Final[dict[Any, Callable[..., Any]]] = {
     ),
     np.cumsum: lambda a, axis=None, dtype=None, out=None: running.cumulative(a, "sum", axis, dtype, out),
     np.cumprod: lambda a, axis=None, dtype=None, out=None: running.cumulative(a, "prod", axis, dtype, out),
+    np.cumulative_sum: _cumulative("sum"),
+    np.cumulative_prod: _cumulative("prod"),
     np.histogram: sketches.histogram,
     np.median: sketches.median,
     np.quantile: sketches.np_quantile,
     np.percentile: sketches.np_percentile,
-    np.dot: products.dot,
-    np.vdot: products.vdot,
-    np.tensordot: products.tensordot,
-    np.einsum: products.einsum,
-    np.save: _no_save,
-    np.savez: _no_save,
+    np.dot: contractions.dot,
+    np.vdot: contractions.vdot,
+    np.tensordot: contractions.tensordot,
+    np.einsum: contractions.einsum,
 }
 for _func, _handled in {
     np.sum: "sum", np.prod: "prod", np.mean: "mean", np.var: "var", np.std: "std", np.min: "min", np.max:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,23 @@ from typing import Any
 from prunus._trace import Span
 from prunus.paged.store import Store
 
-__all__ = ["reading", "stores_of"]
+__all__ = ["check_file", "reading", "stores_of"]
+
+
+def check_file(file: Any) -> None:
+    """Check that a file is open, and what it was.
+
+    Raises
+    ------
+    ValueError
+        If it is closed, naming it.
+    OSError
+        If it was cut, replaced or changed.
+    """
+    try:
+        file.check()
+    except ValueError:
+        raise ValueError(f"{os.fsdecode(file.path)}: the file is closed") from None
 
 
 def stores_of(value: Any) -> list[Store]:
@@ -43,7 +60,7 @@ def reading(at: Span, stores: Iterable[Store], used: int | None = None) -> Itera
     every = list(stores)
     files = {id(store.file): store.file for store in every}
     for file in files.values():
-        file.check()
+        check_file(file)
     if not at:
         yield
     else:
@@ -54,4 +71,4 @@ def reading(at: Span, stores: Iterable[Store], used: int | None = None) -> Itera
         at.count(bytes_io=read, bytes_loaded=max((used or 0) - read, 0))
         at.read_by(", ".join(sorted({str(file.engine) for file in files.values()})))
     for file in files.values():
-        file.check()
+        check_file(file)

@@ -20,6 +20,7 @@ from prunus._storage import BlockStorage
 from prunus._trace import span
 from prunus.engines.base import Blocks
 from prunus.paged.array import PagedArray
+from prunus.paged.panels import is_on_disk, kept
 from prunus.paged.reading import reading
 from prunus.paged.sparse_products import finish
 from prunus.paged.tables import Table, announced, spans
@@ -43,7 +44,7 @@ def sparse_with_rows(
     ----------
     w : BSR
         Shape (*B, m, k): two dimensions, unless ``x`` has one.
-    x : PagedArray
+    x : PagedArray or PagedExpr
         Shape (k, n), or (n, m) with ``flip``; or a vector.
     out : ndarray or PagedArray, optional
         Where to write.
@@ -57,13 +58,13 @@ def sparse_with_rows(
     ValueError
         If shapes do not fit.
     TypeError
-        If ``x`` is an expression of more than one dimension, or either has a batch.
+        If either has a batch.
     """
     left = w.T if flip else w
+    if is_on_disk(x) and x.ndim > 1:
+        x = kept(x)  # rows are read as blocks ask for them: an expression is computed into a file
     if not isinstance(x, PagedArray) or x.ndim == 1:
         # A vector, or an expression over some: as large as one side of w.
-        if len(x.shape) > 1:
-            raise TypeError("an expression over arrays on disk is no operand of a product; save or load() it")
         return _deliver(
             ops.matmul(*((x.load(), w) if flip else (w, x.load())), **_options(kind, bias, activation)), out
         )

@@ -16,10 +16,12 @@ from prunus._bsr import BSR
 from prunus._dtypes import DType
 from prunus.paged import headers
 from prunus.paged.checksums import PAGE, Running, crc_of, pages_of
+from prunus.paged.endings import is_npy_name, require_safetensors
 from prunus.paged.files import PathLike
 from prunus.paged.layers import layer_parts
 from prunus.paged.output import Output
-from prunus.paged.pagers import Pager, default_pager, parse_bytes
+from prunus.paged.pagers import Pager, default_pager
+from prunus.paged.sizes import parse_bytes
 from prunus.paged.sources import Source, blocks_of, cut, is_paged, source_of
 from prunus.paged.sparse import PagedBSR
 from prunus.pruning.ffn import FeedForward
@@ -47,8 +49,8 @@ def save(
     Parameters
     ----------
     path : str, bytes or path-like
-        Where to. The ending ``.npy`` chooses that format. A symbolic link stays, what it points to is
-        replaced.
+        Where to. The ending ``.npy`` chooses that format; endings of other formats (``.npz``, ``.h5``,
+        ``.pt``, ``.bin``, ``.gguf``, ...) are refused. A symbolic link stays, what it points to is replaced.
     arrays : mapping of str to array, or array
         What to write: ndarrays of any strides, BSR arrays, FFN layers, paged arrays and expressions, torch
         tensors on the host, or an open :class:`File`. For ``.npy`` one array.
@@ -67,7 +69,7 @@ def save(
     TypeError
         If a value is no array, or of a dtype that the format does not have.
     ValueError
-        If names clash or are reserved, or arguments do not fit the format.
+        If names clash or are reserved, or arguments do not fit the format, or it is not one of the two.
     OSError
         If the disk is full or refuses; what was there is untouched then.
 
@@ -82,11 +84,12 @@ def save(
         page = PAGE if checksums else None
     else:
         page = parse_bytes(checksums, "checksums")
-    if text.endswith(".npy"):
+    if is_npy_name(text):
         if metadata or page is not None:
             raise ValueError(f"{text}: .npy has no place for metadata or checksums; save as .safetensors")
         save_npy(text, arrays, align, using)
         return
+    require_safetensors(text)
     if not isinstance(arrays, Mapping):
         raise TypeError(
             f"{text}: expected a mapping of names to arrays, got {type(arrays).__name__}; one array alone is "
@@ -153,6 +156,7 @@ def save_tensors(
     layers: Mapping[str, Any] | None = None,
 ) -> None:
     """Write tensors to a safetensors file; ``progress`` is told the name and bytes of each piece."""
+    require_safetensors(path)
     for key, value in dict(metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"{path}: metadata must be str, got {key!r}: {value!r}")
@@ -213,13 +217,15 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def save_npy(path: str, value: Any, align: int, pager: Any) -> None:
-    """Write one array to an .npy file; in Fortran order where that is how it lies in memory."""
+    """Write one array, or what streams, to an .npy file; in Fortran order where it lies so in memory."""
     if isinstance(value, (Mapping, BSR, PagedBSR)):
         raise TypeError(
             f"{path}: .npy holds one dense array, got {type(value).__name__}; save as .safetensors"
         )
     fortran = False
-    if is_paged(value):
+    if isinstance(value, Source):
+        source = value
+    elif is_paged(value):
         source = source_of(value, "arrays")
     else:
         array = as_array(value, "arrays")

@@ -47,9 +47,8 @@ def find_shards(path: str) -> tuple[list[str], dict[str, str] | None]:
         )
     files = [os.path.join(path, name) for name in names if name.endswith(".safetensors")]
     if not files:
-        raise FormatError(
-            f"{path}: expected a folder with safetensors files, got none of them among {len(names)}"
-        )
+        found = f"{len(names)} files of which none ends in .safetensors" if names else "an empty folder"
+        raise FormatError(f"{path}: expected a folder with safetensors files, got {found}")
     return files, None
 
 

@@ -14,6 +14,7 @@ Distinct values are counted exactly up to 65536, and above that with HyperLogLog
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from prunus._dtypes import BFLOAT16, Array
 from prunus._errors import PrunusError
 from prunus.paged.graph import as_node, check, stamps_of
+from prunus.paged.operators import Operators
 from prunus.paged.reducers import Reducer
 from prunus.paged.statistics import axes_of, finish, run, several
 
@@ -74,6 +76,10 @@ def histogram(
     """
     if isinstance(bins, str):
         raise TypeError(f"bins={bins!r} needs all values at once; pass a number or edges")
+    if as_node(a).dtype == bool:
+        message = f"Converting input from {np.dtype(bool)} to {np.uint8} for compatibility."
+        warnings.warn(message, RuntimeWarning, stacklevel=4)  # NumPy's words
+        a = np.positive(a, dtype=np.uint8) if isinstance(a, Operators) else np.asarray(a, np.uint8)
     node = as_node(a)
     stamps = stamps_of([a, weights])
     check(stamps)
@@ -207,8 +213,17 @@ class _Quantiles(Reducer):
         return self.values
 
 
-def quantile(source: Any, q: Any, axis: Any = None, keepdims: bool = False, out: Any = None) -> Any:
+def quantile(
+    source: Any,
+    q: Any,
+    axis: Any = None,
+    keepdims: bool = False,
+    out: Any = None,
+    scale: int = 1,
+) -> Any:
     """Return quantiles by linear interpolation, as ``numpy.quantile``; the module says how exact they are.
+
+    ``scale`` is what ``q`` counts to: 1, or 100 for percentiles.
 
     Raises
     ------
@@ -217,7 +232,7 @@ def quantile(source: Any, q: Any, axis: Any = None, keepdims: bool = False, out:
     PrunusError
         If so many columns are reduced over at once that their sketches do not fit in 256 MiB.
     """
-    points = np.atleast_1d(np.asarray(q, np.float64))
+    points = np.atleast_1d(np.true_divide(np.asarray(q, np.float64), scale))
     if not ((points >= 0) & (points <= 1)).all():
         raise ValueError("Quantiles must be in the range [0, 1]")
     node = as_node(source)
@@ -234,6 +249,9 @@ def quantile(source: Any, q: Any, axis: Any = None, keepdims: bool = False, out:
     run([node], [reducer])
     check(stamps)
     dtype = np.dtype(np.float64) if node.dtype.kind in "iu" else node.dtype
+    if node.dtype.kind in "iuf":  # whether points are weak beside the values is for NumPy to say
+        asked = (np.quantile if scale == 1 else np.percentile)(np.zeros(1, node.dtype), q).dtype
+        dtype = asked if asked.kind == "f" else dtype
     found = [finish(v.astype(dtype), axes, keepdims, None) for v in reducer.result()]
     value = np.stack(found).reshape(np.shape(q) + np.shape(found[0]))[()]
     if out is None:
@@ -242,19 +260,21 @@ def quantile(source: Any, q: Any, axis: Any = None, keepdims: bool = False, out:
     return out
 
 
-def np_quantile(a: Any, q: Any, axis: Any = None, out: Any = None, *_: Any, **kwargs: Any) -> Any:
+def np_quantile(
+    a: Any, q: Any, axis: Any = None, out: Any = None, *_: Any, scale: int = 1, **kwargs: Any
+) -> Any:
     """Run ``numpy.quantile``: only its linear method."""
     keepdims = kwargs.pop("keepdims", False)
     if _ or any(v not in (None, False, "linear", np._NoValue) for v in kwargs.values()):
         raise TypeError(
             "quantiles of arrays on disk are by linear interpolation, without weights; load() for others"
         )
-    return quantile(a, q, axis, bool(keepdims) if keepdims is not np._NoValue else False, out)
+    return quantile(a, q, axis, bool(keepdims) if keepdims is not np._NoValue else False, out, scale)
 
 
 def np_percentile(a: Any, q: Any, *args: Any, **kwargs: Any) -> Any:
     """Run ``numpy.percentile``."""
-    return np_quantile(a, np.true_divide(q, 100), *args, **kwargs)
+    return np_quantile(a, q, *args, scale=100, **kwargs)
 
 
 def median(

@@ -148,7 +148,9 @@ class PagedBSR(Multiplying):
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         """Refuse: nothing is read or densified behind the user's back."""
-        raise TypeError("a block-sparse array on disk is not made dense implicitly; use .load().toarray()")
+        raise TypeError(
+            "a block-sparse array on disk is not made dense implicitly; call .load() or .toarray()"
+        )
 
     def __repr__(self) -> str:
         br, bc = self.blocksize

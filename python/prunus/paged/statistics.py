@@ -82,7 +82,45 @@ def reduce(
     source: Any, name: str, axis: Any = None, *, keepdims: bool = False, out: Any = None, **kwargs: Any
 ) -> Any:
     """Return one reduction of an array on disk or an expression."""
+    mean = kwargs.pop("mean", None)
+    if mean is not None and mean is not np._NoValue and name in ("var", "std"):
+        return _about(source, name, mean, axis, keepdims, out, **kwargs)
     return _reduce(source, (name,), axis, keepdims, out, kwargs)[name]
+
+
+def _about(
+    source: Any,
+    name: str,
+    mean: Any,
+    axis: Any,
+    keepdims: bool,
+    out: Any,
+    *,
+    dtype: Any = None,
+    ddof: Any = 0,
+    correction: Any = None,
+    where: Any = True,
+) -> Any:
+    """Return the variance or the standard deviation about a mean that is given, as with ``keepdims=True``."""
+    axes = axes_of(axis, source.ndim)
+    given = source.dtype if dtype is None else as_dtype(dtype)
+    kind = given if given.kind in "fc" or given == BFLOAT16 else np.dtype(np.float64)
+    wide = np.dtype(np.complex128 if kind.kind == "c" else np.float64)
+    apart = np.subtract(source.astype(wide), mean)
+    squares = np.real(np.multiply(apart, np.conj(apart)))
+    total = reduce(squares, "sum", axis, keepdims=True, where=where)
+    if where is True or where is np._NoValue:
+        count: Any = math.prod(source.shape[a] for a in axes)
+    else:
+        count = np.sum(np.broadcast_to(where, source.shape), axis=axes, keepdims=True)
+    ddof = ddof if correction is None or correction is np._NoValue else correction
+    if np.any(np.less_equal(count, ddof)):
+        warnings.warn("Degrees of freedom <= 0 for slice", RuntimeWarning, stacklevel=5)
+    with np.errstate(all="ignore"):
+        value = np.true_divide(total, np.maximum(np.subtract(count, ddof), 0))
+        value = np.sqrt(value) if name == "std" else value
+    to = np.empty(0, kind).real.dtype
+    return finish(np.asarray(value).astype(to), axes, bool(keepdims), out)
 
 
 def several(

@@ -15,9 +15,12 @@ from prunus._dtypes import Array, DType
 from prunus._errors import PrunusError
 from prunus.paged.plans import ACTIVE
 
-__all__ = ["SECTOR", "Sink", "Store", "Version", "choose_page"]
+__all__ = ["LARGEST", "SECTOR", "Sink", "Store", "Version", "choose_page"]
 
 SECTOR: Final = 4096
+LARGEST: Final = (
+    2 << 20
+) - 2 * SECTOR  # bytes of a panel of a stream that may begin within a sector, at most
 _LARGEST_PAGE: Final = 1 << 20
 
 
@@ -161,7 +164,7 @@ class Store:
         """Return how many bytes a panel of one of ``streams`` streams should have."""
         share = int(self.pager.budget) // (16 * max(streams, 1))
         # The sectors that a panel begins and ends in are in its frame too, which has at most 2 MiB.
-        most = (2 << 20) - (2 * SECTOR if self.start % SECTOR else 0)
+        most = LARGEST if self.start % SECTOR else 2 << 20
         return max(min(share, most), SECTOR) // SECTOR * SECTOR
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import operator
 import os
 import struct
 import tempfile
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -14,9 +16,11 @@ from numpy.typing import DTypeLike
 from prunus._dtypes import BFLOAT16, DType, as_dtype
 from prunus._errors import FormatError, PrunusError
 from prunus.paged.array import PagedArray, from_file
+from prunus.paged.endings import require_npy
 from prunus.paged.expr import assign
 from prunus.paged.operators import Operators
 from prunus.paged.pagers import pick_pager
+from prunus.paged.values import appended, check_kind, converted
 
 __all__ = ["append", "empty", "from_array", "full", "open", "save_array", "zeros"]
 
@@ -98,6 +102,12 @@ def empty(
 
     The file is sparse until it is written, and what was not written reads as 0.
 
+    Without ``path`` it is a temporary file: it lies in the folder that ``tempfile.gettempdir()`` names
+    (``TMPDIR``, or else /tmp, which on some systems is memory), loses its name at once, and its room is free
+    again when the array and its views are gone. Set ``TMPDIR`` before the program starts, or
+    ``tempfile.tempdir``, to have such files elsewhere; temporary results, as of ``cumsum``, follow.
+    ``a.path`` is the name that it had, and ``repr(a)`` says that it is unlinked.
+
     Parameters
     ----------
     shape : int or tuple of int
@@ -107,7 +117,7 @@ def empty(
     path : path, optional
         Where; a file that is there is emptied, or where this process has it open another one takes its
         place: arrays that have the old one raise OSError (ESTALE) when they are read. By default a temporary
-        file without a name, which goes when the array does.
+        file, as said above.
     order : {"C", "F"}
         Whether the last or the first axis runs fastest.
     budget : int or str, optional
@@ -121,10 +131,13 @@ def empty(
     ------
     OSError
         If the file cannot be made.
+    TypeError
+        If the shape is none, or values of the dtype are no run of bytes.
     ValueError
         If the shape is negative or the order unknown.
     """
-    sizes = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    require_npy(path)
+    sizes = _sizes(shape)
     kind = as_dtype(dtype)
     if any(n < 0 for n in sizes):
         raise ValueError(f"negative dimensions are not allowed, got {sizes}")
@@ -152,11 +165,39 @@ def empty(
     )  # fmt: skip
 
 
+def _sizes(shape: Any) -> tuple[int, ...]:
+    """Return a shape as NumPy takes it: an integer, or a sequence of them.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    """
+    try:
+        if not isinstance(shape, bool):
+            return (operator.index(shape),)
+    except TypeError:
+        pass
+    if not isinstance(shape, Iterable):
+        raise TypeError(f"expected a sequence of integers or a single integer, got '{shape}'")
+    return tuple(operator.index(n) for n in shape)
+
+
 def zeros(
-    shape: int | tuple[int, ...], dtype: DTypeLike | str = np.float64, path: Path | None = None, **how: Any
+    shape: int | tuple[int, ...],
+    dtype: DTypeLike | str = np.float64,
+    path: Path | None = None,
+    *,
+    order: str = "C",
+    budget: int | str | None = None,
+    pager: Any = None,
+    page: int | None = None,
 ) -> PagedArray:
-    """Return a new array of zeros in a .npy file; see :func:`empty`. The zeros are not written."""
-    return empty(shape, dtype, path, **how)
+    """Return a new array of zeros in a .npy file; the zeros are not written.
+
+    All parameters, and where the file is, are as :func:`empty` has them.
+    """
+    return empty(shape, dtype, path, order=order, budget=budget, pager=pager, page=page)
 
 
 def full(
@@ -164,18 +205,71 @@ def full(
     value: Any,
     dtype: DTypeLike | str | None = None,
     path: Path | None = None,
-    **how: Any,
+    *,
+    order: str = "C",
+    budget: int | str | None = None,
+    pager: Any = None,
+    page: int | None = None,
 ) -> PagedArray:
-    """Return a new array in a .npy file, filled with ``value`` (which may broadcast); see :func:`empty`."""
-    a = empty(shape, np.asarray(value).dtype if dtype is None else dtype, path, **how)
+    """Return a new array in a .npy file, filled with a value.
+
+    Parameters
+    ----------
+    shape : int or tuple of int
+        The array's shape.
+    value : array_like or PagedArray or PagedExpr
+        What to fill it with; broadcast to ``shape``.
+    dtype : dtype-like, optional
+        The dtype; the value's by default.
+    path, order, budget, pager, page
+        As for :func:`empty`.
+
+    Raises
+    ------
+    OverflowError, ValueError, TypeError
+        If Python numbers do not fit the dtype, as in an assignment.
+    """
+    if not isinstance(value, Operators):
+        value = np.asarray(value) if dtype is None else converted(value, as_dtype(dtype))
+    kind = value.dtype if dtype is None else dtype
+    a = empty(shape, kind, path, order=order, budget=budget, pager=pager, page=page)
     a[...] = value
     return a
 
 
-def from_array(value: Any, path: Path | None = None, **how: Any) -> PagedArray:
-    """Return a copy of an array (on disk or in memory) or expression in a .npy file; see :func:`empty`."""
-    source = value if isinstance(value, Operators) else np.asarray(value)
-    a = empty(source.shape, source.dtype, path, **how)
+def from_array(
+    value: Any,
+    path: Path | None = None,
+    *,
+    dtype: DTypeLike | str | None = None,
+    order: str = "C",
+    budget: int | str | None = None,
+    pager: Any = None,
+    page: int | None = None,
+) -> PagedArray:
+    """Return a copy of an array or expression in a .npy file.
+
+    Parameters
+    ----------
+    value : array_like or PagedArray or PagedExpr
+        What to copy.
+    path : path, optional
+        Where, as for :func:`empty`.
+    dtype : dtype-like, optional
+        The copy's dtype, the value's by default; values are cast while they are written, as by ``astype``.
+    order, budget, pager, page
+        As for :func:`empty`.
+
+    Raises
+    ------
+    OverflowError, ValueError, TypeError
+        If Python numbers do not fit the dtype, as in an assignment.
+    """
+    source = value
+    if not isinstance(value, Operators):
+        source = np.asarray(value) if dtype is None else converted(value, as_dtype(dtype))
+    kind = source.dtype if dtype is None else dtype
+    a = empty(source.shape, kind, path, order=order, budget=budget, pager=pager, page=page)
     if a.size:
         a[...] = source
     return a
@@ -277,7 +371,11 @@ def append(a: PagedArray, rows: Any) -> None:
         raise PrunusError(
             f"{a!r} cannot grow: that takes a .npy file in C order, opened as a whole, and no view of it"
         )
-    more = rows if isinstance(rows, Operators) else np.asarray(rows)
+    if isinstance(rows, Operators):
+        check_kind(rows.dtype, a.dtype)
+        more: Any = rows
+    else:
+        more = appended(rows, a.dtype)
     if more.ndim != a.ndim or more.shape[1:] != a.shape[1:]:
         raise ValueError(
             f"rows of shape {more.shape} do not fit; expected (n, {', '.join(map(str, a.shape[1:]))})"

@@ -20,6 +20,8 @@ __all__ = ["linear"]
 
 # From so many rows on, a product with stored blocks sums every row in one order.
 _MANY: Final = 5
+# Bytes of an input on disk that are in memory at a time.
+_READ: Final = 16 << 20
 
 
 def linear(
@@ -37,7 +39,8 @@ def linear(
     Parameters
     ----------
     x : array_like
-        Shape (*lead, in), floats, any strides.
+        Shape (*lead, in), floats, any strides. Without a policy it may be on disk, or an expression on such:
+        some rows of it are in memory at a time.
     w : array_like, BSR, or either on disk
         Weights, (out, in). Of a matrix on disk only rows are read that a policy foresees to be live; where
         the policy sees results, it is read once.
@@ -83,6 +86,7 @@ def linear(
     _rows.check_activation(activation)
     policy = as_policy(prune)
     blockrows = _rows.check_branch(blockrows, name="blockrows")
+    given = w
     if isinstance(w, BSR) or (is_on_disk(w) and hasattr(w, "blocksize")):
         if w.ndim != 2:
             raise ValueError(f"w must have two dimensions (out, in), got shape {w.shape}")
@@ -91,6 +95,8 @@ def linear(
         table = _rows.as_table(w, "w")
         w = table
     units, features = w.shape
+    if policy is None and is_on_disk(x) and not hasattr(x, "blocksize"):
+        return _by_rows(x, given, b, activation, (features, units), result_dtype(x.dtype, w.dtype))
     branch = _rows.check_branch(branch, units)
     rows = _rows.as_rows(x, features)
     bias = _rows.as_vector(b, units, "b")
@@ -117,6 +123,22 @@ def linear(
                 at.ran(engines.active().name)
                 _rows.count_rows(at, live, branch, [(table, not known)], len(rows.x))
         return _compact(h, live, rows.lead, branch, blockrows)
+
+
+def _by_rows(x: Any, w: Any, b: Any, activation: str | None, shape: tuple[int, int], kind: DType) -> Array:
+    """Return a layer's output for inputs on disk, of which so many are in memory at a time."""
+    features, units = shape
+    if x.ndim < 1 or x.shape[-1] != features:
+        raise ValueError(f"x has shape {x.shape}, the weights expect {features} features")
+    if x.ndim == 1:
+        return np.asarray(linear(x.load(), w, b, activation=activation))
+    y = np.empty((*x.shape[:-1], units), kind)
+    # Parts of about one size, of some rows at least: few are summed in another order than many.
+    rows = max(_READ * len(x) // max(x.nbytes, 1), _MANY)
+    rows = -(-len(x) // max(-(-len(x) // rows), 1))
+    for start in range(0, len(x), max(rows, 1)):
+        y[start : start + rows] = linear(x[start : start + rows], w, b, activation=activation)
+    return y
 
 
 def _sparse(

@@ -246,7 +246,6 @@ def test_options_that_do_not_fit(
     assert "contradicts" in refused(capsys, *ask, "--prune", "exact", "--keep", "0.5")
     assert "predictor" in refused(capsys, *ask, "--decide", "predictor", "--keep", "0.5")
     assert str(tmp_path / "no") in refused(capsys, *ask, "--prune", str(tmp_path / "no"), "--keep", "0.5")
-    assert "llm pack" in refused(capsys, "perplexity", file, "--text", text, "--budget", "1MiB")
     output = str(tmp_path / "c.safetensors")
     assert str(tmp_path / "no") in refused(capsys, "calibrate", file, output, "--text", str(tmp_path / "no"))
     assert "rank must be" in refused(
@@ -303,3 +302,133 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
         main(["llm", *arguments])
     assert ended.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+# Packed copies, and what is said before a model is read -------------------------------------------------
+
+
+def test_calibrate_and_perplexity_use_the_packed_copy(
+    file: str, text: str, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "c.safetensors")
+    few = ("--text", text, "--tokens", "60", "--budget", "1MiB")
+    assert main(["llm", "perplexity", file, *few]) == 0
+    (packed,) = cache.iterdir()
+    before = packed.stat().st_mtime_ns
+    shown = rows(capsys.readouterr().out)
+    with llm.load(file) as m:
+        assert shown["1"][1] == f"{m.perplexity(m.tokens(TEXT)[:60]):.3f}"
+        expected = m.calibrate(m.tokens(TEXT)[:60])
+    assert main(["llm", "calibrate", file, output, *few]) == 0
+    assert [one.stat().st_mtime_ns for one in cache.iterdir()] == [before]
+    for name, values in llm.Calibration.load(output)._arrays.items():
+        np.testing.assert_allclose(values, expected._arrays[name], rtol=1e-5, err_msg=name)
+
+
+def test_calibrate_says_a_line_when_it_begins(
+    file: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llm.Model, "calibrate", stop)
+    output = str(tmp_path / "c.safetensors")
+    assert main(["llm", "calibrate", file, output, "--text", text, "--tokens", "60"]) == 130
+    assert capsys.readouterr().out == f"calibrating on 60 tokens of {text}\n"
+
+
+def test_what_does_not_fit_is_said_before_weights_are_read(
+    file: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prunus.llm import model as opening
+    from prunus.llm import packing
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("weights are read")
+
+    packed = str(tmp_path / "p.safetensors")
+    llm.pack(file, packed)
+    for module, name in (
+        (opening, "from_checkpoint"),
+        (opening, "from_file"),
+        (packing, "save_tensors"),
+    ):
+        monkeypatch.setattr(module, name, never)
+    none = str(tmp_path / "none" / "c.safetensors")
+    calibration = str(tmp_path / "text.txt")
+    for model in (file, packed):
+        ask = ("run", model, "--prompt", "a")
+        assert "room for 512" in refused(capsys, *ask, "--tokens", "512")
+        assert "room for 512" in refused(capsys, *ask, "--tokens", "600", "--budget", "1MiB")
+        assert "say which with --keep" in refused(capsys, *ask, "--prune", "c.safetensors")
+        assert calibration in refused(capsys, *ask, "--prune", calibration, "--keep", "0.5")
+        assert "an empty one" in refused(capsys, "run", model, "--prompt", "")
+        assert none in refused(capsys, "calibrate", model, none, "--text", text)
+        assert "folder" in refused(capsys, "calibrate", model, str(tmp_path), "--text", text)
+        assert ".npz" in refused(capsys, "calibrate", model, str(tmp_path / "c.npz"), "--text", text)
+        assert "none.txt" in refused(capsys, "calibrate", model, packed, "--text", str(tmp_path / "none.txt"))
+        assert "none.txt" in refused(capsys, "perplexity", model, "--text", str(tmp_path / "none.txt"))
+        assert none in refused(capsys, "pack", model, none)
+    assert ".npy" in refused(capsys, "pack", file, str(tmp_path / "p.npy"))
+
+
+def test_a_packed_model_is_not_packed_again(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed, again = str(tmp_path / "p.safetensors"), str(tmp_path / "q.safetensors")
+    llm.pack(file, packed, decide="gate")
+    line = refused(capsys, "pack", packed, again)
+    assert "is packed already with dtype=bfloat16, decide=gate" in line
+    other = tmp_path / "other.safetensors"
+    pr.save(other, {"a": np.ones(3, np.float32)})
+    assert "expected a GGUF file or a folder" in refused(capsys, "pack", str(other), again)
+    assert not Path(again).exists()
+
+
+def test_a_budget_without_memory_for_it_is_one_line(
+    file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prunus.llm import model as opening
+
+    packed = llm.packed(file)
+
+    def none(size: int) -> None:
+        raise MemoryError(f"out of memory: {size} bytes could not be allocated")
+
+    monkeypatch.setattr(opening, "Pager", none)
+    line = refused(capsys, "run", str(packed), "--prompt", "a", "--budget", "100GiB")
+    assert "a budget of 100.0 GiB" in line
+    assert "choose a smaller budget" in line
+
+
+def test_weights_of_a_token_are_the_same_in_memory_and_on_disk(file: str) -> None:
+    packed = llm.packed(file)
+    with llm.load(file) as direct, llm.load(packed) as memory, llm.load(packed, "1 MiB") as disk:
+        assert direct.weights.nbytes == memory.weights.nbytes
+        padding = sum(one.ffn.nbytes for one in disk.weights.layers) - sum(
+            3 * one.ffn.features * one.ffn.hidden * 2 for one in disk.weights.layers
+        )
+        assert disk.weights.nbytes == memory.weights.nbytes + padding
+
+
+def test_a_line_where_pruning_saves_no_reading(tmp_path: Path) -> None:
+    from prunus.llm.report import reading_note
+
+    file = small(num_hidden_layers=16).gguf(tmp_path / "deep.gguf")
+    with llm.load(llm.packed(file), "128 KiB") as m, llm.load(file) as memory:
+        assert m.pager is not None
+        dense = m.weights.nbytes - m.pager.budget
+        assert dense > 0
+
+        def usage(share: float, live: float) -> llm.Usage:
+            return llm.Usage(steps=2, bytes_io=int(2 * share * dense), live_fraction=live)
+
+        note = reading_note(m, usage(1.0, 0.5))
+        assert note is not None
+        assert "saved arithmetic, not reading" in note
+        each = m.weights.layers[0].ffn.features * 2 * 2  # two of three rows, in bfloat16
+        assert f"{each} bytes" in note
+        assert reading_note(m, usage(0.5, 0.5)) is None
+        assert reading_note(m, usage(1.0, 1.0)) is None
+        assert reading_note(m, llm.Usage()) is None
+        assert reading_note(memory, usage(1.0, 0.5)) is None

@@ -198,3 +198,71 @@ def test_the_table_tells_what_it_took(packed: Path) -> None:
         text = usage_table(m, found.usage, memory)
     for word in ("tokens/s", "read from disk", "drive in use", "found in memory", "live hidden units"):
         assert word in text
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("prompt", ["", ["the sea", ""]])
+def test_an_empty_prompt_is_refused(packed: Path, prompt: Any, chat: bool) -> None:
+    with llm.load(packed) as m, pytest.raises(ValueError, match=r"prompt [01]: .*got nothing"):
+        m.generate(prompt, 3, chat=chat)
+
+
+def test_a_conversation_without_a_word_is_refused(packed: Path) -> None:
+    silent = [{"role": "system", "content": ""}, {"role": "user", "content": ""}]
+    with llm.load(packed) as m, pytest.raises(ValueError, match="empty texts only"):
+        m.generate(silent, 3)
+
+
+def test_seeds(packed: Path) -> None:
+    with llm.load(packed) as m:
+        with pytest.raises(ValueError, match="seed must be at least 0, got -3"):
+            m.generate("no", 3, temperature=1.0, seed=-3)
+        for wrong in (1.5, "1", True):
+            with pytest.raises(TypeError, match="seed must be an integer"):
+                m.generate("no", 3, temperature=1.0, seed=wrong)  # type: ignore[arg-type]
+        same = [m.generate("no", 5, temperature=2.0, seed=seed).tokens for seed in (7, np.int64(7))]
+        assert same[0] == same[1]
+    with pytest.raises(ValueError, match="seed must be at least 0"):
+        Sampler(1.0, seed=-1)
+
+
+def test_tokens_are_integers(packed: Path) -> None:
+    with llm.load(packed) as m:
+        with pytest.raises(TypeError, match="tokens, which are integers, got float64"):
+            m.logits([1.5])  # type: ignore[list-item]
+        with pytest.raises(TypeError, match="got bool"):
+            m.logits(np.array([True]))
+
+
+def test_what_is_shown_of_models_and_calibrations(packed: Path) -> None:
+    with llm.load(packed, "1 MiB") as m:
+        assert "on disk, budget 1.0 MiB" in repr(m)
+        found = m.calibrate("the sea is not as near as it was", rank=2)
+    assert repr(m) == "<prunus.llm.Model p.safetensors: closed>"
+    assert repr(found).startswith("<prunus.llm.Calibration of 3 layers of ")
+    assert "predictors of rank 2" in repr(found)
+    with llm.load(packed) as memory:
+        assert "no predictors" in repr(memory.calibrate("the sea is not as near"))
+    assert "in memory" in repr(memory)  # closing took nothing from it
+
+
+def test_the_name_of_the_packaged_model(
+    model: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunus.llm import packaged
+
+    path = model.gguf(tmp_path / "small.gguf")
+    monkeypatch.setattr(packaged, "find_packaged", lambda: path)
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    with llm.load(path) as direct, llm.load("smollm2") as named:
+        assert named.path == str(path)
+        assert named.generate("no", 4).tokens == direct.generate("no", 4).tokens
+    kept = llm.packed("smollm2")
+    assert kept == llm.packed(path)
+    assert kept.parent == tmp_path / "cache"
+    llm.pack("smollm2", tmp_path / "q.safetensors")
+    assert (tmp_path / "q.safetensors").read_bytes() == kept.read_bytes()
+    for other in ("./smollm2", Path("smollm2")):  # a path, where nothing is
+        with pytest.raises(FileNotFoundError, match="no such model"):
+            llm.load(other)

@@ -78,8 +78,8 @@ def test_bias_activation_out_and_vectors(rng, stored, monkeypatch):
         W.T @ file["x"]
     with pytest.raises(ValueError, match="inner sizes"):
         file["x"] @ W.T[:, :3]
-    with pytest.raises(TypeError, match="expression"):
-        W @ (file["x"] + 1)
+    near(W @ (file["x"] + 1), W @ (x + 1))
+    near((file["x"] + 1).T @ W.T, (x + 1).T @ W.T)
 
 
 def test_only_rows_that_blocks_meet_are_read(rng, stored):
@@ -227,3 +227,43 @@ def test_files_of_numpy_are_read_with_any_budget(rng, tmp_path):
         np.testing.assert_allclose(b.sum(dtype=F64), a.sum(dtype=F64), atol=1e-6)
         near(b @ x, a @ x, 1e-3)
         near(x.T @ b.T, x.T @ a.T, 1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 6, 300])
+def test_linear_of_inputs_on_disk(rng, stored, monkeypatch, rows):
+    W, bias = sparse(rng, (24, 40), (4, 8), F32, poison=False), values(rng, 24, F32)
+    x = values(rng, (rows, 40), F32)
+    file = stored(x=x, v=x[0], w=W, d=W.toarray(), deep=x[None])
+    want = pr.linear(x, W, bias, activation="silu")
+    for read in (16 * MIB, 1000):
+        monkeypatch.setattr("prunus.pruning.linear._READ", read)
+        for w in (W, W.toarray(), file["w"], file["d"]):
+            near(pr.linear(file["x"], w, bias, activation="silu"), want)
+            near(pr.linear(file["x"] * 1, w, bias, activation="silu"), want)
+            near(pr.linear(file["v"], w, bias, activation="silu"), want[0])
+            near(pr.linear(file["deep"], w, bias, activation="silu"), want[None])
+    with pytest.raises(ValueError, match="40 features"):
+        pr.linear(file["x"].T, W)
+    with pytest.raises(TypeError, match="load"):
+        pr.linear(file["x"], W, prune=pr.Threshold(0.1))
+
+
+def test_what_numpy_calls_say_of_blocks_on_disk(rng, stored):
+    W = sparse(rng, (24, 40), (4, 8), F32, poison=False)
+    x = values(rng, (40, 9), F32)
+    file = stored(x=x, w=W)
+    P, X = file["w"], file["x"]
+    np.testing.assert_array_equal(P.toarray(), W.toarray())
+    np.testing.assert_array_equal(P.T.toarray(), W.toarray().T)
+    near(np.dot(P, x), W @ x)
+    near(np.dot(X.T, P.T), (W @ x).T)
+    assert (np.ndim(P), np.shape(P)) == (2, (24, 40))
+    for call in (
+        lambda: np.einsum("ij,jk->ik", P, x),
+        lambda: np.einsum("ij,jk->ik", X.T, P.T),
+        lambda: np.tensordot(P, X, 1),
+        lambda: np.tensordot(X.T, P.T, 1),
+        lambda: np.sum(P),
+    ):
+        with pytest.raises(TypeError, match=r"W @ x.*toarray"):
+            call()
