@@ -103,10 +103,9 @@ class Weights:
     def nbytes(self) -> int:
         """Bytes that one token's pass through all layers touches, were nothing pruned.
 
-        On disk with the padding between bundles, which is read; in memory, where bundles begin on cache lines
-        and pages but nobody touches what lies between them, without.
+        On disk with the padding between bundles, which is read.
         """
-        each = (int(one.qkv.nbytes) + int(one.out.nbytes) + _touched(one.ffn) for one in self.layers)
+        each = (int(one.qkv.nbytes) + int(one.out.nbytes) + one.ffn.nbytes for one in self.layers)
         return int(self.output.nbytes) + sum(each)
 
     @property
@@ -129,13 +128,6 @@ class Weights:
         """Close the file, if there is one."""
         if self.file is not None:
             self.file.close()
-
-
-def _touched(ffn: FeedForward) -> int:
-    """Return the bytes of a layer that a token touches: of one in memory those of its three matrices."""
-    if isinstance(ffn, FFN):
-        return (2 * ffn.features + ffn.out_features) * ffn.hidden * ffn.dtype.itemsize
-    return ffn.nbytes
 
 
 def matrices(checkpoint: Checkpoint, layer: int, dtype: DType) -> tuple[Array, Array | None]:
@@ -187,7 +179,7 @@ def from_checkpoint(
             read(f"{at}mlp.gate_proj.weight", dtype),
             decide=decide,
             dtype=dtype,
-        )
+        ).apart()
         layers.append(
             Layer(
                 read(f"{at}input_layernorm.weight"),
@@ -256,7 +248,7 @@ def from_file(file: File, *, resident: bool, told: Any = lambda name, size: None
         if not resident:
             return ffn
         told(name, ffn.nbytes)
-        return ffn.load()
+        return ffn.load().apart()
 
     size, rows = config.hidden_size, config.query_size + 2 * config.key_size
     layers = [

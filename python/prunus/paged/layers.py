@@ -29,7 +29,7 @@ from prunus.paged.reading import reading
 from prunus.paged.sources import Source, source_of
 from prunus.paged.tables import MOSTLY, Span, Table, Total, announced, live_units, spans
 from prunus.pruning import _rows
-from prunus.pruning.ffn import FFN, FeedForward
+from prunus.pruning.ffn import FFN, FeedForward, pitch_of
 from prunus.pruning.policies import Policy, foreseen
 
 __all__ = ["PagedFFN", "layer_parts", "open_layer"]
@@ -424,31 +424,40 @@ def layer_parts(layer: FeedForward, name: str) -> tuple[dict[str, Any], dict[str
     }
     if not isinstance(layer, (FFN, PagedFFN)):
         raise TypeError(f"arrays[{name!r}] must be an FFN, got {type(layer).__name__}")
-    streamed = isinstance(layer, PagedFFN)
-    tables: list[Any] = layer._tables if isinstance(layer, PagedFFN) else list(layer._kept)
     biases = (layer._b_up, layer._b_down)
+    tables: list[list[Any]]
+    if isinstance(layer, PagedFFN):
+        tables = [[table] for table in layer._tables]
+    else:
+        panel, rest = layer._tables()
+        tables = [rest] if panel is None else [[panel], rest]
     keys = ["bundle"] if len(tables) == 1 else ["panel", "bundle"]
     found: dict[str, Source] = {}
-    for key, table in zip(keys, tables, strict=True):
-        tight = table.shape[1] * table.dtype.itemsize
-        pitch = table.pitch if streamed else table.strides[0] if len(table) else tight
-        shape = (len(table), pitch // table.dtype.itemsize)
-        found[f"{name}.{key}"] = Source(table.dtype, shape, partial(_padded, table, shape))
+    for key, parts in zip(keys, tables, strict=True):
+        first = parts[0]
+        tight = sum(part.shape[1] for part in parts) * first.dtype.itemsize
+        pitch = first.pitch if isinstance(first, Table) else pitch_of(tight)
+        shape = (len(first), pitch // first.dtype.itemsize)
+        found[f"{name}.{key}"] = Source(first.dtype, shape, partial(_padded, parts, shape))
     for key, vector in zip(("b_up", "b_down"), biases, strict=True):
         if vector is not None:
             found[f"{name}.{key}"] = source_of(vector, name)
     return described, found
 
 
-def _padded(table: Any, shape: tuple[int, int]) -> Iterator[Array]:
-    """Yield a table's rows in pieces, with zeros between them."""
-    step = max(_PIECE // max(shape[1] * table.dtype.itemsize, 1), 1)
-    parts: Iterator[Array]
-    if isinstance(table, Table):
-        parts = (rows for _, rows in table.stream(step))
+def _padded(tables: list[Any], shape: tuple[int, int]) -> Iterator[Array]:
+    """Yield the rows of tables side by side, in pieces, with zeros after each."""
+    first = tables[0]
+    step = max(_PIECE // max(shape[1] * first.dtype.itemsize, 1), 1)
+    pieces: Iterator[list[Array]]
+    if isinstance(first, Table):
+        pieces = ([rows] for _, rows in first.stream(step))
     else:
-        parts = (table[first : first + step] for first in range(0, len(table), step))
-    for rows in parts:
-        piece = np.zeros((len(rows), shape[1]), table.dtype)
-        piece[:, : rows.shape[1]] = rows
+        pieces = ([one[at : at + step] for one in tables] for at in range(0, len(first), step))
+    for parts in pieces:
+        piece = np.zeros((len(parts[0]), shape[1]), first.dtype)
+        at = 0
+        for part in parts:
+            piece[:, at : at + part.shape[1]] = part
+            at += part.shape[1]
         yield piece

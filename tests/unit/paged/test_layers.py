@@ -148,6 +148,23 @@ def test_resident_panels_are_read_once(rng, stored):
     assert first.live_fraction == 0
 
 
+@pytest.mark.parametrize(("gated", "decide"), LAYERS)
+@pytest.mark.parametrize("d", [20, 700])  # bundles of 700 values and more are padded to pages
+def test_layers_with_each_matrix_by_itself_are_the_same(rng, tmp_path, gated, decide, d):
+    layer = packed(rng, gated, decide, d=d)
+    apart = layer.apart()
+    assert apart.nbytes == (1 + gated) * 96 * d * 4 + 96 * 12 * 4 <= layer.nbytes
+    x = rng.standard_normal((3, d)).astype(F32)
+    for policy in policies(rng, 3, 96, decide):
+        np.testing.assert_array_equal(apart(x, "silu", policy), layer(x, "silu", policy))
+    with pytest.raises(ValueError, match="read-only"):
+        apart._down[0, 0] = 1
+    layer.save(tmp_path / "a.safetensors")
+    apart.save(tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert apart.apart().nbytes == apart.nbytes
+
+
 def test_files_hold_layers_beside_arrays(rng, tmp_path):
     path = tmp_path / "m.safetensors"
     first, second = packed(rng, True, "gate"), packed(rng, False, "up", biases=False)

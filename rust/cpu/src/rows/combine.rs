@@ -23,8 +23,9 @@ const SINGLE_GROUP: usize = 8;
 const ROWS: usize = 128;
 /// Values of sums that one task keeps: half of a second cache.
 const SUMS: usize = 128 << 10;
-/// Columns of a strip: a multiple of what the kernel keeps in registers on every level.
-const COLUMNS: usize = 128;
+/// Columns of a strip are a multiple of this, which is one of every level's vectors. Coarser ones leave a thread with
+/// twice the work of another where rows are short: 576 columns are 288 each and not 384 and 192.
+const COLUMNS: usize = 32;
 
 /// Sums of live rows of a table, weighted by `h`.
 #[derive(Clone, Copy)]
