@@ -27,6 +27,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from prunus._arrays import side_by_side
 from prunus._dtypes import BFLOAT16, F32, Array, DType
 from prunus._errors import FormatError
 from prunus.llm.checkpoint import EMBEDDINGS, NORM, OUTPUT, Checkpoint, Speech
@@ -130,6 +131,12 @@ class Weights:
             self.file.close()
 
 
+def _gathered(layers: list[Layer]) -> list[Layer]:
+    """Return layers in memory whose attention matrices lie side by side."""
+    made = side_by_side([matrix for layer in layers for matrix in (layer.qkv, layer.out)])
+    return [layer._replace(qkv=made[2 * i], out=made[2 * i + 1]) for i, layer in enumerate(layers)]
+
+
 def matrices(checkpoint: Checkpoint, layer: int, dtype: DType) -> tuple[Array, Array | None]:
     """Return the rows that give queries, keys and values, and their biases."""
     at = f"model.layers.{layer}.self_attn."
@@ -193,7 +200,7 @@ def from_checkpoint(
         )
     embeddings = read(EMBEDDINGS, dtype)
     output = embeddings if config.tie_word_embeddings else read(OUTPUT, dtype)
-    return Weights(config, layers, read(NORM), embeddings, output)
+    return Weights(config, _gathered(layers), read(NORM), embeddings, output)
 
 
 def from_file(file: File, *, resident: bool, told: Any = lambda name, size: None) -> Weights:
@@ -265,6 +272,7 @@ def from_file(file: File, *, resident: bool, told: Any = lambda name, size: None
     ]
     embeddings = get("embeddings", (config.vocab_size, size))
     if resident:
+        layers = _gathered(layers)
         told("embeddings", embeddings.nbytes)
         embeddings = embeddings.load()
     if not config.tie_word_embeddings:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from prunus import engines
+from prunus._arrays import side_by_side
 from prunus._dtypes import FLOATS, Array, DType, as_dtype, result_dtype
 from prunus._layout import blocks_along
 from prunus._trace import Span, span
@@ -294,11 +295,12 @@ class FFN(FeedForward):
         than rows with gaps; bundles are for layers that are mostly dead, and for disks.
         """
         other = object.__new__(type(self))
-        other._up, other._down = np.array(self._up, order="C"), np.array(self._down, order="C")
-        other._gate = None if self._gate is None else np.array(self._gate, order="C")
+        gate = [] if self._gate is None else [self._gate]
+        tables = side_by_side([*gate, self._up, self._down])  # in the order of their use
+        other._up, other._down = tables[-2:]
+        other._gate = tables[0] if gate else None
         other._b_up, other._b_down = self._b_up, self._b_down
-        every = (other._up, other._gate, other._down)
-        other._freeze(tuple(one for one in every if one is not None), self.decide)
+        other._freeze(tuple(tables), self.decide)
         return other
 
     def _tables(self) -> tuple[Array | None, list[Array]]:

@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prunus_core::{Error, Interrupt};
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -44,6 +44,29 @@ pub fn default_threads() -> Result<usize, Error> {
 struct Slot {
     process: u32,
     pool: Mutex<Option<(usize, Arc<ThreadPool>)>>,
+    /// Helpers that calls have asked for and that have not come yet.
+    awaited: AtomicUsize,
+}
+
+/// How long a helper looks for the next call before it sleeps, and a call for its last helper. To wake a thread takes
+/// tens of microseconds, in virtual machines more, and of small products one follows the other.
+const LINGER: Duration = Duration::from_micros(100);
+
+/// Waits until something is so, without sleeping, and no longer than [`LINGER`]; who else wants the processor has it.
+fn linger(until: impl Fn() -> bool) -> bool {
+    let begin = Instant::now();
+    loop {
+        for _ in 0..16 {
+            if until() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if begin.elapsed() >= LINGER {
+            return false;
+        }
+        std::thread::yield_now();
+    }
 }
 
 static SLOT: AtomicPtr<Slot> = AtomicPtr::new(std::ptr::null_mut());
@@ -60,7 +83,8 @@ fn slot() -> &'static Slot {
         {
             return slot;
         }
-        let fresh = Box::into_raw(Box::new(Slot { process, pool: Mutex::new(None) }));
+        let fresh =
+            Box::into_raw(Box::new(Slot { process, pool: Mutex::new(None), awaited: AtomicUsize::new(0) }));
         if SLOT.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // SAFETY: nobody else has seen it.
             drop(unsafe { Box::from_raw(fresh) });
@@ -94,8 +118,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The helpers of one call. A helper that comes when the call is over (its worker was busy with another
 /// call) leaves at once; the call waits only for those that have begun.
 struct Crew {
-    /// Whether the call is over, and how many helpers are at work.
-    state: Mutex<(bool, usize)>,
+    /// Whether the call is over.
+    over: Mutex<bool>,
+    /// Helpers at work; it grows under the lock.
+    busy: AtomicUsize,
     left: Condvar,
     work: *const (dyn Fn() + Sync),
 }
@@ -108,31 +134,40 @@ unsafe impl Sync for Crew {}
 impl Crew {
     fn help(&self) {
         {
-            let mut state = lock(&self.state);
-            if state.0 {
+            let over = lock(&self.over);
+            if *over {
                 return;
             }
-            state.1 += 1;
+            self.busy.fetch_add(1, Ordering::Relaxed);
         }
         // SAFETY: the call that owns the work waits in `close` until this helper has left. The work
         // catches panics of its tasks.
         unsafe { (*self.work)() };
-        lock(&self.state).1 -= 1;
+        self.busy.fetch_sub(1, Ordering::Release);
+        // Who saw it busy with the lock held is asleep once the lock can be had.
+        drop(lock(&self.over));
         self.left.notify_all();
+    }
+
+    fn is_left(&self) -> bool {
+        self.busy.load(Ordering::Acquire) == 0
     }
 
     /// Ends the call: waits for the helpers at work, asking `poll` now and then.
     fn close(&self, mut poll: impl FnMut()) {
-        let mut state = lock(&self.state);
-        state.0 = true;
-        while state.1 > 0 {
+        *lock(&self.over) = true;
+        if self.is_left() || linger(|| self.is_left()) {
+            return;
+        }
+        let mut over = lock(&self.over);
+        while !self.is_left() {
             let (held, _) = self
                 .left
-                .wait_timeout(state, Duration::from_millis(20))
+                .wait_timeout(over, Duration::from_millis(20))
                 .unwrap_or_else(|held| held.into_inner());
             drop(held);
             poll();
-            state = lock(&self.state);
+            over = lock(&self.over);
         }
     }
 }
@@ -195,12 +230,20 @@ where
     let work: &(dyn Fn() + Sync) = &help;
     // SAFETY: only the lifetime changes; `Crew::close` below ends every use before `help` goes.
     let work: &'static (dyn Fn() + Sync) = unsafe { std::mem::transmute(work) };
-    let crew = Arc::new(Crew { state: Mutex::new((false, 0)), left: Condvar::new(), work });
+    let (over, busy, left) = (Mutex::new(false), AtomicUsize::new(0), Condvar::new());
+    let crew = Arc::new(Crew { over, busy, left, work });
     let pool = pool(threads - 1)?;
     let closing = Closing(&crew);
+    let awaited = &slot().awaited;
     for _ in 1..threads {
         let crew = Arc::clone(&crew);
-        pool.spawn(move || crew.help());
+        awaited.fetch_add(1, Ordering::Relaxed);
+        pool.spawn(move || {
+            awaited.fetch_sub(1, Ordering::Relaxed);
+            crew.help();
+            drop(crew);
+            linger(|| awaited.load(Ordering::Relaxed) > 0);
+        });
     }
     run(&ask);
     crew.close(|| {
