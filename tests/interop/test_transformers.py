@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from prunus import PrunusError, llm
+from prunus.llm.generation import _tokens as prompt_tokens
 from prunus.llm.library import find_packaged
 from support.llama import SPECIAL, TEMPLATE, tokenizer
 
@@ -249,7 +250,7 @@ def test_smollm2_says_the_same_on_disk_and_in_memory(packed: dict[str, Path], dt
 def test_smollm2_greedy_text_is_that_of_transformers(packed: dict[str, Path], reference: Any) -> None:
     with llm.load(packed["float32"], "64 MiB") as m:
         found = m.generate(PROMPTS[0], 24)
-        own = m.stream([PROMPTS[0]], 1)._tokens[0]
+        own = prompt_tokens(m, PROMPTS[0], True)
     given = torch.as_tensor(own)[None]
     with torch.no_grad():
         made = reference.generate(
@@ -281,4 +282,4 @@ def test_smollm2_conversations_are_those_of_transformers(
             expected = their_tokenizer.apply_chat_template(ask, tokenize=False, add_generation_prompt=True)
             assert render(m.speech, ask) == expected
             ids = their_tokenizer.apply_chat_template(ask, add_generation_prompt=True)
-            assert m.stream([ask], 1)._tokens[0].tolist() == list(ids["input_ids"])
+            assert prompt_tokens(m, ask, True).tolist() == list(ids["input_ids"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import prunus as pr
 from helpers import BF16, layouts, poisoned, sparse
-from prunus.paged import File, PagedBSR, Pager, budgets
+from prunus.paged import File, PagedBSR, Pager, pagers
 
 
 @pytest.fixture
@@ -422,9 +422,14 @@ def test_a_budget_without_memory_for_it(tmp_path, monkeypatch):
     def none(budget, *_):
         raise MemoryError(f"out of memory: {budget} bytes could not be allocated")
 
-    monkeypatch.setattr(budgets, "new_pager", none)
-    with pytest.raises(MemoryError, match=r"a budget of 100\.0 GiB.*choose a smaller budget"):
-        pr.open(tmp_path / "a.npy", budget="100 GiB")
+    monkeypatch.setitem(pagers._state, "backend", none)
+    for make in (
+        lambda: pr.open(tmp_path / "a.npy", budget="100 GiB"),
+        lambda: pr.paged.open(tmp_path / "a.npy", budget="100 GiB"),
+        lambda: pr.paged.Pager("100 GiB"),
+    ):
+        with pytest.raises(MemoryError, match=r"a budget of 100\.0 GiB.*choose a smaller budget"):
+            make()
 
 
 def test_files_that_are_neither(tmp_path):

@@ -24,7 +24,6 @@ from prunus.llm.pruning import Prune, Tally, policies
 from prunus.llm.vocabulary import Tokenizer
 from prunus.llm.weights import CONFIG, DTYPES, Weights, from_checkpoint, from_file, speech_of
 from prunus.paged.blocks import least_budget
-from prunus.paged.budgets import taking
 from prunus.paged.files import File, open_file
 from prunus.paged.pagers import Pager
 from prunus.paged.sizes import parse_bytes
@@ -414,8 +413,7 @@ def load(
         raise ValueError(f"a model on disk needs a budget of at least {least_budget()} bytes, got {size}")
     paged = pager
     if budget is not None and size is not None:
-        with taking(size):
-            paged = Pager(size)
+        paged = Pager(size)
     if _is_packed(text):
         made = _open_packed(text, paged, dtype, decide, progress, check)
     elif paged is not None:

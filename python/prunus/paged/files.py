@@ -12,7 +12,6 @@ from typing import Any, Final, NamedTuple, Self, SupportsIndex, TypeAlias
 from prunus._dtypes import DType
 from prunus._errors import FormatError, PrunusError
 from prunus.paged.array import PagedArray, from_file
-from prunus.paged.budgets import pick
 from prunus.paged.checksums import Checksums, Mismatch
 from prunus.paged.headers import (
     CHECKSUMS,
@@ -26,7 +25,7 @@ from prunus.paged.headers import (
     read_npy,
 )
 from prunus.paged.layers import PagedFFN
-from prunus.paged.pagers import panel_of
+from prunus.paged.pagers import panel_of, pick_pager
 from prunus.paged.shards import find_shards, is_index
 from prunus.paged.sparse import PagedBSR
 
@@ -328,7 +327,7 @@ def open_file(
             "pr.paged.zeros to be written piece by piece"
         )
     text = os.fsdecode(path)
-    using = pick(budget, pager)
+    using = pick_pager(budget, pager)
     if os.path.isdir(text) or is_index(text):
         files, index = find_shards(text)
         return _open_safetensors(text, using, files, index, mode, verify)

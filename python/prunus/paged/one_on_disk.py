@@ -50,8 +50,8 @@ def _runs(a: Any, size: int, unit: int = 0) -> Generator[tuple[int, Array], None
     return panels(turned, max(rows, unit, 1))
 
 
-def multiply(a: Any, x: Array, out: Any, work: DType) -> None:
-    """Compute ``a @ x`` into ``out``, with ``a`` on disk (or computed from what is) and ``x`` in memory."""
+def multiply(a: Any, x: Array, out: Any, work: DType) -> str:
+    """Compute ``a @ x`` into ``out``; return who did. ``a`` is on disk, or computed from what is."""
     rows = by_rows(a)  # panels are rows of the result; otherwise they are parts of its sums
     known = a.dtype in OPERANDS and x.dtype in OPERANDS and out.dtype in OPERANDS | {I32}
     if rows and known:
@@ -60,6 +60,8 @@ def multiply(a: Any, x: Array, out: Any, work: DType) -> None:
         _by_parts(a, x, out, work)
     else:
         _by_numpy(a, x, out, work, rows)
+        return "numpy"
+    return engines.active().name
 
 
 def _by_rows(a: Any, x: Array, out: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final, SupportsIndex
 
 from prunus import _core
 from prunus._errors import PrunusError
+from prunus._format import size_text
 from prunus.paged.plans import Following, Plan, Recording, follow, record
 from prunus.paged.sizes import parse_bytes
 
@@ -109,12 +110,24 @@ def new_pager(budget: int, io: str | None = None, depth: int | None = None) -> A
         Pins the I/O engine; otherwise the best that works is chosen for each file.
     depth : int, optional
         How many requests are in flight at most.
+
+    Raises
+    ------
+    MemoryError
+        If there is no memory for the budget.
     """
     backend = _state["backend"]
     if backend is None:
         raise PrunusError("this build has no pager: prunus._core.Pager is missing")
     more = {key: value for key, value in (("io", io), ("depth", depth)) if value is not None}
-    return backend(budget, **more)
+    try:
+        return backend(budget, **more)
+    except MemoryError as error:
+        free = free_memory()
+        has = "" if free is None else f", about {size_text(free)} are free"
+        raise MemoryError(
+            f"there is no memory for a budget of {size_text(budget)}{has}: choose a smaller budget"
+        ) from error
 
 
 def default_pager() -> Pager:

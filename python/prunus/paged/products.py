@@ -122,9 +122,9 @@ def _product(a: Any, b: Any, out: Any, work: DType) -> None:
         out[...] = 0
         return
     with span("matmul") as at, reading(at, _stores(a, b)):
-        _compute(a, b, out, work)
+        name = _compute(a, b, out, work)
         if at:
-            at.ran("numpy")
+            at.ran(name)
             at.count(flops=2 * a.shape[0] * a.shape[1] * b.shape[1])
 
 
@@ -132,13 +132,12 @@ def _stores(*operands: Any) -> list[Any]:
     return stores_of([as_node(x) for x in operands if is_on_disk(x)])
 
 
-def _compute(a: Any, b: Any, out: Any, work: DType) -> None:
+def _compute(a: Any, b: Any, out: Any, work: DType) -> str:
     if is_on_disk(a) and is_on_disk(b):
-        two_on_disk.multiply(a, b, out, work)
-    elif is_on_disk(a):
-        one_on_disk.multiply(a, b, out, work)
-    else:
-        one_on_disk.multiply(b.T, a.T, out.T, work)
+        return two_on_disk.multiply(a, b, out, work)
+    if is_on_disk(a):
+        return one_on_disk.multiply(a, b, out, work)
+    return one_on_disk.multiply(b.T, a.T, out.T, work)
 
 
 def _batched(a: Any, b: Any, to: DType) -> Array:

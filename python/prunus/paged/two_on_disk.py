@@ -27,28 +27,26 @@ _PANEL: Final = 8 << 20  # bytes of a panel of the other one
 _MOST: Final = 4096  # its rows, at most: a sum of so many products is as exact as in a BLAS
 _TILE: Final = 512  # rows of the result that are multiplied at a time, at most, where they are long
 _VALUES: Final = 1 << 20  # values of them, where they are short
-# Bytes of sums at a time, for a result in memory and one on disk: beyond, operands are read again.
-_RESULT: Final = 1 << 30
+# Bytes of sums at a time that are not formed in the result itself: beyond, operands are read again.
 _ASIDE: Final = 256 << 20
 
 
-def multiply(a: Any, b: Any, out: Any, work: DType) -> None:
-    """Compute ``a @ b`` into ``out``, in memory or on disk, with both operands on disk."""
+def multiply(a: Any, b: Any, out: Any, work: DType) -> str:
+    """Compute ``a @ b`` into ``out``, in memory or on disk, with both operands on disk; return who did."""
     summed_a, summed_b = not by_rows(a), by_rows(b)  # stored along the axis that is summed over
     if summed_a and summed_b:
-        _along(a.T, b, out, work)
-    elif b.nbytes <= min(_HELD, a.nbytes):
-        one_on_disk.multiply(a, b.load(), out, work)
-    elif a.nbytes <= _HELD:
-        one_on_disk.multiply(b.T, a.load().T, out.T, work)
-    elif summed_a:
-        _by_parts(b.T, a.T, out.T, work)
-    elif summed_b:
-        _by_parts(a, b, out, work)
-    elif b.nbytes < a.nbytes:
-        _by_rows(b.T, a.T, out.T, work)
-    else:
-        _by_rows(a, b, out, work)
+        return _along(a.T, b, out, work)
+    if b.nbytes <= min(_HELD, a.nbytes):
+        return one_on_disk.multiply(a, b.load(), out, work)
+    if a.nbytes <= _HELD:
+        return one_on_disk.multiply(b.T, a.load().T, out.T, work)
+    if summed_a:
+        return _by_parts(b.T, a.T, out.T, work)
+    if summed_b:
+        return _by_parts(a, b, out, work)
+    if b.nbytes < a.nbytes:
+        return _by_rows(b.T, a.T, out.T, work)
+    return _by_rows(a, b, out, work)
 
 
 def _step(row: int) -> int:
@@ -61,20 +59,19 @@ def _tile(each: int, columns: int) -> int:
     return max(min(_HELD // each, max(_TILE, _VALUES // columns)), 1)
 
 
-def _along(left: Any, right: Any, out: Any, work: DType) -> None:
+def _along(left: Any, right: Any, out: Any, work: DType) -> str:
     """Compute ``left.T @ right``, both by rows, from one reading of both where the sums fit into memory."""
     m, n = left.shape[1], right.shape[1]
     to = wide(work)
     each = n * to.itemsize
     tile = _tile(each, n)
-    direct = type(out) is np.ndarray
-    strip = max((_RESULT if direct else _ASIDE) // each // tile, 1) * tile
+    inside = type(out) is np.ndarray and out.dtype == to
+    strip = m if inside else max(_ASIDE // each // tile, 1) * tile
     same = _same(left, right)
     half = same and strip >= m  # what is below the diagonal is above it too
     step = _step(m * left.itemsize + n * right.itemsize)
     for first in range(0, m, strip):
         last = min(first + strip, m)
-        inside = direct and out.dtype == to
         sums = out[first:last] if inside else np.empty((last - first, n), to)
         sums[...] = 0
         with closing(_together(left, right, same, step)) as runs:
@@ -90,6 +87,7 @@ def _along(left: Any, right: Any, out: Any, work: DType) -> None:
         if not inside:
             with np.errstate(all="ignore"):
                 out[first:last] = sums
+    return "numpy"
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -127,14 +125,13 @@ def _mirror(sums: Array, tile: int) -> None:
         sums[stop:, i:stop] = sums[i:stop, stop:].T
 
 
-def _by_parts(a: Any, b: Any, out: Any, work: DType) -> None:
+def _by_parts(a: Any, b: Any, out: Any, work: DType) -> str:
     """Compute ``a @ b``, both by rows: rows of ``a`` are held, and panels of ``b`` add to their sums."""
     (m, k), n = a.shape, b.shape[1]
     to = wide(work)
     each, row = n * to.itemsize, k * max(a.itemsize, work.itemsize)
     tile = min(_tile(each, n), max(_HELD // row, 1))
-    most = (_RESULT if type(out) is np.ndarray else _ASIDE) // each
-    rows = max(min(max(_HELD, int(pager_of(b).budget) // 4) // row, most) // tile, 1) * tile
+    rows = max(min(max(_HELD, int(pager_of(b).budget) // 4) // row, _ASIDE // each) // tile, 1) * tile
     if rows < m:
         b = kept(b)
     step = _step(n * b.itemsize)
@@ -150,9 +147,10 @@ def _by_parts(a: Any, b: Any, out: Any, work: DType) -> None:
                         sums[i : i + tile] += part
         with np.errstate(all="ignore"):
             out[first : first + len(held)] = sums
+    return "numpy"
 
 
-def _by_rows(a: Any, b: Any, out: Any, work: DType) -> None:
+def _by_rows(a: Any, b: Any, out: Any, work: DType) -> str:
     """Compute ``a @ b``, ``a`` by rows, ``b`` by columns: rows of ``a`` are held, whole sums are formed."""
     (m, k), n = a.shape, b.shape[1]
     inside = type(out) is np.ndarray and out.dtype == work
@@ -162,9 +160,11 @@ def _by_rows(a: Any, b: Any, out: Any, work: DType) -> None:
     rows = -(-m // -(-m // rows))
     if rows < m:
         b = kept(b)
+    name = ""
     for first in range(0, m, rows):
         held = a[first : first + rows].astype(work, copy=False)
         part = out[first : first + rows] if inside else np.empty((len(held), n), work)
-        one_on_disk.multiply(b.T, held.T, part.T, work)
+        name = one_on_disk.multiply(b.T, held.T, part.T, work)
         if not inside:
             out[first : first + len(held)] = part
+    return name

@@ -8,6 +8,7 @@ import pytest
 import prunus as pr
 from prunus import llm
 from prunus.cli import main
+from prunus.paged import pagers
 from support.llama import Small, small
 
 TEXT = "the sea is not as near to the house as it was, and the hearts of men are heard in the rain. " * 12
@@ -388,14 +389,12 @@ def test_a_packed_model_is_not_packed_again(
 def test_a_budget_without_memory_for_it_is_one_line(
     file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from prunus.llm import model as opening
-
     packed = llm.packed(file)
 
     def none(size: int) -> None:
         raise MemoryError(f"out of memory: {size} bytes could not be allocated")
 
-    monkeypatch.setattr(opening, "Pager", none)
+    monkeypatch.setitem(pagers._state, "backend", none)
     line = refused(capsys, "run", str(packed), "--prompt", "a", "--budget", "100GiB")
     assert "a budget of 100.0 GiB" in line
     assert "choose a smaller budget" in line

@@ -194,6 +194,18 @@ def test_gram_matrix_on_disk_in_strips(rng, monkeypatch):
     a, out = pr.paged.from_array(x, pager=pager), pr.paged.empty((200, 200), "f4", pager=pager)
     np.matmul(a.T, a, out=out)
     near(out.load(), x.T, x)
+    near(a.T @ a, x.T, x)
+
+
+def test_traces_say_who_multiplied(rng):
+    x = normal(rng, 300, 200)
+    pager = pagers.new_pager(MIB)
+    a = pr.paged.from_array(x, pager=pager)
+    for make, name in ((lambda: a @ x.T, "f32"), (lambda: a.T @ x[:, :5], "f32"), (lambda: a.T @ a, "numpy")):
+        with pr.trace() as traced:
+            make()
+        assert name in traced.table()
+        assert ("numpy" in traced.table()) == (name == "numpy")
 
 
 def test_results_depend_neither_on_budget_nor_on_threads(rng):
