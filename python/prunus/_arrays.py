@@ -16,7 +16,16 @@ import numpy as np
 from prunus._dtypes import FLOATS, Array
 from prunus._errors import PrunusError
 
-__all__ = ["as_array", "as_floats", "is_array_like", "is_scipy", "is_torch", "side_by_side"]
+__all__ = [
+    "as_array",
+    "as_floats",
+    "from_panels",
+    "in_panels",
+    "is_array_like",
+    "is_scipy",
+    "is_torch",
+    "side_by_side",
+]
 
 # DLPack's numbers of devices whose memory a host can read: the host's own, and pages pinned for CUDA or ROCm.
 _HOST: Final = (1, 3, 11)
@@ -176,3 +185,36 @@ def side_by_side(arrays: Sequence[Array]) -> list[Array]:
         copy[...] = array
         copies.append(copy)
     return copies
+
+
+def in_panels(table: Array, width: int) -> Array:
+    """Return a table (units, n) as panels of ``width`` columns, (panels, units, width), the last with zeros.
+
+    Who sums some columns of a table reads pieces of its rows, with gaps; of a panel everything in order.
+
+    Examples
+    --------
+    >>> in_panels(np.arange(6).reshape(2, 3), 2).tolist()
+    [[[0, 1], [3, 4]], [[2, 0], [5, 0]]]
+    """
+    units, n = table.shape
+    made = np.zeros((-(-n // width), units, width), table.dtype)
+    for i, panel in enumerate(made):
+        part = table[:, i * width : (i + 1) * width]
+        panel[:, : part.shape[1]] = part
+    return made
+
+
+def from_panels(table: Array, n: int) -> Array:
+    """Return the table (units, n) that panels are of; a table that is in none as it is.
+
+    Examples
+    --------
+    >>> from_panels(in_panels(np.arange(6).reshape(2, 3), 2), 3).tolist()
+    [[0, 1, 2], [3, 4, 5]]
+    """
+    if table.ndim == 2:
+        return table
+    panels, units, width = table.shape
+    whole: Array = table.swapaxes(0, 1).reshape(units, panels * width)[:, :n]
+    return whole

@@ -32,6 +32,7 @@ __all__ = [
     "dots",
     "dsd",
     "dsd_packed",
+    "feed_forward",
     "gates",
     "largest",
     "last_path",
@@ -47,6 +48,8 @@ __all__ = [
     "parse_npy",
     "parse_safetensors",
     "pooled_scores",
+    "rms_norm",
+    "rotate",
     "safetensors_header_size",
     "scan",
     "sdd",
@@ -288,6 +291,23 @@ def combine(
     threads: int,
     add: bool = False,
 ) -> None: ...
+def feed_forward(
+    x: NDArray[Any],
+    up: NDArray[Any],
+    gate: NDArray[Any] | None,
+    down: NDArray[Any],
+    out: NDArray[Any],
+    live: NDArray[np.uint8] | None,
+    branch: int,
+    b_up: NDArray[Any] | None,
+    b_down: NDArray[Any] | None,
+    activation: str | None,
+    threads: int,
+) -> None: ...
+def rms_norm(
+    x: NDArray[np.float32], scale: NDArray[np.float32], epsilon: float, y: NDArray[np.float32]
+) -> None: ...
+def rotate(heads: NDArray[np.float32], cos: NDArray[np.float32], sin: NDArray[np.float32]) -> None: ...
 
 # Headers of files (rust/pager/src/format). Paths are for messages alone; dtypes are NumPy's or ml_dtypes'
 # names; tensors are (name, dtype, shape, first byte, one past the last), counted from the start of the file.

@@ -5,6 +5,7 @@ import pytest
 
 import prunus as pr
 from helpers import BF16, F16, F32, F64, eps, values
+from prunus._arrays import in_panels
 
 DTYPES = [F32, F64, F16, BF16]
 
@@ -43,6 +44,33 @@ def test_dots_and_combine_touch_live_rows_only(rng, engine, dtype, rows):
     out = np.full((rows, k), np.nan, dtype)
     engine.combine(h, w, out, live, branch)
     near(out, want, dtype, units)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_feed_forward_is_its_products(rng, engine, dtype, gated, rows):
+    units, k, n, branch = 45, 37, 50, 4
+    x, up, gate = (values(rng, shape, dtype) for shape in ((rows, k), (units, k), (units, k)))
+    down, b_up, b_down = (values(rng, shape, dtype) for shape in ((units, n), (units,), (n,)))
+    some = rng.random((rows, 12)) < 0.4
+    for live in (None, some):
+        h = np.empty((rows, units), F64 if dtype == F64 else F32)
+        first = np.empty_like(h)
+        if gated:
+            engine.dots(x, gate, first, live, branch, None, "silu")
+        engine.dots(x, up, h, live, branch, b_up, None if gated else "silu", first if gated else None)
+        want = np.empty((rows, n), dtype)
+        engine.combine(h, down, want, live, branch, b_down)
+        layer = (x, up, gate if gated else None)
+        rest = (live, branch, b_up, b_down, "silu")
+        # Panels of 32 columns: the second one is padded.
+        for table in (down, in_panels(down, 32)):
+            out = np.full((rows, n), np.nan, dtype)
+            engine.feed_forward(*layer, table, out, *rest)
+            np.testing.assert_array_equal(out, want)
+            engine.combine(h, table, out, live, branch, b_down)
+            np.testing.assert_array_equal(out, want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -206,7 +206,8 @@ class Engine(Protocol):
         h : ndarray
             Shape (rows, units), the last axis contiguous.
         w : ndarray
-            Shape (units, n), the last axis contiguous.
+            Shape (units, n), the last axis contiguous; or (panels, units, columns of a panel) in C order, the
+            last panel padded.
         out : ndarray
             Shape (rows, n), the last axis contiguous.
         live : ndarray of bool, optional
@@ -218,6 +219,45 @@ class Engine(Protocol):
         add : bool
             Go on from the sums that ``out`` holds, of the dtype that sums have, as if units before these had
             been summed first.
+        """
+        ...
+
+    def feed_forward(
+        self,
+        x: Array,
+        up: Array,
+        gate: Array | None,
+        down: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        b_up: Array | None = None,
+        b_down: Array | None = None,
+        activation: str | None = None,
+    ) -> None:
+        """Write ``h @ down + b_down``, with ``h = activation(x @ gate.T) * (x @ up.T + b_up)`` where live.
+
+        The same, to the bit, as :meth:`dots` for the gate, for the units with that as ``scale``, and
+        :meth:`combine`; without a gate the activation is the units' own.
+
+        Parameters
+        ----------
+        x : ndarray
+            Shape (rows, k), floats, any strides.
+        up, gate : ndarray
+            Shape (units, k), the last axis contiguous.
+        down : ndarray
+            Shape (units, n), or panels of its columns; as in :meth:`combine`.
+        out : ndarray
+            Shape (rows, n), the last axis contiguous.
+        live : ndarray of bool, optional
+            Shape (rows, branches). None: all.
+        branch : int
+            Units in a branch.
+        b_up, b_down : ndarray, optional
+            Shapes (units,) and (n,).
+        activation : str, optional
+            One of :data:`ACTIVATIONS`; None is the identity.
         """
         ...
 

@@ -113,6 +113,23 @@ class CpuEngine:
         """See :class:`prunus.engines.base.Engine`."""
         _core.combine(h, w, out, _bytes(live), branch, bias, THREADS.get(), add)
 
+    def feed_forward(
+        self,
+        x: Array,
+        up: Array,
+        gate: Array | None,
+        down: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        b_up: Array | None = None,
+        b_down: Array | None = None,
+        activation: str | None = None,
+    ) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        threads = THREADS.get()
+        _core.feed_forward(x, up, gate, down, out, _bytes(live), branch, b_up, b_down, activation, threads)
+
     def attention(
         self,
         q: Array,

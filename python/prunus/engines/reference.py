@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from prunus import _layout as lay
-from prunus._dtypes import I8, Array, DType
+from prunus._arrays import from_panels
+from prunus._dtypes import F32, F64, I8, Array, DType
 from prunus._layout import Index
 from prunus.engines.base import Blocks, Found
 
@@ -164,12 +165,36 @@ class ReferenceEngine:
     ) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         every = _units(live, branch, h.shape)
+        w = from_panels(w, out.shape[1])
         with np.errstate(all="ignore"):
             for t, row in enumerate(h.astype(np.float64)):
                 at = np.flatnonzero(every[t])
                 sums = (row[at, None] * w[at].astype(np.float64)).sum(axis=0)
                 sums = sums + out[t] if add else sums
                 out[t] = sums if bias is None else sums + bias.astype(np.float64)
+
+    def feed_forward(
+        self,
+        x: Array,
+        up: Array,
+        gate: Array | None,
+        down: Array,
+        out: Array,
+        live: Array | None = None,
+        branch: int = 1,
+        b_up: Array | None = None,
+        b_down: Array | None = None,
+        activation: str | None = None,
+    ) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        h = np.empty((len(x), len(up)), F64 if F64 in (x.dtype, up.dtype) else F32)
+        if gate is None:
+            self.dots(x, up, h, live, branch, b_up, activation)
+        else:
+            first = np.empty_like(h)
+            self.dots(x, gate, first, live, branch, None, activation)
+            self.dots(x, up, h, live, branch, b_up, None, first)
+        self.combine(h, down, out, live, branch, b_down)
 
     def attention(
         self,

@@ -49,7 +49,7 @@ class Rows(NamedTuple):
 
     def restore(self, y: Array) -> Array:
         """Return (rows, n) with the input's leading dimensions; one dimension for a vector."""
-        return y.reshape(*self.lead, y.shape[-1])
+        return y if len(self.lead) == 1 else y.reshape(*self.lead, y.shape[-1])
 
 
 def as_rows(x: Any, features: int, name: str = "x") -> Rows:
@@ -67,7 +67,8 @@ def as_rows(x: Any, features: int, name: str = "x") -> Rows:
         raise ValueError(f"{name} must have at least one dimension")
     if x.shape[-1] != features:
         raise ValueError(f"{name} has {x.shape[-1]} features, the weights expect {features}")
-    return Rows(x.reshape(math.prod(x.shape[:-1]), features), x.shape[:-1])
+    lead = x.shape[:-1]
+    return Rows(x if x.ndim == 2 else x.reshape(math.prod(lead), features), lead)
 
 
 def as_table(w: Any, name: str) -> Any:

@@ -192,24 +192,23 @@ def _check(q: Any, k: Any, v: Any, scale: float | None, causal: bool, blocksize:
             raise TypeError(f"{name} is a BSR: attention takes dense arrays")
         arrays.append(as_floats(value, name))
     q, k, v = arrays
-    shapes = f"q {q.shape}, k {k.shape} and v {v.shape}"
     if q.ndim < 2 or not q.ndim == k.ndim == v.ndim:
         raise ValueError(
             f"attention takes (*batch, heads, length, dim), (heads, length, dim) or (length, dim), the same "
-            f"number of dimensions for all three; got {shapes}"
+            f"number of dimensions for all three; got {_shapes(q, k, v)}"
         )
     flat = q.ndim == 2
     if flat:
         q, k, v = q[None], k[None], v[None]
     if k.shape[:-1] != v.shape[:-1]:
-        raise ValueError(f"k and v must have the same heads and length, got {shapes}")
+        raise ValueError(f"k and v must have the same heads and length, got {_shapes(q, k, v)}")
     if q.shape[:-3] != k.shape[:-3]:
-        raise ValueError(f"q, k and v must have the same batch dimensions, got {shapes}")
+        raise ValueError(f"q, k and v must have the same batch dimensions, got {_shapes(q, k, v)}")
     heads, groups = q.shape[-3], k.shape[-3]
     if heads != groups and (groups == 0 or heads % groups):
         raise ValueError(f"the heads of q must be a multiple of those of k and v, got {heads} and {groups}")
     if q.shape[-1] != k.shape[-1]:
-        raise ValueError(f"q and k must have the same last dimension, got {shapes}")
+        raise ValueError(f"q and k must have the same last dimension, got {_shapes(q, k, v)}")
     factor = 1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else float(scale)
     if not math.isfinite(factor):
         raise ValueError(f"scale must be finite, got {scale!r}")
@@ -217,6 +216,10 @@ def _check(q: Any, k: Any, v: Any, scale: float | None, causal: bool, blocksize:
     # Larger than both lengths is the same as the larger of them, and no sum overflows.
     size = min(size, max(q.shape[-2], k.shape[-2], 1))
     return _Call(q, k, v, factor, bool(causal), size, flat)
+
+
+def _shapes(q: Array, k: Array, v: Array) -> str:
+    return f"q {q.shape}, k {k.shape} and v {v.shape}"
 
 
 def _grid(mask: Any, call: _Call) -> Array | None:

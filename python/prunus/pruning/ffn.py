@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from prunus import engines
-from prunus._arrays import side_by_side
+from prunus._arrays import from_panels, in_panels, side_by_side
 from prunus._dtypes import FLOATS, Array, DType, as_dtype, result_dtype
 from prunus._layout import blocks_along
+from prunus._threads import get_num_threads
 from prunus._trace import Span, span
 from prunus.pruning import _rows
 from prunus.pruning.policies import Policy, Threshold, as_policy, foreseen
@@ -25,6 +26,7 @@ __all__ = ["FFN", "FeedForward", "ffn", "pitch_of"]
 DECIDERS: Final = ("up", "gate", "predictor")
 # Bundles of at least half a page begin on a page of their own: a disk reads whole ones.
 _PAGE: Final = 4096
+_COLUMNS: Final = 32  # columns of a panel are a multiple: whole vectors, and whole cache lines
 
 
 def pitch_of(size: int) -> int:
@@ -170,11 +172,12 @@ class FFN(FeedForward):
         Bytes held.
     """
 
-    __slots__ = ("_b_down", "_b_up", "_down", "_gate", "_kept", "_up", "decide")
+    __slots__ = ("_b_down", "_b_up", "_gate", "_kept", "_out", "_sums", "_up", "decide")
 
     _up: Array
     _gate: Array | None
-    _down: Array
+    _sums: Array  # the down-projection by units, or panels of its columns
+    _out: int
     _b_up: Array | None
     _b_down: Array | None
     _kept: tuple[Array, ...]
@@ -275,7 +278,8 @@ class FFN(FeedForward):
         self = object.__new__(cls)
         count = 1 + gated - (panel is not None)
         parts = [bundle[:, i * features : (i + 1) * features] for i in range(count)]
-        self._down = bundle[:, count * features :]
+        self._sums = bundle[:, count * features :]
+        self._out = int(self._sums.shape[1])
         self._up = panel if decide == "up" and panel is not None else parts[0]
         self._gate = None if not gated else panel if decide == "gate" else parts[-1]
         self._b_up, self._b_down = b_up, b_down
@@ -284,20 +288,25 @@ class FFN(FeedForward):
 
     def _freeze(self, kept: tuple[Array, ...], decide: str) -> None:
         self._kept, self.decide = kept, decide
-        for array in (*kept, self._up, self._down, self._gate):
+        for array in (*kept, self._up, self._sums, self._gate):
             if array is not None:
                 array.flags.writeable = False
 
     def apart(self) -> Self:
-        """Return the layer with each matrix by itself, without padding.
+        """Return the layer with each matrix by itself, the down-projection in a panel for each thread.
 
-        It gives the same results. Where hardly anything is pruned it is faster, as memory gives runs sooner
-        than rows with gaps; bundles are for layers that are mostly dead, and for disks.
+        It gives the same results, on any number of threads. Where hardly anything is pruned it is faster, as
+        memory gives runs sooner than rows with gaps; bundles are for layers that are mostly dead, and for
+        disks.
         """
         other = object.__new__(type(self))
         gate = [] if self._gate is None else [self._gate]
-        tables = side_by_side([*gate, self._up, self._down])  # in the order of their use
-        other._up, other._down = tables[-2:]
+        each = -(-self._out // get_num_threads())
+        width = -(-each // _COLUMNS) * _COLUMNS
+        down = self._down if width >= self._out else in_panels(self._down, width)
+        tables = side_by_side([*gate, self._up, down])  # in the order of their use
+        other._up, other._sums = tables[-2:]
+        other._out = self._out
         other._gate = tables[0] if gate else None
         other._b_up, other._b_down = self._b_up, self._b_down
         other._freeze(tuple(tables), self.decide)
@@ -308,6 +317,11 @@ class FFN(FeedForward):
         panel = {"up": self._up, "gate": self._gate, "predictor": None}[self.decide]
         rest = [one for one in (self._up, self._gate) if one is not None and one is not panel]
         return panel, [*rest, self._down]
+
+    @property
+    def _down(self) -> Array:
+        """The down-projection by units, (hidden, out_features); of panels a copy."""
+        return from_panels(self._sums, self._out)
 
     @property
     def hidden(self) -> int:
@@ -322,7 +336,7 @@ class FFN(FeedForward):
     @property
     def out_features(self) -> int:
         """Length of an output."""
-        return int(self._down.shape[1])
+        return self._out
 
     @property
     def gated(self) -> bool:
@@ -389,41 +403,45 @@ class FFN(FeedForward):
         self, at: Span, x: Array, y: Array, activation: str | None, policy: Policy | None, branch: int
     ) -> None:
         engine = engines.active()
-        up, gate, down = self._up, self._gate, self._down
-        h = np.empty((len(x), len(up)), _rows.sums_dtype(x.dtype, self.dtype))
+        up, gate, down = self._up, self._gate, self._sums
         live = None if policy is None else foreseen(policy, x, blocks_along(len(up), branch))
         decided = live is None and policy is not None
         if live is not None:
             live = np.ascontiguousarray(live)
-        if decided and self.decide == "predictor":
+        if decided and policy is not None:
+            live = self._decide(policy, x, y, activation, branch)
+        else:
+            engine.feed_forward(x, up, gate, down, y, live, branch, self._b_up, self._b_down, activation)
+        if at:
+            at.ran(engine.name)
+            # As wide as it is meant: what pads the last panel is not work.
+            summed = np.broadcast_to(np.empty((), down.dtype), (self.hidden, self._out))
+            tables = [(up, decided and self.decide == "up"), (summed, False)]
+            if gate is not None:
+                tables.append((gate, decided and self.decide == "gate"))
+            _rows.count_rows(at, live, branch, tables, len(x))
+
+    def _decide(self, policy: Policy, x: Array, y: Array, activation: str | None, branch: int) -> Array:
+        """Compute what decides, then the rest of what is live; return what is."""
+        if self.decide == "predictor":
             raise ValueError(
                 "this FFN was packed with decide='predictor': prune must be a policy that foresees, such as "
                 f"Predictor or Fixed, got {policy!r}"
             )
-        if decided and policy is not None:
-            if gate is None:
-                live, _ = _rows.find(policy, x, up, h, branch, self._b_up, activation, ask=False, clear=False)
-            elif self.decide == "up":
-                first = np.empty_like(h)
-                live, _ = _rows.find(policy, x, up, first, branch, self._b_up, ask=False, clear=False)
-                engine.dots(x, gate, h, live, branch, None, activation, first)
-            else:
-                first = np.empty_like(h)
-                live, _ = _rows.find(policy, x, gate, first, branch, None, activation, ask=False, clear=False)
-                engine.dots(x, up, h, live, branch, self._b_up, None, first)
-        elif gate is None:
-            engine.dots(x, up, h, live, branch, self._b_up, activation)
+        engine, up, gate = engines.active(), self._up, self._gate
+        h = np.empty((len(x), len(up)), _rows.sums_dtype(x.dtype, self.dtype))
+        if gate is None:
+            live, _ = _rows.find(policy, x, up, h, branch, self._b_up, activation, ask=False, clear=False)
+        elif self.decide == "up":
+            first = np.empty_like(h)
+            live, _ = _rows.find(policy, x, up, first, branch, self._b_up, ask=False, clear=False)
+            engine.dots(x, gate, h, live, branch, None, activation, first)
         else:
             first = np.empty_like(h)
-            engine.dots(x, gate, first, live, branch, None, activation)
+            live, _ = _rows.find(policy, x, gate, first, branch, None, activation, ask=False, clear=False)
             engine.dots(x, up, h, live, branch, self._b_up, None, first)
-        engine.combine(h, down, y, live, branch, self._b_down)
-        if at:
-            at.ran(engine.name)
-            tables = [(up, decided and self.decide == "up"), (down, False)]
-            if gate is not None:
-                tables.append((gate, decided and self.decide == "gate"))
-            _rows.count_rows(at, live, branch, tables, len(x))
+        engine.combine(h, self._sums, y, live, branch, self._b_down)
+        return live
 
     def __repr__(self) -> str:
         gate = "gated, " if self.gated else ""

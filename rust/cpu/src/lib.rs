@@ -13,6 +13,7 @@ pub mod sdd;
 pub mod select;
 pub mod ssd;
 pub mod threads;
+pub mod transform;
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

@@ -22,6 +22,7 @@ mod scan;
 mod sdd;
 mod select;
 mod ssd;
+mod transform;
 
 /// Compiled part of prunus.
 #[pymodule]
@@ -56,7 +57,7 @@ mod _core {
     #[pymodule_export]
     use super::probe::measure_io;
     #[pymodule_export]
-    use super::rows::{combine, count_rows, dots};
+    use super::rows::{combine, count_rows, dots, feed_forward};
     #[pymodule_export]
     use super::scan::{gates, scan};
     #[pymodule_export]
@@ -65,6 +66,8 @@ mod _core {
     use super::select::largest;
     #[pymodule_export]
     use super::ssd::ssd;
+    #[pymodule_export]
+    use super::transform::{rms_norm, rotate};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

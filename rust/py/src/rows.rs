@@ -4,7 +4,7 @@ use numpy::{
     PyArrayDescrMethods, PyReadonlyArray2, PyReadwriteArray2, PyUntypedArray, PyUntypedArrayMethods,
 };
 use prunus_core::{Activation, MatMut, MatRef, VecRef};
-use prunus_cpu::rows::{Combine, Dots, Found, Live, Norm};
+use prunus_cpu::rows::{Combine, Dots, FeedForward, Found, Live, Norm, Panels};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -153,7 +153,7 @@ pub(crate) fn dots(
 }
 
 /// `out = h @ w + bias`, summed over the units of each row of `h` that are live; with `add`, sums go on from
-/// what `out` holds.
+/// what `out` holds. `w` is units × n, or panels of its columns.
 #[pyfunction]
 #[pyo3(signature = (h, w, out, live, branch, bias, threads, add=false))]
 #[allow(clippy::too_many_arguments)]
@@ -168,11 +168,9 @@ pub(crate) fn combine(
     threads: usize,
     add: bool,
 ) -> PyResult<()> {
-    let (h, w) = (matrix("h", h)?, matrix("w", w)?);
-    let out = Nd::write(out)?;
-    if out.shape.len() != 2 {
-        return Err(PyValueError::new_err(format!("out: expected two dimensions, got {}", out.shape.len())));
-    }
+    let h = matrix("h", h)?;
+    let (w, out) = (Nd::read(w)?, Nd::write(out)?);
+    let cols = check_panels(&w, &out)?;
     let bias = optional_vector("bias", bias)?;
     let bytes = liveness(live.as_ref());
     let path = enter(py, threads, |context| {
@@ -181,13 +179,98 @@ pub(crate) fn combine(
         let live = bytes.as_deref().map(|bytes| Live::new(bytes, branch, rows, units)).transpose()?;
         // SAFETY: as in `dots`.
         let call = unsafe {
-            Combine {
-                h: view(h),
-                w: view(w),
+            let (w, panels) = panelled(w, cols);
+            let bias = bias.as_ref().map(|nd| vector(nd));
+            Combine { h: view(h), w, panels, live, bias, out: view_mut(out), add }
+        };
+        call.run(context)
+    })?;
+    LAST_PATH.set(path);
+    Ok(())
+}
+
+/// Checks a table of columns against the result, and returns how many columns there are.
+fn check_panels(table: &Nd, out: &Nd) -> PyResult<usize> {
+    let [_, cols] = out.shape[..] else {
+        return Err(PyValueError::new_err(format!("out: expected two dimensions, got {}", out.shape.len())));
+    };
+    let fits = match table.shape[..] {
+        [_, _] => true,
+        [panels, _, width] => width > 0 && cols.div_ceil(width) == panels,
+        _ => false,
+    };
+    match fits {
+        true => Ok(cols),
+        false => Err(PyValueError::new_err(format!(
+            "table: expected units x {cols} values, or panels of so many columns, got shape {:?}",
+            table.shape
+        ))),
+    }
+}
+
+/// A table of columns: units × n, or panels × units × columns of a panel, of which `cols` are meant.
+///
+/// # Safety
+/// As for [`view`]; panels have passed [`check_panels`].
+unsafe fn panelled(nd: &Nd, cols: usize) -> (MatRef<'_>, Option<Panels>) {
+    let (shape, strides) = (&nd.shape, &nd.strides);
+    match shape.len() {
+        // SAFETY: the caller's promise.
+        2 => (unsafe { view(nd) }, None),
+        _ => {
+            let (size, steps) = ((shape[1], shape[2]), (strides[1], strides[2]));
+            // SAFETY: as above; there are as many panels as the columns take, `strides[0]` bytes apart.
+            unsafe { (MatRef::new(nd.ptr, nd.dtype, size, steps), Some(Panels::new(cols, strides[0]))) }
+        }
+    }
+}
+
+/// `out = h @ down + b_down` with `h` the live units of `x` with `up`, and `gate` if there is one; `down` is
+/// units × n, or panels of its columns.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn feed_forward(
+    py: Python<'_>,
+    x: &Bound<'_, PyUntypedArray>,
+    up: &Bound<'_, PyUntypedArray>,
+    gate: Option<&Bound<'_, PyUntypedArray>>,
+    down: &Bound<'_, PyUntypedArray>,
+    out: &Bound<'_, PyUntypedArray>,
+    live: Option<PyReadonlyArray2<'_, u8>>,
+    branch: usize,
+    b_up: Option<&Bound<'_, PyUntypedArray>>,
+    b_down: Option<&Bound<'_, PyUntypedArray>>,
+    activation: Option<&str>,
+    threads: usize,
+) -> PyResult<()> {
+    let (x, up) = (matrix("x", x)?, matrix("up", up)?);
+    let gate = gate.map(|gate| matrix("gate", gate)).transpose()?;
+    let (down, out) = (Nd::read(down)?, Nd::write(out)?);
+    let cols = check_panels(&down, &out)?;
+    let (b_up, b_down) = (optional_vector("b_up", b_up)?, optional_vector("b_down", b_down)?);
+    let activation = match activation {
+        None => Activation::Identity,
+        Some(name) => Activation::parse(name).map_err(to_python)?,
+    };
+    let bytes = liveness(live.as_ref());
+    let path = enter(py, threads, |context| {
+        let (x, up, gate, down, out, b_up, b_down) = (&x, &up, &gate, &down, &out, &b_up, &b_down);
+        let (rows, units) = (x.shape[0], up.shape[0]);
+        let live = bytes.as_deref().map(|bytes| Live::new(bytes, branch, rows, units)).transpose()?;
+        // SAFETY: as in `dots`.
+        let call = unsafe {
+            let (down, panels) = panelled(down, cols);
+            FeedForward {
+                x: view(x),
+                up: view(up),
+                gate: gate.as_ref().map(|nd| view(nd)),
+                down,
+                panels,
                 live,
-                bias: bias.as_ref().map(|nd| vector(nd)),
+                b_up: b_up.as_ref().map(|nd| vector(nd)),
+                b_down: b_down.as_ref().map(|nd| vector(nd)),
+                activation,
                 out: view_mut(out),
-                add,
             }
         };
         call.run(context)
@@ -230,7 +313,7 @@ pub(crate) fn count_rows(
     }
     let (mut flops, mut skipped, mut loaded, mut left) = (0usize, 0usize, 0usize, 0usize);
     for (table, whole) in &tables {
-        let [_, width] = table.shape() else {
+        let &[_, width] = table.shape() else {
             return Err(PyValueError::new_err(format!(
                 "table: expected two dimensions, got {}",
                 table.ndim()

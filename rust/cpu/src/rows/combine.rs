@@ -27,13 +27,33 @@ const SUMS: usize = 128 << 10;
 /// twice the work of another where rows are short: 576 columns are 288 each and not 384 and 192.
 const COLUMNS: usize = 32;
 
+/// A table in panels of some columns, one behind the other: who sums a panel's columns reads without gaps.
+#[derive(Clone, Copy, Debug)]
+pub struct Panels {
+    cols: usize,
+    stride: isize,
+}
+
+impl Panels {
+    /// Says that `cols` columns lie in panels, `stride` bytes from one to the next; the last may hold more than are
+    /// left.
+    ///
+    /// # Safety
+    /// Wherever the first panel can be read, so can all that these columns take, as long as it can.
+    pub unsafe fn new(cols: usize, stride: isize) -> Self {
+        Self { cols, stride }
+    }
+}
+
 /// Sums of live rows of a table, weighted by `h`.
 #[derive(Clone, Copy)]
 pub struct Combine<'a> {
     /// Factors, rows × units, any strides.
     pub h: MatRef<'a>,
-    /// The table, units × n, rows contiguous.
+    /// The table, units × n, rows contiguous; or the first of its panels.
     pub w: MatRef<'a>,
+    /// Where the table's columns lie in panels: how.
+    pub panels: Option<Panels>,
     /// Which units take part; None: all.
     pub live: Option<Live<'a>>,
     /// One value a column.
@@ -56,6 +76,22 @@ impl Combine<'_> {
         with_floats!("combine", compute, L => run::<L>(self, context), else Err(self.no_kernel()))
     }
 
+    /// Columns of the table.
+    fn cols(&self) -> usize {
+        self.panels.map_or(self.w.cols, |panels| panels.cols)
+    }
+
+    /// Where a unit's values begin for a strip's columns: of a table in panels, a panel's.
+    fn at(&self, unit: usize, col: usize) -> *const u8 {
+        match &self.panels {
+            None => self.w.at(unit, col),
+            Some(panels) => {
+                let panel = (col / self.w.cols) as isize;
+                self.w.at(unit, col % self.w.cols).wrapping_offset(panel * panels.stride)
+            }
+        }
+    }
+
     fn no_kernel(&self) -> Error {
         let (a, b, out) = (self.h.dtype, self.w.dtype, self.out.view.dtype);
         Error::DTypes { what: "sum of live rows", a, b, out }
@@ -66,17 +102,18 @@ impl Combine<'_> {
             let text = |(a, b)| format!("{a} x {b}");
             Err(Error::Shape { what, expected: text(expected), got: text(got) })
         };
-        if self.h.cols != self.w.rows {
-            return fault("table", (self.h.cols, self.w.cols), (self.w.rows, self.w.cols));
+        let n = self.cols();
+        if self.h.cols != self.w.rows || (n > 0 && self.w.cols == 0) {
+            return fault("table", (self.h.cols, n), (self.w.rows, self.w.cols));
         }
         let out = (self.out.view.rows, self.out.view.cols);
-        if out != (self.h.rows, self.w.cols) {
-            return fault("result", (self.h.rows, self.w.cols), out);
+        if out != (self.h.rows, n) {
+            return fault("result", (self.h.rows, n), out);
         }
         if let Some(bias) = &self.bias
-            && bias.len != self.w.cols
+            && bias.len != n
         {
-            return fault("bias", (self.w.cols, 1), (bias.len, 1));
+            return fault("bias", (n, 1), (bias.len, 1));
         }
         let sums = sums_type(compute_type(self.h.dtype, self.w.dtype, self.out.view.dtype));
         if self.add && sums != Some(self.out.view.dtype) {
@@ -127,9 +164,18 @@ where
         let factors = job.factors(rows.clone(), copy.as_ref());
         let units = job.units(rows.clone());
         let wide = (SUMS / rows.len()).min(n.div_ceil(context.threads.max(1)));
-        let strip = wide.next_multiple_of(COLUMNS).max(COLUMNS);
-        for_each(context, n.div_ceil(strip), |task| {
-            job.strip(&units, &factors, rows.clone(), task * strip..n.min((task + 1) * strip))
+        // Strips end where panels do; without panels the table is one.
+        let panel = if call.panels.is_some() { call.w.cols } else { n }.max(1);
+        let each = panel.div_ceil(wide.next_multiple_of(COLUMNS).max(COLUMNS));
+        let strip = panel.div_ceil(each).next_multiple_of(COLUMNS);
+        let strips = panel.div_ceil(strip);
+        for_each(context, n.div_ceil(panel) * strips, |task| {
+            let (first, part) = (task / strips * panel, task % strips * strip);
+            let end = n.min(first + panel.min(part + strip));
+            match first + part < end {
+                true => job.strip(&units, &factors, rows.clone(), first + part..end),
+                false => Ok(()),
+            }
         })?;
     }
     Ok(())
@@ -252,7 +298,7 @@ where
         let copy = Workspace::of(&[copied::<L>(), size_of::<L::Acc>()])?;
         let group = if rows.len() == 1 { SINGLE_GROUP } else { GROUP };
         let addresses = |units: &[usize], to: &mut [*const u8; GROUP]| {
-            to.iter_mut().zip(units).for_each(|(to, &unit)| *to = call.w.at(unit, cols.start));
+            to.iter_mut().zip(units).for_each(|(to, &unit)| *to = call.at(unit, cols.start));
             units.len()
         };
         let mut entries = Entries { list: Vec::new(), starts: Vec::with_capacity(rows.len() + 1) };

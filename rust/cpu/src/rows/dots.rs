@@ -98,8 +98,11 @@ impl Dots<'_> {
     /// [`Error::Shape`] or [`Error::DTypes`] for operands that do not fit, or [`Error::Interrupted`].
     pub fn run(&self, context: &Context<'_>) -> Result<&'static str, Error> {
         self.check()?;
-        let compute = compute_type(self.x.dtype, self.w.dtype, self.out.view.dtype);
-        with_floats!("dots", compute, L => run::<L>(self, context), else Err(self.no_kernel()))
+        run_all(&[*self], context)
+    }
+
+    fn compute(&self) -> Option<DType> {
+        compute_type(self.x.dtype, self.w.dtype, self.out.view.dtype)
     }
 
     fn no_kernel(&self) -> Error {
@@ -126,12 +129,12 @@ impl Dots<'_> {
             return fault("scale", (rows, units), (scale.rows, scale.cols));
         }
         if let Some(found) = &self.found
-            && Some(found.dtype) != compute_type(self.x.dtype, self.w.dtype, self.out.view.dtype)
+            && Some(found.dtype) != self.compute()
         {
             return Err(self.no_kernel());
         }
         if let Some(scale) = &self.scale
-            && Some(scale.dtype) != compute_type(self.x.dtype, self.w.dtype, self.out.view.dtype)
+            && Some(scale.dtype) != self.compute()
         {
             return Err(self.no_kernel());
         }
@@ -162,48 +165,80 @@ struct Job<'a, L: RowLanes> {
 // SAFETY: operands are shared for reading; tasks write parts of the result of their own.
 unsafe impl<L: RowLanes> Sync for Job<'_, L> {}
 
-fn run<L>(call: &Dots<'_>, context: &Context<'_>) -> Result<(), Error>
+/// Runs products of one input with tables of as many units, a few units of all of them at a time: a later one's
+/// `scale` may be what an earlier one gives.
+///
+/// # Errors
+/// As for [`Dots::run`].
+pub(crate) fn run_all(calls: &[Dots<'_>], context: &Context<'_>) -> Result<&'static str, Error> {
+    let first = calls.first().ok_or_else(|| Error::Bug("no products".to_owned()))?;
+    for call in calls {
+        call.check()?;
+        if call.compute() != first.compute() {
+            return Err(call.no_kernel());
+        }
+    }
+    with_floats!("dots", first.compute(), L => run::<L>(calls, context), else Err(first.no_kernel()))
+}
+
+fn run<L>(calls: &[Dots<'_>], context: &Context<'_>) -> Result<(), Error>
 where
     L: RowLanes,
     L::Elem: Element + Sum + Magnitude,
 {
-    let fault = || call.no_kernel();
-    let (kernel, _) = L::kernels(call.w.dtype).ok_or_else(fault)?;
-    let convert = <L::Elem as Element>::convert(call.x.dtype).ok_or_else(fault)?;
-    let store = <L::Elem as Sum>::store(call.out.view.dtype).ok_or_else(fault)?;
-    let (tokens, units, k) = (call.x.rows, call.w.rows, call.x.cols);
+    let Some(first) = calls.first() else { return Ok(()) };
+    let (tokens, units, k) = (first.x.rows, first.w.rows, first.x.cols);
     if tokens == 0 || units == 0 {
         return Ok(());
     }
     let size = size_of::<L::Elem>() as isize;
     // Read where it lies, if the kernel's vectors end where the rows do.
-    let in_place = <L::Elem as Element>::NATIVE == Some(call.x.dtype)
-        && call.x.col_stride == size
-        && call.x.row_stride >= 0
-        && call.x.row_stride % size == 0
+    let in_place = <L::Elem as Element>::NATIVE == Some(first.x.dtype)
+        && first.x.col_stride == size
+        && first.x.row_stride >= 0
+        && first.x.row_stride % size == 0
         && k.is_multiple_of(L::LANES);
     let padded_row = k.next_multiple_of(L::LANES).max(L::LANES);
     let copy = Workspace::of(&[if in_place { 0 } else { tokens }, padded_row, size_of::<L::Elem>()])?;
     let (x, x_row) = match in_place {
-        true => (call.x.at(0, 0).cast(), (call.x.row_stride / size) as usize),
+        true => (first.x.at(0, 0).cast(), (first.x.row_stride / size) as usize),
         false => (copy.as_ptr().cast::<L::Elem>().cast_const(), padded_row),
     };
-    let job = Job::<L> { call, kernel, store, x, x_row };
+    let jobs: Vec<Job<'_, L>> = calls.iter().map(|call| job(call, x, x_row)).collect::<Result<_, _>>()?;
     if !in_place {
+        let convert = <L::Elem as Element>::convert(first.x.dtype).ok_or_else(|| first.no_kernel())?;
         for_each(context, tokens.div_ceil(COPY_ROWS), |task| {
-            job.copy_rows(convert, task * COPY_ROWS..tokens.min((task + 1) * COPY_ROWS));
+            jobs[0].copy_rows(convert, task * COPY_ROWS..tokens.min((task + 1) * COPY_ROWS));
             Ok(())
         })?;
     }
     // A task decides about whole branches.
-    let branch = call.found.map_or(1, |found| found.branch.min(units));
-    let chunk = UNITS.next_multiple_of(branch);
+    let branch = calls.iter().filter_map(|call| call.found).map(|found| found.branch.min(units)).max();
+    let chunk = match branch {
+        // As many tasks for each thread: of few, one more than the others have is a good part of the time.
+        None if tokens == 1 => {
+            let tasks = units.div_ceil(UNITS).next_multiple_of(context.threads.max(1));
+            units.div_ceil(tasks).next_multiple_of(BAND).max(GROUP)
+        }
+        _ => UNITS.next_multiple_of(branch.unwrap_or(1)),
+    };
     let chunks = units.div_ceil(chunk);
     let blocks = tokens.div_ceil(TASK_TOKENS);
     for_each(context, chunks * blocks, |task| {
         let (first, row) = (task / blocks * chunk, task % blocks * TASK_TOKENS);
-        job.part(row..tokens.min(row + TASK_TOKENS), first..units.min(first + chunk))
+        let (rows, units) = (row..tokens.min(row + TASK_TOKENS), first..units.min(first + chunk));
+        jobs.iter().try_for_each(|job| job.part(rows.clone(), units.clone()))
     })
+}
+
+fn job<'a, L>(call: &'a Dots<'a>, x: *const L::Elem, x_row: usize) -> Result<Job<'a, L>, Error>
+where
+    L: RowLanes,
+    L::Elem: Element + Sum,
+{
+    let (kernel, _) = L::kernels(call.w.dtype).ok_or_else(|| call.no_kernel())?;
+    let store = <L::Elem as Sum>::store(call.out.view.dtype).ok_or_else(|| call.no_kernel())?;
+    Ok(Job { call, kernel, store, x, x_row })
 }
 
 impl<L> Job<'_, L>

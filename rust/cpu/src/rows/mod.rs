@@ -2,11 +2,13 @@
 //!
 //! A feed-forward layer keeps each hidden unit's weights as a row. [`Dots`] computes units from an input,
 //! [`Combine`] sums what they contribute; both touch the rows of live units only. Which units are live is a
-//! boolean for each row of the input and each *branch*, some neighbouring units.
+//! boolean for each row of the input and each *branch*, some neighbouring units. [`FeedForward`] is both in one
+//! call.
 
 mod combine;
 mod counts;
 mod dots;
+mod feed_forward;
 mod finish;
 pub(crate) mod kernel;
 #[cfg(test)]
@@ -16,9 +18,10 @@ use std::ops::Range;
 
 use prunus_core::{DType, Error, MatRef};
 
-pub use combine::Combine;
+pub use combine::{Combine, Panels};
 pub use counts::Counts;
 pub use dots::{Dots, Found, Norm};
+pub use feed_forward::FeedForward;
 
 /// Which branches of a row are live.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use prunus_core::{Activation, DType, Error, MatMut, MatRef, Never, VecRef};
 
-use super::{Combine, Dots, Found, Live, Norm};
+use super::{Combine, Dots, FeedForward, Found, Live, Norm, Panels};
 use crate::level;
 use crate::threads::Context;
 
@@ -149,6 +149,7 @@ fn sums_are_those_of_a_plain_loop_and_the_same_alone() {
                 let call = Combine {
                     h: mat(&h[first * units..], count, units),
                     w: mat(&w, units, n),
+                    panels: None,
                     live: Some(live.unwrap()),
                     // SAFETY: the vector outlives the call.
                     bias: Some(unsafe { VecRef::new(bias.as_ptr().cast(), DType::F32, n, 4) }),
@@ -175,6 +176,79 @@ fn sums_are_those_of_a_plain_loop_and_the_same_alone() {
     }
 }
 
+/// Cuts a table of units × n into panels of some columns; what pads the last one is never read.
+fn panels(w: &[f32], n: usize, width: usize) -> Vec<f32> {
+    let units = w.len() / n;
+    let value = |panel: usize, unit: usize, col: usize| {
+        let col = panel * width + col;
+        if col < n { w[unit * n + col] } else { f32::NAN }
+    };
+    let of_panel = |panel| (0..units).flat_map(move |unit| (0..width).map(move |col| (panel, unit, col)));
+    (0..n.div_ceil(width)).flat_map(of_panel).map(|(panel, unit, col)| value(panel, unit, col)).collect()
+}
+
+#[test]
+fn a_layer_in_one_call_is_its_products_to_the_bit() {
+    for (rows, units, k, n, branch, width) in
+        [(1, 200, 96, 130, 1, 64), (3, 70, 37, 33, 4, 32), (40, 65, 64, 7, 3, 5), (2, 50, 40, 200, 1, 128)]
+    {
+        let (x, up, gate) = (numbers(rows * k, 1), numbers(units * k, 2), numbers(units * k, 3));
+        let (down, b_up, b_down) = (numbers(units * n, 4), numbers(units, 5), numbers(n, 6));
+        let cut = panels(&down, n, width);
+        let bytes = liveness(rows, units.div_ceil(branch), 7, 0.4);
+        // SAFETY: the vectors outlive the calls.
+        let bias = |b: &[f32]| Some(unsafe { VecRef::new(b.as_ptr().cast(), DType::F32, b.len(), 4) });
+        let live = Live::new(&bytes, branch, rows, units).unwrap();
+        level::each(|level| {
+            for (live, gated) in [(None, true), (Some(live), true), (None, false), (Some(live), false)] {
+                let silu = Activation::parse("silu").unwrap();
+                let x = mat(&x, rows, k);
+                let units_of = |w: &[f32], bias, activation, scale| {
+                    let mut h = vec![f32::NAN; rows * units];
+                    let (w, out) = (mat(w, units, k), mat_mut(&mut h, rows, units));
+                    Dots { x, w, live, bias, activation, scale, out, found: None }.run(&context(2)).unwrap();
+                    h
+                };
+                let h = match gated {
+                    true => {
+                        let first = units_of(&gate, None, silu, None);
+                        let scale = Some(mat(&first, rows, units));
+                        units_of(&up, bias(&b_up), Activation::Identity, scale)
+                    }
+                    false => units_of(&up, bias(&b_up), silu, None),
+                };
+                let mut expected = vec![f32::NAN; rows * n];
+                let out = mat_mut(&mut expected, rows, n);
+                let (h, w) = (mat(&h, rows, units), mat(&down, units, n));
+                let sum = Combine { h, w, panels: None, live, bias: bias(&b_down), out, add: false };
+                sum.run(&context(2)).unwrap();
+                // SAFETY: the panels are one vector.
+                let panels = unsafe { Panels::new(n, (units * width * 4) as isize) };
+                let cut = (mat(&cut, units, width), Some(panels));
+                for (down, panels) in [(w, None), cut] {
+                    for threads in [1, 3] {
+                        let mut found = vec![f32::NAN; rows * n];
+                        let call = FeedForward {
+                            x,
+                            up: mat(&up, units, k),
+                            gate: gated.then(|| mat(&gate, units, k)),
+                            down,
+                            panels,
+                            live,
+                            b_up: bias(&b_up),
+                            b_down: bias(&b_down),
+                            activation: silu,
+                            out: mat_mut(&mut found, rows, n),
+                        };
+                        call.run(&context(threads)).unwrap();
+                        assert_eq!(found, expected, "{}, {rows} rows, gated: {gated}", level.name());
+                    }
+                }
+            }
+        });
+    }
+}
+
 #[test]
 fn sums_in_parts_go_on_to_the_bit() {
     for (rows, units, n, cuts) in
@@ -192,6 +266,7 @@ fn sums_in_parts_go_on_to_the_bit() {
                 let call = Combine {
                     h: mat(&own, rows, last - first),
                     w: mat(&w[first * n..], last - first, n),
+                    panels: None,
                     live: Some(Live::new(&live, 1, rows, last - first).unwrap()),
                     bias: None,
                     out: mat_mut(out, rows, n),
@@ -213,7 +288,8 @@ fn sums_in_parts_go_on_to_the_bit() {
     let (h, w, mut out) = (numbers(4, 1), numbers(4, 2), vec![0u16; 1]);
     // SAFETY: one value of two bytes.
     let out = unsafe { MatMut::new(out.as_mut_ptr().cast(), DType::F16, (1, 1), (2, 2)) };
-    let call = Combine { h: mat(&h, 1, 4), w: mat(&w, 4, 1), live: None, bias: None, out, add: true };
+    let (h, w) = (mat(&h, 1, 4), mat(&w, 4, 1));
+    let call = Combine { h, w, panels: None, live: None, bias: None, out, add: true };
     assert!(matches!(call.run(&context(1)), Err(Error::DTypes { .. })));
 }
 
@@ -245,6 +321,7 @@ fn narrow_tables_are_widened_exactly() {
             let call = Combine {
                 h: mat(&out_copy, rows, units),
                 w: table,
+                panels: None,
                 live: None,
                 bias: None,
                 out: mat_mut(&mut sums, rows, k),
@@ -325,6 +402,7 @@ fn double_precision_sums_in_double_precision() {
         let call = Combine {
             h: view(&h, rows, units),
             w: view(&w, units, k),
+            panels: None,
             live: None,
             bias: None,
             out,
@@ -375,8 +453,8 @@ fn operands_may_lie_at_any_address() {
                 call.run(&context(1)).unwrap();
                 let mut sums = vec![f32::NAN; rows * k];
                 let h = mat(&out, rows, units);
-                let call =
-                    Combine { h, w, live: None, bias: None, out: mat_mut(&mut sums, rows, k), add: false };
+                let (panels, out) = (None, mat_mut(&mut sums, rows, k));
+                let call = Combine { h, w, panels, live: None, bias: None, out, add: false };
                 call.run(&context(1)).unwrap();
                 sums
             };
