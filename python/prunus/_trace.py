@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 from prunus import _core
 from prunus._table import format_table
 
-__all__ = ["ACTIVE", "Record", "Span", "Trace", "span", "trace"]
+__all__ = ["ACTIVE", "Record", "Span", "Trace", "is_traced", "span", "trace"]
 
 # What is summed over the records of a trace.
 _COUNTERS = ("flops", "flops_skipped", "bytes_loaded", "bytes_skipped", "bytes_io", "cycles")
@@ -162,6 +162,11 @@ def span(name: str) -> Span:
     """Return a context manager that times and counts an operation, if anybody traces."""
     at = ACTIVE.get()
     return _OFF if at is None else Span(at[0], name, at[1])
+
+
+def is_traced() -> bool:
+    """Return whether anybody traces."""
+    return ACTIVE.get() is not None
 
 
 class Trace:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from prunus import _core, engines
 from prunus._dtypes import Array
+from prunus._trace import is_traced
 from prunus.llm.ahead import Ahead
 from prunus.llm.cache import Cache
 from prunus.llm.config import Config
@@ -24,6 +26,8 @@ from prunus.pruning.attention import attention
 from prunus.pruning.linear import linear
 
 __all__ = ["Part", "Positions", "forward", "logits", "rms_norm"]
+
+_BLOCK: Final = 64  # keys in a block, as in prunus.attention; without a mask it says nothing
 
 # Told the number of a layer and its feed-forward input: calibration looks on.
 Watch = Callable[[int, Array], None]
@@ -48,49 +52,24 @@ class Positions:
     def __init__(self, config: Config) -> None:
         self._turns = config.rope.frequencies(config.head_dim)
         self._scale = config.rope.scale
-        self._cos = self._sin = np.empty((0, len(self._turns)), np.float32)
+        # Replaced whole: an interrupt, or another thread, finds both sides of one length.
+        self._sides = (np.empty((0, len(self._turns)), np.float32),) * 2
 
     def of(self, first: int, count: int) -> tuple[Array, Array]:
         """Return cosines and sines of some positions, (count, head_dim / 2) each."""
-        if first + count > len(self._cos):
-            angles = np.arange(max(first + count, 2 * len(self._cos)))[:, None] * self._turns
-            self._cos = (np.cos(angles) * self._scale).astype(np.float32)
-            self._sin = (np.sin(angles) * self._scale).astype(np.float32)
-        return self._cos[first : first + count], self._sin[first : first + count]
+        cos, sin = self._sides
+        if first + count > len(cos):
+            angles = np.arange(max(first + count, 2 * len(cos)))[:, None] * self._turns
+            cos, sin = ((side(angles) * self._scale).astype(np.float32) for side in (np.cos, np.sin))
+            self._sides = cos, sin
+        return cos[first : first + count], sin[first : first + count]
 
 
 def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
     """Return rows (n, d) over the root of their mean squares, times ``scale``."""
-    # One product for each row: its result does not depend on those beside it.
-    squares = np.matmul(x[:, None], x[:, :, None])[:, 0, 0]
-    root: Any
-    if len(squares) == 1:  # numbers take a tenth of an array's time, and round as it does
-        root = np.float32(math.sqrt(squares[0] / np.float32(x.shape[1]) + np.float32(epsilon)))
-    else:
-        squares /= x.shape[1]
-        squares += np.float32(epsilon)
-        root = np.sqrt(squares, out=squares)[:, None]
-    y: Array = x / root
-    y *= scale
+    y = np.empty(x.shape, np.float32)
+    _core.rms_norm(x, scale, epsilon, y)
     return y
-
-
-def rotate(heads: Array, cos: Array, sin: Array) -> None:
-    """Turn each head's values (n, heads, head_dim) by their positions, in place: first halves with second.
-
-    Parameters
-    ----------
-    heads : ndarray
-        What is turned.
-    cos, sin : ndarray
-        Shape (n, head_dim / 2) and (n, 2, head_dim / 2): each position's cosines, and its negated sines
-        before its sines.
-    """
-    n, count, size = heads.shape
-    halves = heads.reshape(n, count, 2, size // 2)  # a view: the last axis is contiguous
-    turned = halves[:, :, ::-1] * sin[:, None]
-    halves *= cos[:, None, None]
-    halves += turned
 
 
 def forward(
@@ -144,7 +123,6 @@ def forward(
             part.cache.extend(len(part.tokens))
         turns = [positions.of(first, len(part.tokens)) for part, first in zip(parts, before, strict=True)]
         cos, sin = (np.concatenate(side) if len(side) > 1 else side[0] for side in zip(*turns, strict=True))
-        sin = np.stack([-sin, sin], axis=1)  # once for all layers
         for number, layer in enumerate(weights.layers):
             ahead.reach(3 * number)
             h = rms_norm(x, layer.attention_norm, config.rms_norm_eps)
@@ -177,22 +155,38 @@ def _attend(
 ) -> Array:
     """Return what attention adds to the tokens."""
     queries, keys = config.num_attention_heads, config.num_key_value_heads
-    qkv = linear(h, layer.qkv, layer.qkv_bias).reshape(len(h), queries + 2 * keys, config.head_dim)
-    rotate(qkv[:, : queries + keys], cos, sin)
-    mixed = np.empty((len(h), queries, config.head_dim), np.float32)
-    first = 0
+    qkv = _product(h, layer.qkv, layer.qkv_bias).reshape(len(h), queries + 2 * keys, config.head_dim)
+    _core.rotate(qkv[:, : queries + keys], cos, sin)
+    mixed, first = [], 0
     for part in parts:
         rows = qkv[first : first + len(part.tokens)]
         k, v = part.cache.put(number, rows[:, queries : queries + keys], rows[:, queries + keys :])
-        y = attention(rows[:, :queries].swapaxes(0, 1), k, v, causal=True)
-        mixed[first : first + len(rows)] = y.swapaxes(0, 1)
+        y = _attention(rows[:, :queries].swapaxes(0, 1), k, v)
+        mixed.append(y.swapaxes(0, 1).reshape(len(rows), queries * config.head_dim))
         first += len(rows)
     ahead.reach(3 * number + 1)
-    found: Array = linear(mixed.reshape(len(h), -1), layer.out, layer.out_bias)
-    return found
+    return _product(mixed[0] if len(mixed) == 1 else np.concatenate(mixed), layer.out, layer.out_bias)
+
+
+def _product(x: Array, w: Any, bias: Array | None) -> Array:
+    """Return :func:`prunus.linear`; where nobody traces without its checks, a good part of a token's time."""
+    if not isinstance(w, np.ndarray) or is_traced():
+        found: Array = linear(x, w, bias)
+        return found
+    y = np.empty((len(x), len(w)), np.float32)
+    engines.active().dots(x, w, y, bias=bias)
+    return y
+
+
+def _attention(q: Array, k: Array, v: Array) -> Array:
+    """Return :func:`prunus.attention` of queries with all keys before them, likewise."""
+    if is_traced():
+        return attention(q, k, v, causal=True)
+    y = np.empty(q.shape, np.float32)
+    engines.active().attention(q, k, v, y, None, 1 / math.sqrt(q.shape[-1]), True, _BLOCK)
+    return y
 
 
 def logits(weights: Weights, x: Array) -> Array:
     """Return the logits (tokens, vocab_size) for the last layer's values."""
-    found: Array = linear(rms_norm(x, weights.norm, weights.config.rms_norm_eps), weights.output)
-    return found
+    return _product(rms_norm(x, weights.norm, weights.config.rms_norm_eps), weights.output, None)
