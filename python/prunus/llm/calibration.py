@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 import numpy as np
 
 from prunus import engines
-from prunus._dtypes import Array
+from prunus._dtypes import BFLOAT16, F32, Array, DType
 from prunus._errors import FormatError
 from prunus.llm.config import Config
 from prunus.pruning.ffn import FFN, FeedForward
@@ -34,6 +34,7 @@ __all__ = ["Calibration", "Collector", "check_rank"]
 _FORMAT: Final = "1"
 _KEY: Final = "llm.calibration"
 DECIDERS: Final = ("up", "gate")
+ACTIVATIONS: Final = {"up": None, "gate": "silu"}
 # Shares of units for which thresholds are kept; between them they are interpolated.
 _GRID: Final = np.linspace(0, 1, 129)
 _SAMPLE: Final = 4 << 20  # bytes of magnitudes of each kind that a layer's quantiles come from
@@ -66,7 +67,7 @@ class Rule(NamedTuple):
         if self.guess is not None:
             assert x is not None
             with np.errstate(over="ignore", invalid="ignore"):
-                scores *= np.sqrt(self.guess.power(x, "silu" if self.other == "gate" else None))
+                scores *= np.sqrt(self.guess.power(x, ACTIVATIONS[self.other]))
         return scores
 
 
@@ -138,7 +139,7 @@ class Calibration:
         for i in range(self.sizes[0]):
             levels = self._arrays[f"layers.{i}.{decide}.levels"]
             tau = float(np.interp(1 - keep, _GRID, levels))
-            guess = self._low_rank(i, other) if self.rank else None
+            guess = self._low_rank(i, other).ready(ACTIVATIONS[other]) if self.rank else None
             made.append(Rule(tau, self._arrays[f"layers.{i}.{decide}.weights"], other, guess))
         return made
 
@@ -159,6 +160,20 @@ class Calibration:
             up, gate = self._low_rank(i, "up").over(1 / lengths), self._low_rank(i, "gate")
             made.append(Predictor(up, gate, keep=keep, activation="silu"))
         return made
+
+    def cost(self, decide: str) -> tuple[int, int]:
+        """Return operations and bytes that guesses take for one token, in all layers.
+
+        Parameters
+        ----------
+        decide : {"up", "gate", "predictor"}
+            What is computed before units are chosen: of one side the other is guessed, of none both.
+        """
+        if not self.rank:
+            return 0, 0
+        sides = DECIDERS if decide == "predictor" else (DECIDERS[1 - DECIDERS.index(decide)],)
+        found = [self._low_rank(i, side) for i in range(self.sizes[0]) for side in sides]
+        return sum(2 * (low.narrow.size + low.wide.size) for low in found), sum(low.nbytes for low in found)
 
     def _low_rank(self, layer: int, side: str) -> LowRank:
         return LowRank(*(self._arrays[f"layers.{layer}.{side}.{part}"] for part in LowRank._fields))
@@ -207,16 +222,19 @@ class Calibration:
         layers, units, inputs = self.sizes
         low = {"narrow": (self.rank, inputs), "wide": (units, self.rank)}
         each: dict[str, tuple[int, ...]] = {"lengths": (units,)}
+        guesses = {f"{side}.{part}" for side in DECIDERS for part in low}
         for side in DECIDERS:
             each |= {f"{side}.weights": (units,), f"{side}.levels": (len(_GRID),)}
             if self.rank:
                 each |= {f"{side}.{part}": shape for part, shape in low.items()}
                 each |= {f"{side}.{part}": (units,) for part in ("offset", "spread")}
-        for name, shape in ((f"layers.{i}.{name}", each[name]) for i in range(layers) for name in each):
-            found = self._arrays.get(name)
-            if found is None or found.shape != shape or found.dtype != np.float32:
-                what = "nothing" if found is None else f"{found.dtype} of shape {found.shape}"
-                raise FormatError(f"{path}: expected float32 of shape {shape} as {name}, got {what}")
+        for part, shape in each.items():
+            known: tuple[DType, ...] = (BFLOAT16, F32) if part in guesses else (F32,)
+            for name in (f"layers.{i}.{part}" for i in range(layers)):
+                found = self._arrays.get(name)
+                if found is None or found.shape != shape or found.dtype not in known:
+                    what = "nothing" if found is None else f"{found.dtype} of shape {found.shape}"
+                    raise FormatError(f"{path}: expected {known[0]} of shape {shape} as {name}, got {what}")
 
 
 class Collector:
@@ -271,7 +289,7 @@ class Collector:
         arrays: dict[str, Array] = {}
         for i in range(self._sizes[0]):
             found = self._layer(i, _in_memory(self._layers[i]))
-            arrays |= {f"layers.{i}.{name}": np.ascontiguousarray(a, np.float32) for name, a in found.items()}
+            arrays |= {f"layers.{i}.{name}": np.ascontiguousarray(a) for name, a in found.items()}
             told()
         return Calibration(self._sizes, arrays, self._rank)
 
@@ -290,7 +308,7 @@ class Collector:
             scores = rule.scores(sizes[:, at * units : (at + 1) * units], np.ascontiguousarray(x))
             levels = np.quantile(scores, _GRID) if scores.size else np.zeros(len(_GRID))
             levels[0] = 0.0  # what keeps all
-            found |= {f"{side}.weights": weights, f"{side}.levels": levels}
+            found |= {f"{side}.weights": rule.weights, f"{side}.levels": levels.astype(np.float32)}
             if fits:
                 found |= {f"{side}.{part}": values for part, values in fits[side]._asdict().items()}
         return found
@@ -301,7 +319,7 @@ class Collector:
         up, gate = (w.astype(np.float32) for w in (ffn._up, ffn._gate) if w is not None)
         made = Predictor.fit(x, up, rank=self._rank, keep=1.0, w_gate=gate, b_up=ffn._b_up, activation="silu")
         assert made._gate is not None
-        return {"up": made._up, "gate": made._gate}
+        return {"up": made._up.stored(BFLOAT16), "gate": made._gate.stored(BFLOAT16)}
 
 
 class Reservoir:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from prunus import engines
 from prunus._arrays import as_floats
-from prunus._dtypes import Array
+from prunus._dtypes import Array, DType
 from prunus.engines.reference import _activate
 from prunus.pruning._pieces import factorised, product, strips
 
@@ -41,9 +41,9 @@ class LowRank(NamedTuple):
 
     Attributes
     ----------
-    narrow : ndarray of float32
+    narrow : ndarray of float32 or bfloat16
         Shape (rank, d).
-    wide : ndarray of float32
+    wide : ndarray of float32 or bfloat16
         Shape (H, rank). In the order that :meth:`ready` gives it, a prediction takes least.
     offset : ndarray of float32
         Shape (H,).
@@ -85,6 +85,10 @@ class LowRank(NamedTuple):
         engine.combine(thin, np.ascontiguousarray(self.wide.T), result, bias=self.offset)
         return _activate(result, activation)
 
+    def stored(self, dtype: DType) -> Self:
+        """Return the same with both matrices of another dtype: rounding is far below what a guess is off."""
+        return self._replace(narrow=self.narrow.astype(dtype), wide=self.wide.astype(dtype))
+
     def ready(self, activation: str | None) -> Self:
         """Return the same with ``wide`` in the order that :meth:`predict` reads for this activation."""
         order = np.ascontiguousarray if activation in _BY_UNITS else np.asfortranarray
@@ -100,13 +104,13 @@ class LowRank(NamedTuple):
     def over(self, scale: Array) -> Self:
         """Return the approximation of each unit over ``scale`` (H,)."""
         return self._replace(
-            wide=np.asarray(self.wide / scale[:, None], np.float32),
+            wide=(self.wide.astype(np.float32) / scale[:, None]).astype(self.wide.dtype),
             offset=np.ascontiguousarray(self.offset / scale, np.float32),
             spread=np.ascontiguousarray(self.spread / scale, np.float32),
         )
 
     def check(self) -> None:
-        """Raise ValueError unless the parts are finite float32 arrays that fit each other."""
+        """Raise ValueError unless the parts are finite, of float32, and fit each other."""
         for name, part in self._asdict().items():
             if part.dtype != np.float32 or not np.isfinite(part).all():
                 raise ValueError(f"{name} must hold finite float32 values, got dtype {part.dtype}")

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from prunus._arrays import as_floats
 from prunus._construct import count_of
-from prunus._dtypes import Array
+from prunus._dtypes import F32, Array
 from prunus.pruning._archive import read_archive, write_archive
 from prunus.pruning._checks import check_bound, check_count, check_norm, check_share
 from prunus.pruning._pieces import product, strips
@@ -368,7 +368,8 @@ class Predictor(Policy):
             "activation": self.activation or "",
             "norm": self.norm,
         }
-        for name, half in (("up", self._up), ("gate", self._gate)):
+        for name, low in (("up", self._up), ("gate", self._gate)):
+            half = None if low is None else low.stored(F32)  # files of this format know no bfloat16
             if half is not None:
                 parts |= {f"{name}.{field}": value for field, value in half._asdict().items()}
         write_archive(path, parts)

@@ -118,6 +118,30 @@ def test_a_calibration_survives_its_file(
         assert not np.array_equal(m.logits(TOKENS, keep=0.4), expected)
 
 
+def test_what_guesses_cost(folder: Path, calibrated: dict[int, Calibration]) -> None:
+    with llm.load(folder, dtype="float32") as m:
+        config = m.weights.config
+    each = 8 * (config.hidden_size + config.intermediate_size) * config.num_hidden_layers
+    vectors = (
+        8 * config.intermediate_size * config.num_hidden_layers
+    )  # what is added, and how far a guess is off
+    for decide, sides in (("up", 1), ("gate", 1), ("predictor", 2)):
+        assert calibrated[8].cost(decide) == (2 * sides * each, sides * (2 * each + vectors))
+        assert calibrated[0].cost(decide) == (0, 0)
+
+
+def test_predictors_of_a_calibration_survive_their_files(
+    calibrated: dict[int, Calibration], tmp_path: Path
+) -> None:
+    from prunus import Predictor
+
+    x = np.random.default_rng(7).standard_normal((5, 32), np.float32)
+    for predictor in calibrated[8].predictors(0.5):
+        predictor.save(tmp_path / "p.npz")
+        again = Predictor.load(tmp_path / "p.npz")
+        np.testing.assert_allclose(again.scores(x), predictor.scores(x), rtol=1e-5)
+
+
 def test_bad_calibrations(
     folder: Path, calibrated: dict[int, Calibration], tmp_path: Path, model: Small
 ) -> None:

@@ -20,11 +20,11 @@ KEEPS = (0.8, 0.6, 0.5, 0.4, 0.3)
 _MODES: tuple[tuple[str, int | None], ...] = (
     ("up", None),
     ("up", 0),
-    ("up", 128),
+    ("up", 256),
     ("gate", None),
     ("gate", 0),
-    ("gate", 128),
-    ("predictor", 128),
+    ("gate", 256),
+    ("predictor", 256),
 )
 _MIB = 1 << 20
 
@@ -42,7 +42,8 @@ class Point:
     perplexity, loss : float
         Of that text, and how much larger than the dense model's, relative.
     flops, loaded, read, pages : float
-        A token's operations, bytes of weights that it loads from memory, bytes from disk, and pages.
+        A token's operations, bytes of weights that it loads from memory, bytes from disk, and pages; with
+        what guesses take.
     speed : float
         Tokens a second within the budget.
     """
@@ -68,7 +69,14 @@ def _name(decide: str, rank: int | None) -> str:
 
 
 def _point(
-    name: str, memory: Model, disk: Model, judged: Any, plan: Plan, prune: Any, keep: float, dense: float
+    name: str,
+    memory: Model,
+    disk: Model,
+    judged: Any,
+    plan: Plan,
+    prune: Calibration | str | None,
+    keep: float,
+    dense: float,
 ) -> Point:
     tally = Tally()
     perplexity = memory.perplexity(judged, prune=prune, keep=keep, tally=tally)
@@ -76,14 +84,15 @@ def _point(
     steps = max(usage.steps, 1)
     # What comes from disk is counted there: bytes from memory are those of the model that is there.
     of_memory, flops, loaded = _decoded(memory, plan, prune, keep)
+    guesses = prune.cost(memory.weights.decide) if isinstance(prune, Calibration) else (0, 0)
     return Point(
         name,
         keep,
         tally.share,
         perplexity,
         perplexity / dense - 1 if dense else 0.0,
-        flops / max(of_memory.steps, 1),
-        loaded / max(of_memory.steps, 1),
+        flops / max(of_memory.steps, 1) + guesses[0],
+        loaded / max(of_memory.steps, 1) + guesses[1],
         usage.bytes_io / steps,
         usage.misses / steps,
         usage.tokens_per_second,
@@ -163,11 +172,13 @@ def section(plan: Plan, points: Sequence[Point]) -> Section:
     ]
     half = {p.mode: p.loss for p in points if p.keep == 0.5}
 
-    def best(decide: str) -> list[float]:
-        found = [loss for mode, loss in half.items() if mode.startswith(decide) and "plain" not in mode]
-        return [min(found)] if found else []
+    def best(decide: str) -> tuple[str, list[float]]:
+        found = {m: loss for m, loss in half.items() if m.startswith(decide) and "plain" not in m}
+        mode = min(found, key=found.__getitem__, default=f"{decide}, calibrated")
+        return mode, [found[mode]] if found else []
 
-    plain, gate = half.get("gate, plain", 0.0), best("gate")
+    (up_mode, up), (gate_mode, gate) = best("up"), best("gate")
+    plain = half.get("gate, plain", 0.0)
     why = "the modes at 0.5 were not run"
     return Section(
         "curve",
@@ -186,16 +197,16 @@ def section(plan: Plan, points: Sequence[Point]) -> Section:
         ],
         rows,
         [
-            Verdict("loss at 0.5, decided by up, calibrated", best("up"), 0.04, False, why),
+            Verdict(f"loss at 0.5, {up_mode}", up, 0.04, False, why),
             Verdict(
-                "loss at 0.5, gate calibrated / plain",
+                f"loss at 0.5, {gate_mode} / plain",
                 [gate[0] / plain] if gate and plain > 0 else [],
                 2 / 3,
                 False,
                 why,
             ),
         ],
-        ["FLOPs, bytes and pages are a token's; loaded: weights from memory, as multiplied"],
+        ["FLOPs, bytes and pages: a token's, guesses included; loaded: weights from memory, as multiplied"],
         left=2,
     )
 
