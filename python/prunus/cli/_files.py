@@ -16,6 +16,8 @@ def refusing() -> Iterator[None]:
 
     try:
         yield
+    except BrokenPipeError:  # whoever read the output has gone: no fault of the command's
+        raise
     except (OSError, ValueError, TypeError, FloatingPointError, MemoryError, PrunusError) as error:
         raise CommandError(str(error) or type(error).__name__) from error
 

@@ -63,6 +63,8 @@ def render(speech: Speech, messages: Sequence[Message]) -> str:
         text: str = around.from_string(speech.chat_template).render(
             messages=list(messages),
             add_generation_prompt=True,
+            tools=None,  # templates ask whether they are None, which what is missing is not
+            documents=None,
             bos_token=speech.bos,
             eos_token=speech.eos,
         )

@@ -27,6 +27,7 @@ __all__ = ["Completion", "Generation", "Usage"]
 # Tokens that are decoded again for each new one, usually at most; those that stay when the beginning moves.
 _RUN: Final = 48
 _BACK: Final = 12
+_ROOM: Final = 256  # tokens of an answer that a cache has room for from the start
 
 
 @dataclass(slots=True)
@@ -198,27 +199,33 @@ class _Run:
             self.ahead.stop()
 
     def _generate(self) -> Iterator[tuple[int, str]]:
-        from prunus.llm.model import BATCH
-
         usage, config = self.usage, self.model.weights.config
-        caches = [Cache(config, len(found) + self.most) for found in self.tokens]
+        # Room for a short answer at once; of a long one it grows.
+        caches = [Cache(config, len(found) + min(self.most, _ROOM)) for found in self.tokens]
         shown = [_Text(self.model, completion) for completion in self.completions]
         going: list[int] = []
-        for number, found in enumerate(self.tokens):
+        for batch in self._batches():
             begin = time.perf_counter()
-            x = np.empty((0, config.hidden_size), np.float32)
-            for first in range(0, len(found), BATCH):
-                x = self._forward([Part(caches[number], found[first : first + BATCH])])
-            piece, ended = self._next(number, logits(self.model.weights, x[-1:])[0], shown[number])
-            if not ended:
-                going.append(number)
+            x = self._forward(
+                [Part(caches[number], self.tokens[number][first:last]) for number, first, last in batch]
+            )
+            at, pieces = 0, []
+            for number, first, last in batch:
+                at += last - first
+                if last < len(self.tokens[number]):
+                    continue
+                row = logits(self.model.weights, x[at - 1 : at])[0]
+                piece, ended = self._next(number, row, shown[number])
+                if not ended:
+                    going.append(number)
+                pieces.append((number, piece))
             usage.prompt_seconds += time.perf_counter() - begin
-            yield number, piece
+            yield from pieces
         stats = self._stats()
         while going:
             begin = time.perf_counter()
-            last = [np.array([self.completions[number].tokens[-1]]) for number in going]
-            parts = [Part(caches[number], token) for number, token in zip(going, last, strict=True)]
+            latest = [np.array([self.completions[number].tokens[-1]]) for number in going]
+            parts = [Part(caches[number], token) for number, token in zip(going, latest, strict=True)]
             rows = logits(self.model.weights, self._forward(parts))
             pieces = []
             for number, row in zip(list(going), rows, strict=True):
@@ -234,6 +241,24 @@ class _Run:
             usage.bytes_io, usage.hits, usage.misses = (b - a for a, b in zip(stats, now, strict=True))
             yield from pieces
         usage.live_fraction = self.tally.share
+
+    def _batches(self) -> list[list[tuple[int, int, int]]]:
+        """Return which tokens of which prompts pass through the layers together: number, first, and last."""
+        from prunus.llm.model import BATCH
+
+        made: list[list[tuple[int, int, int]]] = []
+        room = 0
+        for number, found in enumerate(self.tokens):
+            first = 0
+            while first < len(found):
+                if not room:
+                    made.append([])
+                    room = BATCH
+                last = min(first + room, len(found))
+                made[-1].append((number, first, last))
+                room -= last - first
+                first = last
+        return made
 
     def _forward(self, parts: list[Part]) -> Array:
         return forward(self.model.weights, self.model.positions, parts, self.policies, ahead=self.ahead)
@@ -272,7 +297,9 @@ class _Text:
     def piece(self, ended: bool) -> str:
         """Return what is new."""
         completion = self._completion
-        whole = self._tokenizer.decode(completion.tokens[self._first :])
+        # A stop token is no text, also where the vocabulary does not call it special.
+        end = len(completion.tokens) - completion.finished
+        whole = self._tokenizer.decode(completion.tokens[self._first : end])
         if whole.endswith("\ufffd") and not ended:
             return ""
         # What was shown stays, also where bytes that are no character spoil those before them in `whole`.

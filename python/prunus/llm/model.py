@@ -234,8 +234,10 @@ class Model:
             Shape (tokens, vocab_size).
         """
         tokens = self.tokens(text)
-        found = np.empty((len(tokens), self.weights.config.vocab_size), np.float32)
+        found: Array = np.empty((0, self.weights.config.vocab_size), np.float32)
         for first, x in self.batches(tokens, prune, keep):
+            if not first:  # a text beyond the context was refused by now
+                found = np.empty((len(tokens), self.weights.config.vocab_size), np.float32)
             found[first : first + len(x)] = logits(self.weights, x)
         return found
 

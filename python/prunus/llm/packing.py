@@ -14,7 +14,7 @@ from prunus._progress import Progress
 from prunus.llm.checkpoint import EMBEDDINGS, NORM, OUTPUT, Checkpoint, open_checkpoint
 from prunus.llm.config import Config
 from prunus.llm.packaged import find_model
-from prunus.llm.weights import CONFIG, DTYPES, FORMAT, SPEECH, TOKENIZER, matrices, speech_text
+from prunus.llm.weights import CONFIG, DTYPES, FORMAT, SPEECH, TOKENIZER, biases, speech_text
 from prunus.paged.checksums import PAGE
 from prunus.paged.endings import require_safetensors
 from prunus.paged.files import File, open_file
@@ -156,8 +156,8 @@ def _plan(checkpoint: Checkpoint, dtype: DType, decide: str) -> tuple[dict[str, 
         size = config.query_size + 2 * config.key_size
         shape = (size, config.hidden_size)
         parts[f"{here}attention.qkv"] = Source(dtype, shape, partial(_qkv, checkpoint, i, dtype))
-        if any(f"{there}self_attn.{letter}_proj.bias" in checkpoint.names for letter in "qkv"):
-            parts[f"{here}attention.qkv.bias"] = Source(F32, (size,), partial(_qkv_bias, checkpoint, i))
+        if (bias := biases(checkpoint, i)) is not None:
+            parts[f"{here}attention.qkv.bias"] = source_of(bias, f"{here}attention.qkv.bias")
         parts[f"{here}attention.out"] = rows(f"{there}self_attn.o_proj.weight", dtype)
         if (name := f"{there}self_attn.o_proj.bias") in checkpoint.names:
             parts[f"{here}attention.out.bias"] = rows(name, F32)
@@ -190,13 +190,8 @@ def _plan(checkpoint: Checkpoint, dtype: DType, decide: str) -> tuple[dict[str, 
 
 
 def _qkv(checkpoint: Checkpoint, layer: int, dtype: DType) -> Iterator[Array]:
-    yield matrices(checkpoint, layer, dtype)[0]
-
-
-def _qkv_bias(checkpoint: Checkpoint, layer: int) -> Iterator[Array]:
-    bias = matrices(checkpoint, layer, F32)[1]
-    assert bias is not None
-    yield bias
+    for letter in "qkv":  # one after the other: memory is bounded by the largest tensor
+        yield checkpoint.read(f"model.layers.{layer}.self_attn.{letter}_proj.weight", dtype)
 
 
 def _bundles(

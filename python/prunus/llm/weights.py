@@ -137,19 +137,25 @@ def _gathered(layers: list[Layer]) -> list[Layer]:
     return [layer._replace(qkv=made[2 * i], out=made[2 * i + 1]) for i, layer in enumerate(layers)]
 
 
-def matrices(checkpoint: Checkpoint, layer: int, dtype: DType) -> tuple[Array, Array | None]:
-    """Return the rows that give queries, keys and values, and their biases."""
+def matrices(checkpoint: Checkpoint, layer: int, dtype: DType) -> Array:
+    """Return the rows that give queries, keys and values."""
     at = f"model.layers.{layer}.self_attn."
-    weights = [checkpoint.read(f"{at}{letter}_proj.weight") for letter in "qkv"]
-    found = [
-        checkpoint.read(name) if (name := f"{at}{letter}_proj.bias") in checkpoint.names else None
-        for letter in "qkv"
-    ]
-    bias = None
-    if any(one is not None for one in found):
-        parts = [np.zeros(len(w), F32) if b is None else b for w, b in zip(weights, found, strict=True)]
-        bias = np.concatenate(parts)
-    return np.concatenate(weights).astype(dtype, copy=False), bias
+    return np.concatenate([checkpoint.read(f"{at}{letter}_proj.weight", dtype) for letter in "qkv"])
+
+
+def biases(checkpoint: Checkpoint, layer: int) -> Array | None:
+    """Return what is added to queries, keys and values, or None if the model has no such biases."""
+    config = checkpoint.config
+    heads = config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads
+    names = [f"model.layers.{layer}.self_attn.{letter}_proj.bias" for letter in "qkv"]
+    if not any(name in checkpoint.names for name in names):
+        return None
+    return np.concatenate(
+        [
+            checkpoint.read(name) if name in checkpoint.names else np.zeros(count * config.head_dim, F32)
+            for name, count in zip(names, heads, strict=True)
+        ]
+    )
 
 
 def from_checkpoint(
@@ -177,7 +183,7 @@ def from_checkpoint(
 
     for i in range(config.num_hidden_layers):
         at = f"model.layers.{i}."
-        qkv, bias = matrices(checkpoint, i, dtype)
+        qkv, bias = matrices(checkpoint, i, dtype), biases(checkpoint, i)
         told(f"{at}self_attn", qkv.nbytes)
         out_bias = f"{at}self_attn.o_proj.bias"
         ffn = FFN.pack(

@@ -431,3 +431,14 @@ def test_a_line_where_pruning_saves_no_reading(tmp_path: Path) -> None:
         assert reading_note(m, usage(1.0, 1.0)) is None
         assert reading_note(m, llm.Usage()) is None
         assert reading_note(memory, usage(1.0, 0.5)) is None
+
+
+def test_what_is_wrong_is_said_before_the_text_is_read(
+    file: str, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> float:
+        raise AssertionError("the dense pass had begun")
+
+    monkeypatch.setattr(llm.Model, "perplexity", never)
+    line = refused(capsys, "perplexity", file, "--text", text, "--prune", "exact", "--keep", "0.5")
+    assert "contradicts" in line
