@@ -1,6 +1,6 @@
 //! What the layers of a transformer do to each token between their products: norms and rotations.
 
-use std::slice::ChunksExact;
+use crate::rows::kernel::fold;
 
 /// Values whose squares are summed side by side: sums do not depend on the instruction set.
 const LANES: usize = 16;
@@ -14,23 +14,16 @@ pub fn rms_norm(x: &[f32], scale: &[f32], epsilon: f32, y: &mut [f32]) {
     }
 }
 
-/// The sum of squares: lane by lane, then the upper half of the lanes is added to the lower one until one is left.
+/// The sum of squares, lane by lane.
 fn squares(x: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
-    let chunks: ChunksExact<'_, f32> = x.chunks_exact(LANES);
+    let chunks = x.chunks_exact(LANES);
     let rest = chunks.remainder();
     for chunk in chunks {
         sums.iter_mut().zip(chunk).for_each(|(sum, &x)| *sum += x * x);
     }
     sums.iter_mut().zip(rest).for_each(|(sum, &x)| *sum += x * x);
-    let mut left = LANES;
-    while left > 1 {
-        left /= 2;
-        for i in 0..left {
-            sums[i] += sums[i + left];
-        }
-    }
-    sums[0]
+    fold(sums)
 }
 
 /// Turns one head's values by its position, in place: each value of the first half with its partner in the second

@@ -43,27 +43,21 @@ impl FeedForward<'_> {
         let fault = Error::DTypes { what: "feed-forward layer", a, b, out };
         let sums = compute_type(a, b, DType::F32).ok_or(fault)?;
         let (rows, units) = (self.x.rows, self.up.rows);
-        let gates = Workspace::of(&[if self.gate.is_some() { rows } else { 0 }, units, sums.size()])?;
         let hidden = Workspace::of(&[rows, units, sums.size()])?;
-        // SAFETY: the workspaces hold as many values of this type, live as long as the views, and are nobody
-        // else's.
-        let (gates, h) = unsafe { (matrix(&gates, sums, rows, units), matrix(&hidden, sums, rows, units)) };
-        let units = Dots {
-            x: self.x,
-            w: self.up,
-            live: self.live,
-            bias: self.b_up,
-            activation: if self.gate.is_some() { Activation::Identity } else { self.activation },
-            scale: self.gate.map(|_| gates.view),
-            out: h,
-            found: None,
-        };
+        // SAFETY: the workspace holds as many values of this type, lives as long as the view, and is nobody else's.
+        let h = unsafe { matrix(&hidden, sums, rows, units) };
+        let (x, live, activation) = (self.x, self.live, self.activation);
+        let alone =
+            Dots { x, w: self.up, live, bias: self.b_up, activation, scale: None, out: h, found: None };
         match self.gate {
-            None => units.run(context)?,
-            Some(gate) => {
-                let (bias, scale, out) = (None, None, gates);
-                let first = Dots { w: gate, bias, activation: self.activation, scale, out, ..units };
-                run_all(&[first, units], context)?
+            None => alone.run(context)?,
+            Some(w) => {
+                let gates = Workspace::of(&[rows, units, sums.size()])?;
+                // SAFETY: as above.
+                let out = unsafe { matrix(&gates, sums, rows, units) };
+                let first = Dots { w, bias: None, out, ..alone };
+                let scaled = Dots { activation: Activation::Identity, scale: Some(out.view), ..alone };
+                run_all(&[first, scaled], context)?
             }
         };
         let (w, panels, live, bias) = (self.down, self.panels, self.live, self.b_down);

@@ -376,6 +376,20 @@ pub(crate) trait Totals: Lanes {
     unsafe fn totals(vectors: [Self::V; 4]) -> [Self::Acc; 4];
 }
 
+/// Adds up values, a power of two of them: the upper half is added to the lower one until one is left.
+#[inline(always)]
+pub(crate) fn fold<T: Copy + std::ops::AddAssign, const N: usize>(mut held: [T; N]) -> T {
+    const { assert!(N.is_power_of_two()) };
+    let mut left = N;
+    while left > 1 {
+        left /= 2;
+        for i in 0..left {
+            held[i] += held[i + left];
+        }
+    }
+    held[0]
+}
+
 /// Implements [`Totals`] value by value.
 macro_rules! totals_by_halves {
     ($lane:ty) => {
@@ -387,14 +401,7 @@ macro_rules! totals_by_halves {
                     let mut held = [Self::Acc::default(); LANES];
                     // SAFETY: the array holds a vector.
                     unsafe { <$lane as crate::simd::Lanes>::store(held.as_mut_ptr(), vector) };
-                    let mut left = LANES;
-                    while left > 1 {
-                        left /= 2;
-                        for i in 0..left {
-                            held[i] += held[i + left];
-                        }
-                    }
-                    held[0]
+                    crate::rows::kernel::fold(held)
                 })
             }
         }
