@@ -3,8 +3,8 @@
 The layers are those of Llama (Touvron et al., 2023, arXiv:2302.13971): root-mean-square norms (Zhang and
 Sennrich, 2019, arXiv:1910.07467), rotary positions, attention whose heads of queries share heads of keys
 (Ainslie et al., 2023, arXiv:2305.13245), and gated feed-forward layers with SiLU (Shazeer, 2020,
-arXiv:2002.05202). All arithmetic is that of :func:`prunus.linear`, :func:`prunus.attention` and
-:class:`prunus.FFN`; activations are float32.
+arXiv:2002.05202). Products are those of :func:`prunus.linear`, :func:`prunus.attention` and
+:class:`prunus.FFN`; norms and rotations are compiled beside them. Activations are float32.
 """
 
 from __future__ import annotations
