@@ -1,0 +1,318 @@
+//! How the queues of a core's compute side go on.
+
+use crate::error::Error;
+use crate::time::Time;
+
+use super::compute::{Pause, Step};
+use super::{Event, Machine};
+
+/// Verbs that a kernel may be ahead of its queues.
+const AHEAD: usize = 1 << 16;
+
+impl Machine<'_> {
+    /// Whether a paused queue's condition holds now.
+    pub(super) fn can_go_on(&self, id: u32) -> bool {
+        let compute = &self.computes[id as usize];
+        let core = &self.cores[usize::from(compute.core)];
+        let of = |cb: u8| core.cbs.get(usize::from(cb)).and_then(Option::as_ref);
+        [compute.math_pause, compute.pack_pause].iter().any(|pause| match *pause {
+            Pause::Front { cb, pages } => of(cb).is_some_and(|cb| cb.filled() >= pages),
+            Pause::Back { cb, pages } => of(cb).is_some_and(|cb| cb.free() >= pages),
+            _ => false,
+        })
+    }
+
+    /// Lets both queues go on as far as they can.
+    pub(super) fn compute(&mut self, id: u32) -> Result<(), Error> {
+        loop {
+            let before = {
+                let compute = &self.computes[id as usize];
+                (compute.committed, compute.released)
+            };
+            self.run_math(id)?;
+            self.run_pack(id)?;
+            let compute = &self.computes[id as usize];
+            let registers = compute.math_pause == Pause::Registers || compute.pack_pause == Pause::Registers;
+            if (compute.committed, compute.released) == before || !registers {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes the next verbs of the kernel; false at its end.
+    fn feed(&mut self, id: u32) -> Result<bool, Error> {
+        let compute = &mut self.computes[id as usize];
+        let Some(kernel) = &mut compute.kernel else { return Ok(false) };
+        match kernel.step(0)? {
+            None => {
+                compute.kernel = None;
+                Ok(false)
+            }
+            Some(verb) => {
+                let who = format!("kernel {} on core {}", compute.name, compute.core);
+                compute.deal(verb).map_err(|verb| {
+                    Error::Misused(format!("{who} calls {verb:?}, which compute kernels do not"))
+                })?;
+                if compute.pack.len() > AHEAD {
+                    return Err(Error::Misused(format!("{who} packs {AHEAD} times without any math")));
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    fn who(&self, id: u32) -> String {
+        let compute = &self.computes[id as usize];
+        format!("kernel {} on core {}", compute.name, self.describe(compute.core))
+    }
+
+    fn page_bytes(&mut self, id: u32, cb: u8) -> Result<u32, Error> {
+        let core = self.computes[id as usize].core;
+        if let Some(Some(cb)) = self.cores[usize::from(core)].cbs.get(usize::from(cb)) {
+            return Ok(cb.page_bytes);
+        }
+        let who = self.who(id);
+        self.cb(core, cb, &who).map(|cb| cb.page_bytes)
+    }
+
+    /// Checks pages against a buffer's size.
+    fn check_pages(&mut self, id: u32, cb: u8, pages: u32) -> Result<(), Error> {
+        let (core, who) = (self.computes[id as usize].core, self.who(id));
+        let all = self.cb(core, cb, &who)?.pages;
+        if pages > all {
+            return Err(Error::Misused(format!(
+                "{who} asks for {pages} pages of circular buffer {cb}, which has {all}"
+            )));
+        }
+        Ok(())
+    }
+
+    fn run_math(&mut self, id: u32) -> Result<(), Error> {
+        loop {
+            let now = self.queue.now();
+            let Some(step) = self.computes[id as usize].math.front().cloned() else {
+                self.computes[id as usize].math_pause = Pause::None;
+                if self.feed(id)? {
+                    continue;
+                }
+                return Ok(());
+            };
+            let core = self.computes[id as usize].core;
+            match step {
+                Step::WaitFront { cb, pages } => {
+                    let compute = &mut self.computes[id as usize];
+                    if compute.unpack_at > now {
+                        if compute.math_pause != Pause::Timer {
+                            compute.math_pause = Pause::Timer;
+                            self.queue.at(compute.unpack_at, Event::Compute(id));
+                        }
+                        return Ok(());
+                    }
+                    let held =
+                        self.cores[usize::from(core)].cbs.get(usize::from(cb)).and_then(Option::as_ref);
+                    if held.is_none_or(|held| held.filled() < pages) {
+                        self.check_pages(id, cb, pages)?;
+                        self.computes[id as usize].math_pause = Pause::Front { cb, pages };
+                        return Ok(());
+                    }
+                    let cost = self.costs.cb_wait;
+                    let compute = &mut self.computes[id as usize];
+                    if matches!(compute.math_pause, Pause::Front { .. }) {
+                        compute.waits[0] += now - compute.unpack_at;
+                        compute.unpack_at = now;
+                    }
+                    compute.unpack_at += cost;
+                }
+                Step::PopFront { cb, pages } => {
+                    let cost = self.costs.cb_pop;
+                    let who = self.who(id);
+                    self.cb(core, cb, &who)?.read += u64::from(pages);
+                    let compute = &mut self.computes[id as usize];
+                    let at = compute.unpack_at.max(compute.units.unpacked_at());
+                    compute.unpack_at = at + cost;
+                    self.queue.at(at + cost, Event::Pop { core, cb, pages });
+                }
+                Step::Acquire => {
+                    let cost = self.costs.tile_regs;
+                    let compute = &mut self.computes[id as usize];
+                    if compute.acquired {
+                        let who = self.who(id);
+                        return Err(Error::Misused(format!("{who} acquires registers that it has")));
+                    }
+                    if compute.committed - compute.released >= 2 {
+                        compute.math_pause = Pause::Registers;
+                        return Ok(());
+                    }
+                    let free =
+                        if compute.committed >= 2 { compute.releases.pop_front().unwrap_or(0) } else { 0 };
+                    let ready = compute.math_at.max(compute.units.math_at);
+                    compute.waits[1] += free.saturating_sub(ready);
+                    compute.math_at = ready.max(free) + cost;
+                    compute.acquired = true;
+                    self.clear_registers(id);
+                }
+                Step::Commit => {
+                    let cost = self.costs.tile_regs;
+                    let compute = &mut self.computes[id as usize];
+                    if !compute.acquired {
+                        let who = self.who(id);
+                        return Err(Error::Misused(format!(
+                            "{who} commits registers that it has not acquired"
+                        )));
+                    }
+                    compute.acquired = false;
+                    compute.math_at = compute.math_at.max(compute.units.math_at) + cost;
+                    compute.commits.push_back(compute.math_at);
+                    compute.committed += 1;
+                }
+                Step::Cycles(work) => self.computes[id as usize].math_at += work,
+                other => self.calculate(id, &other)?,
+            }
+            let compute = &mut self.computes[id as usize];
+            compute.math.pop_front();
+            compute.math_pause = Pause::None;
+        }
+    }
+
+    /// Steps that fill destination registers.
+    fn calculate(&mut self, id: u32, step: &Step) -> Result<(), Error> {
+        if !self.computes[id as usize].acquired {
+            let who = self.who(id);
+            return Err(Error::Misused(format!("{who} computes into registers that it has not acquired")));
+        }
+        let tiles = self.rates.dst_tiles / if self.computes[id as usize].wide { 2 } else { 1 };
+        let last = match step {
+            Step::Matmul { dst, h, w, .. } => dst + h * w,
+            Step::Copy { dst, .. } | Step::Binary { dst, .. } | Step::Unary { dst, .. } => dst + 1,
+            _ => 0,
+        };
+        if last > tiles {
+            let who = self.who(id);
+            return Err(Error::Misused(format!(
+                "{who} uses {last} tiles of destination registers, half of them holds {tiles}"
+            )));
+        }
+        let bytes = match step {
+            Step::Matmul { in0_cb, in1_cb, .. } | Step::Binary { in0_cb, in1_cb, .. } => {
+                (self.page_bytes(id, *in0_cb)?, self.page_bytes(id, *in1_cb)?)
+            }
+            Step::Copy { cb, .. } => (self.page_bytes(id, *cb)?, 0),
+            _ => (0, 0),
+        };
+        let rates = &self.rates;
+        let compute = &mut self.computes[id as usize];
+        let (from, ready) = (compute.unpack_at, compute.math_at);
+        match step {
+            Step::Matmul { h, w, .. } => {
+                let math = rates.math(compute.fidelity);
+                compute.units.matmul(rates, (*h, *w), bytes, math, from, ready);
+            }
+            Step::Copy { .. } => compute.units.copy(rates, bytes.0, from, ready),
+            Step::Binary { .. } => compute.units.binary(rates, bytes, from, ready),
+            _ => compute.units.vector(rates, ready),
+        }
+        compute.unpack_at = compute.unpack_at.max(compute.units.unpacked_at());
+        compute.math_at = compute.units.math_at;
+        if self.memory.values { self.calculate_values(id, step) } else { Ok(()) }
+    }
+
+    fn run_pack(&mut self, id: u32) -> Result<(), Error> {
+        loop {
+            let now = self.queue.now();
+            let Some(step) = self.computes[id as usize].pack.front().cloned() else {
+                self.computes[id as usize].pack_pause = Pause::None;
+                return Ok(());
+            };
+            let core = self.computes[id as usize].core;
+            match step {
+                Step::Wait => {
+                    let cost = self.costs.tile_regs;
+                    let compute = &mut self.computes[id as usize];
+                    let Some(committed) = compute.commits.pop_front() else {
+                        compute.pack_pause = Pause::Registers;
+                        return Ok(());
+                    };
+                    compute.pack_at = compute.pack_at.max(committed) + cost;
+                    compute.waited = true;
+                }
+                Step::ReserveBack { cb, pages } => {
+                    let compute = &mut self.computes[id as usize];
+                    if compute.pack_at > now {
+                        if compute.pack_pause != Pause::Timer {
+                            compute.pack_pause = Pause::Timer;
+                            self.queue.at(compute.pack_at, Event::Compute(id));
+                        }
+                        return Ok(());
+                    }
+                    let held =
+                        self.cores[usize::from(core)].cbs.get(usize::from(cb)).and_then(Option::as_ref);
+                    if held.is_none_or(|held| held.free() < pages) {
+                        self.check_pages(id, cb, pages)?;
+                        self.computes[id as usize].pack_pause = Pause::Back { cb, pages };
+                        return Ok(());
+                    }
+                    let cost = self.costs.cb_reserve;
+                    let compute = &mut self.computes[id as usize];
+                    if matches!(compute.pack_pause, Pause::Back { .. }) {
+                        compute.waits[2] += now - compute.pack_at;
+                        compute.pack_at = now;
+                    }
+                    compute.pack_at += cost;
+                }
+                Step::PushBack { cb, pages } => {
+                    let cost = self.costs.cb_push;
+                    let who = self.who(id);
+                    self.cb(core, cb, &who)?.written += u64::from(pages);
+                    let compute = &mut self.computes[id as usize];
+                    compute.pack_at += cost;
+                    self.queue.at(compute.pack_at, Event::Push { core, cb, pages });
+                }
+                Step::Pack { cb, tiles, .. } => {
+                    if !self.computes[id as usize].waited {
+                        let who = self.who(id);
+                        return Err(Error::Misused(format!(
+                            "{who} packs registers that it has not waited for"
+                        )));
+                    }
+                    let bytes = self.page_bytes(id, cb)?;
+                    let compute = &mut self.computes[id as usize];
+                    let work = Time::from(tiles) * self.rates.pack(bytes, compute.accumulate);
+                    compute.pack_at += work;
+                    compute.pack_busy += work;
+                    if self.memory.values {
+                        self.pack_values(id, &step)?;
+                    }
+                }
+                Step::Release => {
+                    let cost = self.costs.tile_regs;
+                    let compute = &mut self.computes[id as usize];
+                    if !compute.waited {
+                        let who = self.who(id);
+                        return Err(Error::Misused(format!(
+                            "{who} releases registers that it has not waited for"
+                        )));
+                    }
+                    compute.waited = false;
+                    compute.pack_at += cost;
+                    compute.releases.push_back(compute.pack_at);
+                    compute.released += 1;
+                }
+                Step::Accumulate(on) => self.computes[id as usize].accumulate = on,
+                _ => {}
+            }
+            let compute = &mut self.computes[id as usize];
+            compute.pack.pop_front();
+            compute.pack_pause = Pause::None;
+        }
+    }
+
+    fn clear_registers(&mut self, _id: u32) {}
+
+    fn calculate_values(&mut self, _id: u32, _step: &Step) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn pack_values(&mut self, _id: u32, _step: &Step) -> Result<(), Error> {
+        Ok(())
+    }
+}

@@ -1,0 +1,549 @@
+//! Transfers over the networks: what leaves a core as packets, and what happens where they arrive.
+
+use crate::error::Error;
+use crate::noc::{Class, Node, Packet, Target};
+use crate::time::{TICKS, Time};
+use crate::verbs::{Area, CoreId, Place, Reply, Verb};
+
+use super::threads::Wait;
+use super::{Event, Machine};
+
+/// What a packet carries. `data` is empty where values are left out.
+#[derive(Debug)]
+pub(super) enum Load {
+    Write {
+        thread: u32,
+        to: Place,
+        data: Vec<u8>,
+    },
+    /// To the same address of all receivers; the latest acknowledgement so far.
+    Multicast {
+        thread: u32,
+        address: u32,
+        data: Vec<u8>,
+        last: Time,
+    },
+    SetSemaphore {
+        thread: u32,
+        semaphore: u8,
+        value: u32,
+        last: Time,
+    },
+    IncrementSemaphore {
+        thread: u32,
+        semaphore: u8,
+        by: u32,
+    },
+    Request {
+        thread: u32,
+        from: Place,
+        to: u32,
+        bytes: u32,
+    },
+    Reply {
+        thread: u32,
+        to: u32,
+        data: Vec<u8>,
+    },
+}
+
+impl Machine<'_> {
+    fn whose(&self, id: u32) -> String {
+        let thread = &self.threads[id as usize];
+        format!("kernel {} on core {}", thread.name, self.describe(thread.core))
+    }
+
+    pub(super) fn check_l1(&self, id: u32, core: CoreId, address: u32, bytes: u32) -> Result<(), Error> {
+        if usize::from(core) >= self.cores.len() {
+            return Err(Error::Misused(format!(
+                "{}: core {core}, {} has {}",
+                self.whose(id),
+                self.spec.name,
+                self.cores.len()
+            )));
+        }
+        if u64::from(address) + u64::from(bytes) > u64::from(self.spec.l1.bytes) {
+            return Err(Error::Misused(format!(
+                "{}: {bytes} B at {address} of core {}'s L1, which has {} B",
+                self.whose(id),
+                self.describe(core),
+                self.spec.l1.bytes
+            )));
+        }
+        Ok(())
+    }
+
+    /// The bytes of a range of L1, which must have been written.
+    pub(super) fn read_l1(&self, id: u32, core: CoreId, address: u32, bytes: u32) -> Result<Vec<u8>, Error> {
+        self.check_l1(id, core, address, bytes)?;
+        self.memory.l1[usize::from(core)].read(address, bytes).map(<[u8]>::to_vec).map_err(|at| {
+            Error::Undefined(format!(
+                "{} reads {bytes} B at {address} of core {}'s L1, nothing was written at {at}{}",
+                self.whose(id),
+                self.describe(core),
+                self.buffer_at(core, at)
+            ))
+        })
+    }
+
+    /// Which circular buffer an address is in, for messages.
+    pub(super) fn buffer_at(&self, core: CoreId, address: u32) -> String {
+        let cbs = &self.cores[usize::from(core)].cbs;
+        let inside = cbs.iter().enumerate().find_map(|(id, cb)| {
+            let cb = cb.as_ref()?;
+            (cb.address..cb.address + cb.pages * cb.page_bytes).contains(&address).then_some(id)
+        });
+        inside.map_or(String::new(), |id| format!(" (in circular buffer {id})"))
+    }
+
+    fn check_dram(&self, id: u32, buffer: u16, page: u32, offset: u32, bytes: u32) -> Result<(), Error> {
+        let Some(found) = self.memory.buffers.get(usize::from(buffer)) else {
+            return Err(Error::Misused(format!("{}: there is no buffer {buffer} in DRAM", self.whose(id))));
+        };
+        if page >= found.pages || u64::from(offset) + u64::from(bytes) > u64::from(found.page_bytes) {
+            return Err(Error::Misused(format!(
+                "{}: {bytes} B at {offset} of page {page}, buffer {buffer} has {} pages of {} B",
+                self.whose(id),
+                found.pages,
+                found.page_bytes
+            )));
+        }
+        Ok(())
+    }
+
+    fn dram_node(&self, buffer: u16, page: u32) -> Node {
+        let channels = &self.spec.dram.channels;
+        let fixed = self.memory.buffers[usize::from(buffer)].channel;
+        let [x, y] = channels[fixed.map_or(page as usize % channels.len(), usize::from)];
+        self.noc.torus.node(x, y)
+    }
+
+    /// Checks a place, and that it and an address of the own L1 may be ends of one transfer.
+    fn resolve(&self, id: u32, place: Place, own: u32, bytes: u32) -> Result<Node, Error> {
+        let (node, address, alignment, what) = match place {
+            Place::L1 { core, address } => {
+                self.check_l1(id, core, address, bytes)?;
+                (self.cores[usize::from(core)].node, address, self.spec.l1.alignment, "L1")
+            }
+            Place::Dram { buffer, page, offset } => {
+                self.check_dram(id, buffer, page, offset, bytes)?;
+                (self.dram_node(buffer, page), offset, self.spec.dram.alignment.min(32), "DRAM")
+            }
+        };
+        self.check_l1(id, self.threads[id as usize].core, own, bytes)?;
+        if address % alignment != own % alignment {
+            return Err(Error::Undefined(format!(
+                "{} moves {bytes} B between {what} address {address} and its own {own}: they must agree modulo \
+                 {alignment}",
+                self.whose(id)
+            )));
+        }
+        Ok(node)
+    }
+
+    /// The first packet of a transfer; what is left of it is paid for and sent next.
+    pub(super) fn transfer(&mut self, id: u32, verb: Verb) -> Result<Option<Reply>, Error> {
+        let most = self.spec.packet_bytes();
+        if matches!(verb, Verb::NocAsyncWriteMulticast { .. } | Verb::NocSemaphoreSetMulticast { .. }) {
+            let flag = matches!(verb, Verb::NocSemaphoreSetMulticast { .. });
+            let now = self.queue.now();
+            let thread = &mut self.threads[id as usize];
+            let commands = &self.cores[usize::from(thread.core)].commands[usize::from(thread.noc)];
+            if commands[usize::from(flag)] > 0 {
+                thread.wait = Wait::Multicast { flag };
+                thread.waits_since = now;
+                thread.pending = Some(verb);
+                return Ok(None);
+            }
+        }
+        let rest = match verb {
+            Verb::NocAsyncRead { from, to, bytes, stateful } => {
+                let now = bytes.min(most);
+                self.request(id, from, to, now)?;
+                (bytes > now).then(|| Verb::NocAsyncRead {
+                    from: later(from, now),
+                    to: to + now,
+                    bytes: bytes - now,
+                    stateful,
+                })
+            }
+            Verb::NocAsyncWrite { from, to, bytes, stateful } => {
+                let now = bytes.min(most);
+                self.write(id, from, to, now)?;
+                (bytes > now).then(|| Verb::NocAsyncWrite {
+                    from: from + now,
+                    to: later(to, now),
+                    bytes: bytes - now,
+                    stateful,
+                })
+            }
+            Verb::NocAsyncWriteMulticast { from, area, to, bytes, linked } => {
+                let now = bytes.min(most);
+                self.multicast(id, from, area, to, now, linked)?;
+                (bytes > now).then(|| Verb::NocAsyncWriteMulticast {
+                    from: from + now,
+                    area,
+                    to: to + now,
+                    bytes: bytes - now,
+                    linked,
+                })
+            }
+            Verb::NocSemaphoreSetMulticast { from, semaphore, area } => {
+                let core = self.threads[id as usize].core;
+                self.semaphore(core, semaphore, id)?;
+                let value = *self.semaphore(core, from, id)?;
+                let load = |thread| Load::SetSemaphore { thread, semaphore, value, last: 0 };
+                self.spread(id, area, 4, false, load)?;
+                None
+            }
+            Verb::NocSemaphoreInc { core, semaphore, by } => {
+                self.check_l1(id, core, 0, 4)?;
+                self.semaphore(core, semaphore, id)?;
+                let target = self.cores[usize::from(core)].node;
+                self.post(id, target, 4, Load::IncrementSemaphore { thread: id, semaphore, by });
+                None
+            }
+            other => {
+                return Err(Error::Unsupported(format!("{}: {other:?} on this thread", self.whose(id))));
+            }
+        };
+        let Some(rest) = rest else { return Ok(Some(0)) };
+        let cost = match &rest {
+            Verb::NocAsyncRead { stateful, .. } => self.costs.read[usize::from(*stateful)],
+            Verb::NocAsyncWrite { stateful, .. } => self.costs.write[usize::from(*stateful)],
+            _ => self.costs.multicast,
+        };
+        self.threads[id as usize].pending = Some(rest);
+        self.queue.at(self.queue.now() + cost, Event::Thread(id));
+        Ok(None)
+    }
+
+    fn injection(&self, bytes: u32, rate: f64) -> Time {
+        (f64::from(self.noc.flits(bytes)) * TICKS as f64 / rate) as Time
+    }
+
+    fn request(&mut self, id: u32, from: Place, to: u32, bytes: u32) -> Result<(), Error> {
+        if bytes == 0 {
+            return Err(Error::Misused(format!("{} reads 0 bytes", self.whose(id))));
+        }
+        let target = self.resolve(id, from, to, bytes)?;
+        let thread = &mut self.threads[id as usize];
+        thread.reads += 1;
+        let packet = Packet {
+            noc: thread.noc,
+            class: Class::Request,
+            source: self.cores[usize::from(thread.core)].node,
+            target: Target::One(target),
+            bytes: 0,
+            moved: bytes,
+            length: 0,
+            injection: 0,
+            open: 1,
+            load: Load::Request { thread: id, from, to, bytes },
+        };
+        self.noc.send(&mut self.queue, packet);
+        Ok(())
+    }
+
+    fn own_bytes(&self, id: u32, from: u32, bytes: u32) -> Result<Vec<u8>, Error> {
+        if self.memory.values {
+            self.read_l1(id, self.threads[id as usize].core, from, bytes)
+        } else {
+            Ok(Vec::new())
+        }
+    }
+
+    fn write(&mut self, id: u32, from: u32, to: Place, bytes: u32) -> Result<(), Error> {
+        if bytes == 0 {
+            return Err(Error::Misused(format!("{} writes 0 bytes", self.whose(id))));
+        }
+        let target = self.resolve(id, to, from, bytes)?;
+        let data = self.own_bytes(id, from, bytes)?;
+        self.post(id, target, bytes, Load::Write { thread: id, to, data });
+        Ok(())
+    }
+
+    /// Sends a packet that will be acknowledged by one node.
+    fn post(&mut self, id: u32, target: Node, bytes: u32, load: Load) {
+        let injection = self.injection(bytes, self.spec.noc.write_rate);
+        let thread = &mut self.threads[id as usize];
+        thread.writes += 1;
+        thread.departures += 1;
+        let packet = Packet {
+            noc: thread.noc,
+            class: Class::Request,
+            source: self.cores[usize::from(thread.core)].node,
+            target: Target::One(target),
+            bytes,
+            moved: bytes,
+            length: injection,
+            injection,
+            open: 1,
+            load,
+        };
+        self.noc.send(&mut self.queue, packet);
+    }
+
+    fn multicast(
+        &mut self,
+        id: u32,
+        from: u32,
+        area: Area,
+        to: u32,
+        bytes: u32,
+        linked: bool,
+    ) -> Result<(), Error> {
+        let core = self.threads[id as usize].core;
+        self.check_l1(id, core, to, bytes)?;
+        let alignment = self.spec.l1.alignment;
+        if from % alignment != to % alignment {
+            return Err(Error::Undefined(format!(
+                "{} multicasts from {from} to {to}: they must agree modulo {alignment}",
+                self.whose(id)
+            )));
+        }
+        let data = self.own_bytes(id, from, bytes)?;
+        let load = |thread| Load::Multicast { thread, address: to, data, last: 0 };
+        self.spread(id, area, bytes, linked, load)
+    }
+
+    /// Queues a packet to many nodes behind the multicasts that its core has on the way.
+    fn spread(
+        &mut self,
+        id: u32,
+        area: Area,
+        bytes: u32,
+        linked: bool,
+        load: impl FnOnce(u32) -> Load,
+    ) -> Result<(), Error> {
+        let Area { from, to, own } = area;
+        let core = self.threads[id as usize].core;
+        let source = self.cores[usize::from(core)].node;
+        if from.0 > to.0 || from.1 > to.1 || to.0 >= self.spec.grid.columns || to.1 >= self.spec.grid.rows {
+            return Err(Error::Misused(format!(
+                "{}: multicast to {from:?} - {to:?}, the grid is {} x {}",
+                self.whose(id),
+                self.spec.grid.columns,
+                self.spec.grid.rows
+            )));
+        }
+        let receivers = self.noc.torus.receivers(source, from, to, own).len() as u32;
+        if receivers == 0 {
+            return Err(Error::Misused(format!(
+                "{}: nobody receives a multicast to {from:?} - {to:?}",
+                self.whose(id)
+            )));
+        }
+        let injection = self.injection(bytes, self.spec.noc.write_rate);
+        let thread = &mut self.threads[id as usize];
+        thread.writes += 1;
+        thread.departures += 1;
+        let (noc, follows) = (thread.noc, thread.linked);
+        thread.linked = linked;
+        let packet = Packet {
+            noc,
+            class: Class::Multicast,
+            source,
+            target: Target::Many { from, to, own },
+            bytes,
+            moved: bytes,
+            length: injection,
+            injection,
+            open: receivers,
+            load: load(id),
+        };
+        let flag = matches!(packet.load, Load::SetSemaphore { .. });
+        let core_state = &mut self.cores[usize::from(core)];
+        core_state.commands[usize::from(noc)][usize::from(flag)] += 1;
+        core_state.multicasts[usize::from(noc)].push_back((packet, follows));
+        if !core_state.sending[usize::from(noc)] {
+            self.reserve(core, noc);
+        }
+        Ok(())
+    }
+
+    /// Has the path of a core's next multicast reserved.
+    fn reserve(&mut self, core: CoreId, noc: u8) {
+        let state = &mut self.cores[usize::from(core)];
+        let Some((packet, follows)) = state.multicasts[usize::from(noc)].front() else { return };
+        let rings = if *follows && packet.bytes <= 4 {
+            0
+        } else {
+            self.noc.torus.rings(noc, packet.source, packet.target)
+        };
+        state.sending[usize::from(noc)] = true;
+        let after = Time::from(rings) * self.costs.reserve_hop;
+        self.queue.at(self.queue.now() + after, Event::Reserved(core, noc));
+    }
+
+    pub(super) fn reserved(&mut self, core: CoreId, noc: u8) {
+        if let Some((packet, _)) = self.cores[usize::from(core)].multicasts[usize::from(noc)].pop_front() {
+            self.noc.send(&mut self.queue, packet);
+        }
+    }
+
+    /// A packet has left its core.
+    pub(super) fn departed(&mut self, packet: u32) {
+        let Some(packet) = self.noc.packet(packet) else { return };
+        let (noc, multicast) = (packet.noc, packet.class == Class::Multicast);
+        let flag = matches!(packet.load, Load::SetSemaphore { .. });
+        let thread = match packet.load {
+            Load::Write { thread, .. }
+            | Load::Multicast { thread, .. }
+            | Load::SetSemaphore { thread, .. }
+            | Load::IncrementSemaphore { thread, .. } => thread,
+            Load::Request { .. } | Load::Reply { .. } => return,
+        };
+        let state = &mut self.threads[thread as usize];
+        state.departures -= 1;
+        let core = state.core;
+        if multicast {
+            let state = &mut self.cores[usize::from(core)];
+            state.sending[usize::from(noc)] = false;
+            state.commands[usize::from(noc)][usize::from(flag)] -= 1;
+            self.reserve(core, noc);
+            self.queue.at(self.queue.now(), Event::Acknowledged(thread, 0));
+            return;
+        }
+        if self.threads[thread as usize].departures == 0 {
+            self.queue.at(self.queue.now(), Event::Acknowledged(thread, 0));
+        }
+    }
+
+    /// All of a packet is at a node.
+    pub(super) fn delivered(&mut self, id: u32, node: Node) -> Result<(), Error> {
+        let now = self.queue.now();
+        let Some(packet) = self.noc.packet(id) else { return Ok(()) };
+        let (noc, source) = (packet.noc, packet.source);
+        let receiver = self.node_cores[usize::from(node)];
+        if matches!(packet.load, Load::Request { .. }) {
+            if receiver.is_some() {
+                self.queue.at(now + self.costs.read_turnaround, Event::Turned(id, node));
+                return Ok(());
+            }
+            return self.respond(id, node);
+        }
+        let back = now + self.costs.write_turnaround + self.noc.acknowledgement(noc, node, source);
+        let Some(packet) = self.noc.packet(id) else { return Ok(()) };
+        let mut set = None;
+        match &mut packet.load {
+            Load::Multicast { address, data, last, .. } => {
+                *last = (*last).max(back);
+                if let (Some(core), false) = (receiver, data.is_empty()) {
+                    self.memory.l1[usize::from(core)].write(*address, data);
+                }
+            }
+            Load::SetSemaphore { semaphore, value, last, .. } => {
+                *last = (*last).max(back);
+                set = Some((*semaphore, *value));
+            }
+            _ => {}
+        }
+        if let (Some((semaphore, value)), Some(core)) = (set, receiver) {
+            self.cores[usize::from(core)].semaphores[usize::from(semaphore)] = value;
+            self.stir(core)?;
+        }
+        let Some(packet) = self.noc.receive(id) else { return Ok(()) };
+        match packet.load {
+            Load::Write { thread, to, data } => {
+                self.store(to, &data);
+                self.queue.at(back, Event::Acknowledged(thread, 1));
+            }
+            Load::Multicast { thread, last, .. } | Load::SetSemaphore { thread, last, .. } => {
+                self.queue.at(last, Event::Acknowledged(thread, 1));
+            }
+            Load::IncrementSemaphore { thread, semaphore, by } => {
+                self.queue.at(back, Event::Acknowledged(thread, 1));
+                if let Some(core) = receiver {
+                    let value = &mut self.cores[usize::from(core)].semaphores[usize::from(semaphore)];
+                    *value = value.wrapping_add(by);
+                    self.stir(core)?;
+                }
+            }
+            Load::Reply { thread, to, data } => {
+                let state = &mut self.threads[thread as usize];
+                state.reads -= 1;
+                let (core, left) = (state.core, state.reads);
+                if !data.is_empty() {
+                    self.memory.l1[usize::from(core)].write(to, &data);
+                }
+                if left == 0 {
+                    self.stir(core)?;
+                }
+            }
+            Load::Request { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, to: Place, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
+        match to {
+            Place::L1 { core, address } => self.memory.l1[usize::from(core)].write(address, data),
+            Place::Dram { buffer, page, offset } => {
+                let buffer = &mut self.memory.buffers[usize::from(buffer)];
+                let range = buffer.range(page, offset, data.len() as u32);
+                if let Some((bytes, written)) = &mut buffer.data {
+                    bytes[range].copy_from_slice(data);
+                    written[page as usize] = true;
+                }
+            }
+        }
+    }
+
+    /// Sends what a request asked for.
+    pub(super) fn respond(&mut self, id: u32, node: Node) -> Result<(), Error> {
+        let Some(packet) = self.noc.receive(id) else { return Ok(()) };
+        let Load::Request { thread, from, to, bytes } = packet.load else { return Ok(()) };
+        let mut data = Vec::new();
+        let mut injection = self.injection(bytes, self.spec.noc.read_rate);
+        if self.memory.values {
+            data = match from {
+                Place::L1 { core, address } => self.read_l1(thread, core, address, bytes)?,
+                Place::Dram { buffer, page, offset } => {
+                    let found = &self.memory.buffers[usize::from(buffer)];
+                    let range = found.range(page, offset, bytes);
+                    match &found.data {
+                        Some((all, written)) if written[page as usize] => all[range].to_vec(),
+                        _ => {
+                            return Err(Error::Undefined(format!(
+                                "{} reads page {page} of buffer {buffer} in DRAM, which was never written",
+                                self.whose(thread)
+                            )));
+                        }
+                    }
+                }
+            };
+        }
+        let mut length = injection;
+        if matches!(from, Place::Dram { .. }) {
+            injection = Time::from(self.noc.flits(bytes)) * TICKS;
+            let rate = self.spec.dram.read_bytes_per_cycle;
+            length = injection.max((f64::from(bytes) * TICKS as f64 / rate) as Time);
+        }
+        let reply = Packet {
+            noc: packet.noc,
+            class: Class::Reply,
+            source: node,
+            target: Target::One(packet.source),
+            bytes,
+            moved: bytes,
+            length,
+            injection,
+            open: 1,
+            load: Load::Reply { thread, to, data },
+        };
+        self.noc.send(&mut self.queue, reply);
+        Ok(())
+    }
+}
+
+/// The place so many bytes behind another one.
+fn later(place: Place, bytes: u32) -> Place {
+    match place {
+        Place::L1 { core, address } => Place::L1 { core, address: address + bytes },
+        Place::Dram { buffer, page, offset } => Place::Dram { buffer, page, offset: offset + bytes },
+    }
+}

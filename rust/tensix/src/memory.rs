@@ -1,0 +1,136 @@
+//! L1 and DRAM: what is where, what has been written, and, where values are wanted, the bytes.
+
+use crate::chip::ChipSpec;
+use crate::error::Error;
+
+/// Bytes that are marked as written together.
+const GRAIN: u32 = 16;
+
+/// Some memory of which each part must be written before it is read.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Bytes {
+    data: Vec<u8>,
+    written: Vec<u64>,
+}
+
+impl Bytes {
+    fn grow(&mut self, end: usize) {
+        if self.data.len() < end {
+            let end = end.next_multiple_of(1 << 16);
+            self.data.resize(end, 0);
+            self.written.resize(end.div_ceil(GRAIN as usize).div_ceil(64), 0);
+        }
+    }
+
+    pub(crate) fn write(&mut self, address: u32, bytes: &[u8]) {
+        let (from, end) = (address as usize, address as usize + bytes.len());
+        self.grow(end);
+        self.data[from..end].copy_from_slice(bytes);
+        for grain in from / GRAIN as usize..end.div_ceil(GRAIN as usize) {
+            self.written[grain / 64] |= 1 << (grain % 64);
+        }
+    }
+
+    /// The bytes of a range that has been written; or the first address that has not.
+    pub(crate) fn read(&self, address: u32, bytes: u32) -> Result<&[u8], u32> {
+        let (from, end) = (address as usize, (address + bytes) as usize);
+        for grain in from / GRAIN as usize..end.div_ceil(GRAIN as usize) {
+            if self.written.get(grain / 64).is_none_or(|word| word & (1 << (grain % 64)) == 0) {
+                return Err((grain as u32 * GRAIN).max(address));
+            }
+        }
+        Ok(&self.data[from..end])
+    }
+
+    /// A range to write to, marked as written.
+    pub(crate) fn at_mut(&mut self, address: u32, bytes: u32) -> &mut [u8] {
+        let (from, end) = (address as usize, (address + bytes) as usize);
+        self.grow(end);
+        for grain in from / GRAIN as usize..end.div_ceil(GRAIN as usize) {
+            self.written[grain / 64] |= 1 << (grain % 64);
+        }
+        &mut self.data[from..end]
+    }
+}
+
+/// A buffer in DRAM: pages one after the other over all channels.
+#[derive(Debug, Clone)]
+pub(crate) struct Buffer {
+    pub(crate) page_bytes: u32,
+    pub(crate) pages: u32,
+    /// The channel of all its pages, where they are not spread.
+    pub(crate) channel: Option<u16>,
+    /// Bytes of all pages, where values are wanted, and which pages have been written.
+    pub(crate) data: Option<(Vec<u8>, Vec<bool>)>,
+}
+
+impl Buffer {
+    pub(crate) fn range(&self, page: u32, offset: u32, bytes: u32) -> std::ops::Range<usize> {
+        let from = page as usize * self.page_bytes as usize + offset as usize;
+        from..from + bytes as usize
+    }
+}
+
+/// What outlives a program: buffers in DRAM and tensors in L1.
+#[derive(Debug, Clone)]
+pub(crate) struct Memory {
+    pub(crate) values: bool,
+    pub(crate) l1: Vec<Bytes>,
+    pub(crate) buffers: Vec<Buffer>,
+    /// Where tensors in L1 begin; circular buffers of programs end there.
+    pub(crate) tensors: u32,
+    dram_bytes: u64,
+}
+
+impl Memory {
+    pub(crate) fn new(spec: &ChipSpec, values: bool) -> Self {
+        let l1 = vec![Bytes::default(); spec.cores()];
+        Self { values, l1, buffers: Vec::new(), tensors: spec.l1.bytes, dram_bytes: 0 }
+    }
+
+    pub(crate) fn buffer(
+        &mut self,
+        spec: &ChipSpec,
+        page_bytes: u32,
+        pages: u32,
+        channel: Option<u16>,
+    ) -> Result<u16, Error> {
+        let channels = spec.dram.channels.len() as u64;
+        if page_bytes == 0 || pages == 0 {
+            return Err(Error::Misused(format!("a buffer of {pages} pages of {page_bytes} B holds nothing")));
+        }
+        if let Some(channel) = channel.filter(|c| u64::from(*c) >= channels) {
+            return Err(Error::Misused(format!("channel {channel}: {} has {channels}", spec.name)));
+        }
+        let bytes = u64::from(page_bytes) * u64::from(pages);
+        self.dram_bytes += bytes;
+        if self.dram_bytes > spec.dram.channel_bytes * channels || self.buffers.len() == usize::from(u16::MAX)
+        {
+            return Err(Error::Misused(format!(
+                "{} B of buffers, {} has {} B of DRAM",
+                self.dram_bytes,
+                spec.name,
+                spec.dram.channel_bytes * channels
+            )));
+        }
+        let data = self.values.then(|| (vec![0; bytes as usize], vec![false; pages as usize]));
+        self.buffers.push(Buffer { page_bytes, pages, channel, data });
+        Ok((self.buffers.len() - 1) as u16)
+    }
+
+    /// Room for a tensor at the same address of every core's L1.
+    pub(crate) fn tensor(&mut self, spec: &ChipSpec, bytes: u32) -> Result<u32, Error> {
+        let wanted = bytes.next_multiple_of(64);
+        match self.tensors.checked_sub(wanted).filter(|address| *address >= spec.l1.reserved) {
+            Some(address) => {
+                self.tensors = address;
+                Ok(address)
+            }
+            None => Err(Error::Misused(format!(
+                "L1 overflow: a tensor of {bytes} B on each core, {} B are left of {} B",
+                self.tensors - spec.l1.reserved,
+                spec.l1.bytes
+            ))),
+        }
+    }
+}

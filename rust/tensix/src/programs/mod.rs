@@ -1,0 +1,4 @@
+//! Built-in programs: operations as kernels on cores.
+
+pub mod matmul;
+pub mod patterns;

@@ -1,0 +1,57 @@
+//! What a run used.
+
+use crate::noc::{LinkUse, Node};
+use crate::time::{Time, cycles};
+
+/// What a core did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CoreUse {
+    /// When its math thread ended.
+    pub math_end: Time,
+    /// Ticks of work of the matrix unit.
+    pub math_busy: Time,
+    /// The same of the unpackers.
+    pub unpack_busy: [Time; 2],
+    /// The same of the packer.
+    pub pack_busy: Time,
+    /// Ticks that unpack waited for pages, math for registers, pack for room.
+    pub waits: [Time; 3],
+    /// When its data-movement threads ended.
+    pub thread_ends: Vec<Time>,
+    /// Ticks that they waited.
+    pub thread_waits: Vec<Time>,
+    /// Some kernel ran on it.
+    pub took_part: bool,
+}
+
+/// A program's run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// When the last thread ended.
+    pub end: Time,
+    /// Events of the simulation.
+    pub events: u64,
+    /// Each core's part, in order of their numbers.
+    pub cores: Vec<CoreUse>,
+    /// Each link that was used.
+    pub links: Vec<LinkUse>,
+    /// Node, bytes and busy ticks of each channel of DRAM.
+    pub channels: Vec<(Node, u64, Time)>,
+    /// Flits times hops.
+    pub hop_flits: u64,
+}
+
+impl Run {
+    /// Cycles from the first kernel's start to the last one's end.
+    #[must_use]
+    pub fn cycles(&self) -> f64 {
+        cycles(self.end)
+    }
+
+    /// Mean over cores of the cycles that the math thread took.
+    #[must_use]
+    pub fn math_cycles(&self) -> f64 {
+        let ends: Vec<_> = self.cores.iter().filter(|c| c.math_end > 0).map(|c| cycles(c.math_end)).collect();
+        if ends.is_empty() { 0.0 } else { ends.iter().sum::<f64>() / ends.len() as f64 }
+    }
+}

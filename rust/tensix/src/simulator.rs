@@ -1,0 +1,74 @@
+//! A chip with its memory, on which programs run one after the other.
+
+use prunus_core::Interrupt;
+
+use crate::chip::ChipSpec;
+use crate::error::Error;
+use crate::machine::{Machine, Options};
+use crate::memory::Memory;
+use crate::program::Program;
+use crate::report::Run;
+use crate::verbs::CoreId;
+
+/// A simulated chip.
+pub struct Simulator {
+    spec: ChipSpec,
+    memory: Memory,
+}
+
+impl Simulator {
+    /// A chip with empty memory; with `values`, its programs compute, otherwise they only take time.
+    #[must_use]
+    pub fn new(spec: ChipSpec, values: bool) -> Self {
+        Self { memory: Memory::new(&spec, values), spec }
+    }
+
+    /// Its description.
+    #[must_use]
+    pub fn spec(&self) -> &ChipSpec {
+        &self.spec
+    }
+
+    /// A buffer in DRAM, its pages in turn in all channels, or all in one.
+    ///
+    /// # Errors
+    /// If it is empty, or DRAM is too small.
+    pub fn buffer(&mut self, page_bytes: u32, pages: u32, channel: Option<u16>) -> Result<u16, Error> {
+        self.memory.buffer(&self.spec, page_bytes, pages, channel)
+    }
+
+    /// Room for a tensor in every core's L1, at the address that is returned.
+    ///
+    /// # Errors
+    /// If L1 is too small.
+    pub fn tensor(&mut self, bytes: u32) -> Result<u32, Error> {
+        self.memory.tensor(&self.spec, bytes)
+    }
+
+    /// Number of the core at logical coordinates.
+    #[must_use]
+    pub fn core(&self, x: u16, y: u16) -> CoreId {
+        y * self.spec.workers.x.len() as u16 + x
+    }
+
+    /// NoC coordinates of a core.
+    #[must_use]
+    pub fn place(&self, core: CoreId) -> (u16, u16) {
+        let across = self.spec.workers.x.len();
+        let (x, y) = (usize::from(core) % across, usize::from(core) / across);
+        (self.spec.workers.x[x], self.spec.workers.y[y % self.spec.workers.y.len()])
+    }
+
+    /// Runs a program to its end.
+    ///
+    /// # Errors
+    /// Whatever the program does wrong, and where.
+    pub fn run(
+        &mut self,
+        program: Program,
+        options: Options,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Run, Error> {
+        Machine::new(&self.spec, &mut self.memory, interrupt, options).run(program)
+    }
+}
