@@ -22,6 +22,7 @@ mod scan;
 mod sdd;
 mod select;
 mod ssd;
+mod tensix;
 mod transform;
 
 /// Compiled part of prunus.

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::time::Time;
 
+use super::cb::Cb;
 use super::compute::{Pause, Step};
 use super::{Event, Machine};
 
@@ -66,20 +67,25 @@ impl Machine<'_> {
         format!("kernel {} on core {}", compute.name, self.describe(compute.core))
     }
 
-    fn page_bytes(&mut self, id: u32, cb: u8) -> Result<u32, Error> {
+    /// A circular buffer of a compute kernel's core.
+    pub(super) fn compute_cb(&mut self, id: u32, cb: u8) -> Result<&mut Cb, Error> {
         let core = self.computes[id as usize].core;
-        if let Some(Some(cb)) = self.cores[usize::from(core)].cbs.get(usize::from(cb)) {
-            return Ok(cb.page_bytes);
+        if self.cores[usize::from(core)].cbs.get(usize::from(cb)).is_none_or(Option::is_none) {
+            let who = self.who(id);
+            return self.cb(core, cb, &who);
         }
-        let who = self.who(id);
-        self.cb(core, cb, &who).map(|cb| cb.page_bytes)
+        self.cb(core, cb, "")
+    }
+
+    fn page_bytes(&mut self, id: u32, cb: u8) -> Result<u32, Error> {
+        self.compute_cb(id, cb).map(|cb| cb.page_bytes)
     }
 
     /// Checks pages against a buffer's size.
     fn check_pages(&mut self, id: u32, cb: u8, pages: u32) -> Result<(), Error> {
-        let (core, who) = (self.computes[id as usize].core, self.who(id));
-        let all = self.cb(core, cb, &who)?.pages;
+        let all = self.compute_cb(id, cb)?.pages;
         if pages > all {
+            let who = self.who(id);
             return Err(Error::Misused(format!(
                 "{who} asks for {pages} pages of circular buffer {cb}, which has {all}"
             )));
@@ -125,8 +131,7 @@ impl Machine<'_> {
                 }
                 Step::PopFront { cb, pages } => {
                     let cost = self.costs.cb_pop;
-                    let who = self.who(id);
-                    self.cb(core, cb, &who)?.read += u64::from(pages);
+                    self.compute_cb(id, cb)?.read += u64::from(pages);
                     let compute = &mut self.computes[id as usize];
                     let at = compute.unpack_at.max(compute.units.unpacked_at());
                     compute.unpack_at = at + cost;
@@ -261,8 +266,7 @@ impl Machine<'_> {
                 }
                 Step::PushBack { cb, pages } => {
                     let cost = self.costs.cb_push;
-                    let who = self.who(id);
-                    self.cb(core, cb, &who)?.written += u64::from(pages);
+                    self.compute_cb(id, cb)?.written += u64::from(pages);
                     let compute = &mut self.computes[id as usize];
                     compute.pack_at += cost;
                     self.queue.at(compute.pack_at, Event::Push { core, cb, pages });

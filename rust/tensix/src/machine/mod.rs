@@ -481,18 +481,13 @@ impl<'a> Machine<'a> {
     /// The effect of a verb, now that its cost is paid; `None` if the thread waits or pays on.
     fn apply(&mut self, id: u32, verb: Verb) -> Result<Option<Reply>, Error> {
         let (core, now) = (self.threads[id as usize].core, self.queue.now());
-        let who = |machine: &Self| {
-            let thread = &machine.threads[id as usize];
-            format!("kernel {} on core {}", thread.name, machine.describe(thread.core))
-        };
         let wait = match verb {
             Verb::CbReserveBack { cb, pages } | Verb::CbWaitFront { cb, pages } => {
-                let name = who(self);
-                let buffer = self.cb(core, cb, &name)?;
-                if pages > buffer.pages {
+                let all = self.thread_cb(id, cb)?.pages;
+                if pages > all {
                     return Err(Error::Misused(format!(
-                        "{name} asks for {pages} pages of circular buffer {cb}, which has {}",
-                        buffer.pages
+                        "{} asks for {pages} pages of circular buffer {cb}, which has {all}",
+                        self.whose(id)
                     )));
                 }
                 if matches!(verb, Verb::CbWaitFront { .. }) {
@@ -502,12 +497,12 @@ impl<'a> Machine<'a> {
                 }
             }
             Verb::CbPushBack { cb, pages } => {
-                let name = who(self);
-                let buffer = self.cb(core, cb, &name)?;
-                if pages > buffer.free() {
+                let buffer = self.thread_cb(id, cb)?;
+                let free = buffer.free();
+                if pages > free {
                     return Err(Error::Misused(format!(
-                        "{name} pushes {pages} pages to circular buffer {cb}, which has room for {}",
-                        buffer.free()
+                        "{} pushes {pages} pages to circular buffer {cb}, which has room for {free}",
+                        self.whose(id)
                     )));
                 }
                 buffer.written += u64::from(pages);
@@ -516,12 +511,12 @@ impl<'a> Machine<'a> {
                 return Ok(Some(0));
             }
             Verb::CbPopFront { cb, pages } => {
-                let name = who(self);
-                let buffer = self.cb(core, cb, &name)?;
-                if pages > buffer.filled() {
+                let buffer = self.thread_cb(id, cb)?;
+                let filled = buffer.filled();
+                if pages > filled {
                     return Err(Error::Misused(format!(
-                        "{name} pops {pages} pages of circular buffer {cb}, which holds {}",
-                        buffer.filled()
+                        "{} pops {pages} pages of circular buffer {cb}, which holds {filled}",
+                        self.whose(id)
                     )));
                 }
                 buffer.read += u64::from(pages);
@@ -529,14 +524,8 @@ impl<'a> Machine<'a> {
                 self.stir(core)?;
                 return Ok(Some(0));
             }
-            Verb::GetWritePtr { cb } => {
-                let name = who(self);
-                return Ok(Some(self.cb(core, cb, &name)?.write_address(0)));
-            }
-            Verb::GetReadPtr { cb } => {
-                let name = who(self);
-                return Ok(Some(self.cb(core, cb, &name)?.read_address(0)));
-            }
+            Verb::GetWritePtr { cb } => return Ok(Some(self.thread_cb(id, cb)?.write_address(0))),
+            Verb::GetReadPtr { cb } => return Ok(Some(self.thread_cb(id, cb)?.read_address(0))),
             Verb::NocAsyncReadBarrier => Wait::Reads,
             Verb::NocAsyncWriteBarrier => Wait::Writes,
             Verb::NocAsyncWritesFlushed => Wait::Departures,
@@ -561,7 +550,7 @@ impl<'a> Machine<'a> {
             verb if verb.computes() => {
                 return Err(Error::Misused(format!(
                     "{} calls {verb:?}, which compute kernels do",
-                    who(self)
+                    self.whose(id)
                 )));
             }
             verb => return self.transfer(id, verb),
@@ -583,12 +572,23 @@ impl<'a> Machine<'a> {
 
     fn semaphore(&mut self, core: CoreId, semaphore: u8, thread: u32) -> Result<&mut u32, Error> {
         let count = self.cores[usize::from(core)].semaphores.len();
-        let name = &self.threads[thread as usize].name;
-        let message = format!("kernel {name} uses semaphore {semaphore}, the program has {count}");
-        self.cores[usize::from(core)]
-            .semaphores
-            .get_mut(usize::from(semaphore))
-            .ok_or(Error::Misused(message))
+        if usize::from(semaphore) >= count {
+            let whose = self.whose(thread);
+            return Err(Error::Misused(format!(
+                "{whose} uses semaphore {semaphore}, the program has {count}"
+            )));
+        }
+        Ok(&mut self.cores[usize::from(core)].semaphores[usize::from(semaphore)])
+    }
+
+    /// A circular buffer of a thread's core.
+    fn thread_cb(&mut self, id: u32, cb: u8) -> Result<&mut Cb, Error> {
+        let core = self.threads[id as usize].core;
+        if self.cores[usize::from(core)].cbs.get(usize::from(cb)).is_none_or(Option::is_none) {
+            let whose = self.whose(id);
+            return self.cb(core, cb, &whose);
+        }
+        self.cb(core, cb, "")
     }
 
     fn load_word(&mut self, id: u32, address: u32) -> Result<Reply, Error> {

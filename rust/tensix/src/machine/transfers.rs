@@ -48,7 +48,7 @@ pub(super) enum Load {
 }
 
 impl Machine<'_> {
-    fn whose(&self, id: u32) -> String {
+    pub(super) fn whose(&self, id: u32) -> String {
         let thread = &self.threads[id as usize];
         format!("kernel {} on core {}", thread.name, self.describe(thread.core))
     }

@@ -35,6 +35,8 @@ pub(crate) enum Event {
     Free(u32),
     /// A packet has left its source's interface.
     Departed(u32),
+    /// A small packet has come to its node's interface.
+    Arrived(u32, Node),
     /// All of a packet is at a node, and has been taken.
     Delivered(u32, Node),
 }
@@ -86,6 +88,8 @@ struct Link {
     called: bool,
     waiting: Vec<Waiting>,
     last: u8,
+    /// Time that small packets took and that the next one's successor waits for.
+    owed: Time,
     /// Flits of packets in the buffers at its far end.
     held: [u32; LANES],
     flits: u64,
@@ -127,6 +131,8 @@ pub(crate) struct Noc<P> {
     buffer: u32,
     flit_bytes: u32,
     links: Vec<Link>,
+    /// Network, node and port of each link.
+    places: Vec<(u8, Node, u8)>,
     copies: Vec<Copy>,
     unused_copies: Vec<u32>,
     packets: Vec<Option<Packet<P>>>,
@@ -151,8 +157,12 @@ impl<P> Noc<P> {
                 bytes: 0,
             });
         }
+        let nodes = torus.nodes() as Node;
+        let ports = |noc, node| (0..port::COUNT as u8).map(move |out| (noc, node, out));
+        let places = (0..2).flat_map(|noc| (0..nodes).flat_map(move |node| ports(noc, node))).collect();
         Self {
             links: vec![Link::default(); 2 * torus.nodes() * port::COUNT],
+            places,
             hop: ticks(spec.noc.hop_cycles),
             interface: ticks(spec.noc.interface_cycles),
             buffer: spec.noc.buffer_flits,
@@ -183,13 +193,62 @@ impl<P> Noc<P> {
     }
 
     fn place(&self, link: u32) -> (u8, Node, usize) {
-        let (at, out) = (link as usize / port::COUNT, link as usize % port::COUNT);
-        ((at / self.torus.nodes()) as u8, (at % self.torus.nodes()) as Node, out)
+        let (noc, node, out) = self.places[link as usize];
+        (noc, node, usize::from(out))
+    }
+
+    /// Sends a packet of a flit or two to one node. Its flits go between those of others, as virtual channels let
+    /// them: it never waits, and the links that it passes have that much less time for the others.
+    fn slip<E: From<Event>>(&mut self, queue: &mut Queue<E>, id: u32, packet: &Packet<P>, to: Node) {
+        let (noc, flits) = (packet.noc, self.flits(packet.bytes));
+        let (mut node, mut out, mut when) = (packet.source, port::INJECT, queue.now());
+        loop {
+            let link = self.link(noc, node, out);
+            let link = &mut self.links[link as usize];
+            let through = Time::from(flits) * TICKS;
+            link.owed += through;
+            link.busy += through;
+            link.flits += u64::from(flits);
+            match out {
+                port::EJECT => break,
+                port::INJECT => when += self.interface,
+                _ => {
+                    self.hop_flits += u64::from(flits);
+                    node = self.torus.next(noc, node, out);
+                    when += self.hop;
+                }
+            }
+            let (dx, dy) = self.torus.distance(noc, node, to);
+            out = match (noc, dx, dy) {
+                (_, 0, 0) => port::EJECT,
+                (0, 1.., _) | (_, _, 0) => port::X,
+                _ => port::Y,
+            };
+        }
+        queue.at(when, Event::Arrived(id, node).into());
+    }
+
+    /// What a node's memory makes of a packet whose head is at its interface at `now` and whose tail at `last`: when it
+    /// is done, and for how long the next packet is held up.
+    fn accept(&mut self, node: Node, bytes: u32, moved: u32, now: Time, last: Time) -> (Time, Time) {
+        let Some(channel) = &mut self.channels[usize::from(node)] else { return (last, 0) };
+        let reads = moved > bytes;
+        let work = (f64::from(moved) * if reads { channel.read_ticks } else { channel.write_ticks }) as Time;
+        let start = (now + self.interface).max(channel.free_at);
+        channel.free_at = start + work;
+        channel.busy += work;
+        channel.bytes += u64::from(moved);
+        let done = if reads { start + channel.latency } else { last.max(start + work) };
+        (done, (channel.free_at - now).saturating_sub(channel.queue))
     }
 
     /// Queues a packet at its source's interface. It must have someone to go to.
     pub(crate) fn send<E: From<Event>>(&mut self, queue: &mut Queue<E>, packet: Packet<P>) -> u32 {
         let (noc, node, bytes, class) = (packet.noc, packet.source, packet.bytes, packet.class);
+        let small = match packet.target {
+            Target::One(to) if bytes <= 4 && class == Class::Request => Some(to),
+            _ => None,
+        };
         let id = match self.unused_packets.pop() {
             Some(id) => {
                 self.packets[id as usize] = Some(packet);
@@ -200,6 +259,15 @@ impl<P> Noc<P> {
                 (self.packets.len() - 1) as u32
             }
         };
+        if let Some(to) = small {
+            if let Some(packet) = self.packets[id as usize].take() {
+                self.slip(queue, id, &packet, to);
+                let injected = Time::from(self.flits(bytes)) * TICKS;
+                queue.at(queue.now() + injected, Event::Departed(id).into());
+                self.packets[id as usize] = Some(packet);
+            }
+            return id;
+        }
         let lane = class as u8 * 2;
         let copy = self.copy(Copy { packet: id, node, from: NOWHERE, lane, open: 1 });
         let link = self.link(noc, node, port::INJECT);
@@ -245,6 +313,13 @@ impl<P> Noc<P> {
             Event::Free(link) => {
                 self.links[link as usize].called = false;
                 self.serve(queue, link);
+            }
+            Event::Arrived(id, node) => {
+                let Some(packet) = self.packet(id) else { return };
+                let (bytes, moved, now) = (packet.bytes, packet.moved, queue.now());
+                let last = now + self.interface + Time::from(self.flits(bytes)) * TICKS;
+                let (done, _) = self.accept(node, bytes, moved, now, last);
+                queue.at(done, Event::Delivered(id, node).into());
             }
             Event::Departed(_) | Event::Delivered(..) => {}
         }
@@ -322,20 +397,9 @@ impl<P> Noc<P> {
         match out {
             port::EJECT => {
                 let last = now + self.interface + about.length.max(through);
-                let done = match &mut self.channels[usize::from(node)] {
-                    None => last,
-                    Some(channel) => {
-                        let reads = about.moved > about.bytes;
-                        let rate = if reads { channel.read_ticks } else { channel.write_ticks };
-                        let work = (f64::from(about.moved) * rate) as Time;
-                        let start = (now + self.interface).max(channel.free_at);
-                        channel.free_at = start + work;
-                        channel.busy += work;
-                        channel.bytes += u64::from(about.moved);
-                        taken = taken.max((channel.free_at - now).saturating_sub(channel.queue));
-                        if reads { start + channel.latency } else { last.max(start + work) }
-                    }
-                };
+                let (bytes, moved) = (about.bytes, about.moved);
+                let (done, held) = self.accept(node, bytes, moved, now, last);
+                taken = taken.max(held);
                 queue.at(done, Event::Delivered(packet, node).into());
             }
             port::INJECT => {
@@ -351,7 +415,8 @@ impl<P> Noc<P> {
             }
         }
         let link = &mut self.links[id as usize];
-        link.free_at = now + taken;
+        link.free_at = now + taken + link.owed;
+        link.owed = 0;
         link.busy += taken;
         link.flits += u64::from(flits);
         if out != port::EJECT {

@@ -40,6 +40,9 @@ pub(crate) struct Torus {
     workers: Vec<bool>,
     xs: Vec<u16>,
     ys: Vec<u16>,
+    /// Coordinates of each node, and the node that each of its links leads to, for each network.
+    places: Vec<(u16, u16)>,
+    next: [Vec<[Node; 2]>; 2],
 }
 
 impl Torus {
@@ -50,7 +53,13 @@ impl Torus {
                 workers[usize::from(*y) * usize::from(columns) + usize::from(*x)] = true;
             }
         }
-        Self { columns, rows, workers, xs: xs.to_vec(), ys: ys.to_vec() }
+        let places: Vec<_> = (0..rows).flat_map(|y| (0..columns).map(move |x| (x, y))).collect();
+        let node = |x: u16, y: u16| y % rows * columns + x % columns;
+        let forward = places.iter().map(|(x, y)| [node(x + 1, *y), node(*x, y + 1)]).collect();
+        let backward =
+            places.iter().map(|(x, y)| [node(x + columns - 1, *y), node(*x, y + rows - 1)]).collect();
+        let (xs, ys) = (xs.to_vec(), ys.to_vec());
+        Self { columns, rows, workers, xs, ys, places, next: [forward, backward] }
     }
 
     pub(crate) fn nodes(&self) -> usize {
@@ -58,7 +67,7 @@ impl Torus {
     }
 
     pub(crate) fn xy(&self, node: Node) -> (u16, u16) {
-        (node % self.columns, node / self.columns)
+        self.places[usize::from(node)]
     }
 
     pub(crate) fn node(&self, x: u16, y: u16) -> Node {
@@ -68,20 +77,14 @@ impl Torus {
     /// Hops from one node to another along each axis.
     pub(crate) fn distance(&self, noc: u8, from: Node, to: Node) -> (u16, u16) {
         let ((a, b), (x, y)) = (self.xy(from), self.xy(to));
+        let back = |from: u16, to: u16, ring: u16| if to >= from { to - from } else { to + ring - from };
         let (w, h) = (self.columns, self.rows);
-        if noc == 0 { ((x + w - a) % w, (y + h - b) % h) } else { ((a + w - x) % w, (b + h - y) % h) }
+        if noc == 0 { (back(a, x, w), back(b, y, h)) } else { (back(x, a, w), back(y, b, h)) }
     }
 
-    /// The node that a link leads to.
+    /// The node that a link along x or y leads to.
     pub(crate) fn next(&self, noc: u8, node: Node, out: usize) -> Node {
-        let ((x, y), (w, h)) = (self.xy(node), (self.columns, self.rows));
-        match (out, noc) {
-            (port::X, 0) => self.node((x + 1) % w, y),
-            (port::X, _) => self.node((x + w - 1) % w, y),
-            (port::Y, 0) => self.node(x, (y + 1) % h),
-            (port::Y, _) => self.node(x, (y + h - 1) % h),
-            _ => node,
-        }
+        self.next[usize::from(noc)][usize::from(node)][out]
     }
 
     /// Whether a link closes its ring: packets change their virtual channel there, so that no ring of them waits for

@@ -1,0 +1,4 @@
+//! The Tensix simulator for Python.
+
+mod program;
+mod validate;

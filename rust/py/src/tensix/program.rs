@@ -1,0 +1,1 @@
+//! Chips, programs and kernels written in Python.

@@ -1,0 +1,1 @@
+//! Published measurements run as programs.
