@@ -41,16 +41,6 @@ impl Bytes {
         }
         Ok(&self.data[from..end])
     }
-
-    /// A range to write to, marked as written.
-    pub(crate) fn at_mut(&mut self, address: u32, bytes: u32) -> &mut [u8] {
-        let (from, end) = (address as usize, (address + bytes) as usize);
-        self.grow(end);
-        for grain in from / GRAIN as usize..end.div_ceil(GRAIN as usize) {
-            self.written[grain / 64] |= 1 << (grain % 64);
-        }
-        &mut self.data[from..end]
-    }
 }
 
 /// A buffer in DRAM: pages one after the other over all channels.
@@ -116,6 +106,41 @@ impl Memory {
         let data = self.values.then(|| (vec![0; bytes as usize], vec![false; pages as usize]));
         self.buffers.push(Buffer { page_bytes, pages, channel, data });
         Ok((self.buffers.len() - 1) as u16)
+    }
+
+    /// Writes a whole buffer.
+    pub(crate) fn fill(&mut self, buffer: u16, bytes: &[u8]) -> Result<(), Error> {
+        let Some(found) = self.buffers.get_mut(usize::from(buffer)) else {
+            return Err(Error::Misused(format!("there is no buffer {buffer} in DRAM")));
+        };
+        let Some((data, written)) = &mut found.data else {
+            return Err(Error::Misused(format!("buffer {buffer} holds no values: the chip keeps only time")));
+        };
+        if data.len() != bytes.len() {
+            return Err(Error::Misused(format!(
+                "buffer {buffer} of {} pages of {} B: got {} B",
+                found.pages,
+                found.page_bytes,
+                bytes.len()
+            )));
+        }
+        data.copy_from_slice(bytes);
+        written.fill(true);
+        Ok(())
+    }
+
+    /// The bytes of a whole buffer, all of whose pages have been written.
+    pub(crate) fn contents(&self, buffer: u16) -> Result<&[u8], Error> {
+        let Some(found) = self.buffers.get(usize::from(buffer)) else {
+            return Err(Error::Misused(format!("there is no buffer {buffer} in DRAM")));
+        };
+        let Some((data, written)) = &found.data else {
+            return Err(Error::Misused(format!("buffer {buffer} holds no values: the chip keeps only time")));
+        };
+        match written.iter().position(|page| !page) {
+            None => Ok(data),
+            Some(page) => Err(Error::Undefined(format!("page {page} of buffer {buffer} was never written"))),
+        }
     }
 
     /// Room for a tensor at the same address of every core's L1.

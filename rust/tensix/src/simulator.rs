@@ -45,6 +45,59 @@ impl Simulator {
         self.memory.tensor(&self.spec, bytes)
     }
 
+    /// Writes all bytes of a buffer in DRAM.
+    ///
+    /// # Errors
+    /// If there is no such buffer, it has another size, or the chip keeps no values.
+    pub fn write_buffer(&mut self, buffer: u16, bytes: &[u8]) -> Result<(), Error> {
+        self.memory.fill(buffer, bytes)
+    }
+
+    /// All bytes of a buffer in DRAM.
+    ///
+    /// # Errors
+    /// If there is no such buffer, some page of it was never written, or the chip keeps no values.
+    pub fn read_buffer(&self, buffer: u16) -> Result<&[u8], Error> {
+        self.memory.contents(buffer)
+    }
+
+    /// Writes bytes to a core's L1.
+    ///
+    /// # Errors
+    /// If there is no such core, or its L1 ends before.
+    pub fn write_l1(&mut self, core: CoreId, address: u32, bytes: &[u8]) -> Result<(), Error> {
+        self.check_l1(core, address, bytes.len() as u64)?;
+        if self.memory.values {
+            self.memory.l1[usize::from(core)].write(address, bytes);
+        }
+        Ok(())
+    }
+
+    /// Bytes of a core's L1.
+    ///
+    /// # Errors
+    /// If there is no such core, its L1 ends before, or some of them were never written.
+    pub fn read_l1(&self, core: CoreId, address: u32, bytes: u32) -> Result<&[u8], Error> {
+        self.check_l1(core, address, u64::from(bytes))?;
+        self.memory.l1[usize::from(core)]
+            .read(address, bytes)
+            .map_err(|at| Error::Undefined(format!("nothing was written at {at} of core {core}'s L1")))
+    }
+
+    fn check_l1(&self, core: CoreId, address: u32, bytes: u64) -> Result<(), Error> {
+        if usize::from(core) >= self.spec.cores()
+            || u64::from(address) + bytes > u64::from(self.spec.l1.bytes)
+        {
+            return Err(Error::Misused(format!(
+                "{bytes} B at {address} of core {core}'s L1: {} has {} cores with {} B",
+                self.spec.name,
+                self.spec.cores(),
+                self.spec.l1.bytes
+            )));
+        }
+        Ok(())
+    }
+
     /// Number of the core at logical coordinates.
     #[must_use]
     pub fn core(&self, x: u16, y: u16) -> CoreId {

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::kernel::Kernel;
-use crate::numerics::Fidelity;
+use crate::numerics::{Accumulate, Fidelity, Tile};
 use crate::time::Time;
 use crate::verbs::{Binary, Unary, Verb};
 
@@ -123,7 +123,7 @@ pub(super) struct Compute {
     /// Ticks that each thread waited: unpack for pages, math for registers, pack for room.
     pub(super) waits: [Time; 3],
     /// Two halves of the destination registers, where values are wanted.
-    pub(super) registers: [Vec<[f32; 1024]>; 2],
+    pub(super) registers: [Vec<Tile>; 2],
 }
 
 impl Compute {
@@ -177,23 +177,28 @@ impl Compute {
             }
             Verb::UnaryTile { op, dst } => Step::Unary { op, dst },
             Verb::Cycles(cycles) => Step::Cycles(crate::time::ticks(cycles)),
-            Verb::TileRegsWait => return self.to_pack(Step::Wait),
-            Verb::TileRegsRelease => return self.to_pack(Step::Release),
-            Verb::CbReserveBack { cb, pages } => return self.to_pack(Step::ReserveBack { cb, pages }),
-            Verb::CbPushBack { cb, pages } => return self.to_pack(Step::PushBack { cb, pages }),
+            Verb::TileRegsWait => return self.deal_pack(Step::Wait),
+            Verb::TileRegsRelease => return self.deal_pack(Step::Release),
+            Verb::CbReserveBack { cb, pages } => return self.deal_pack(Step::ReserveBack { cb, pages }),
+            Verb::CbPushBack { cb, pages } => return self.deal_pack(Step::PushBack { cb, pages }),
             Verb::PackTile { dst, cb, tile, tiles } => {
-                return self.to_pack(Step::Pack { dst, cb, tile, tiles });
+                return self.deal_pack(Step::Pack { dst, cb, tile, tiles });
             }
-            Verb::PackReconfigL1Acc { on } => return self.to_pack(Step::Accumulate(on)),
+            Verb::PackReconfigL1Acc { on } => return self.deal_pack(Step::Accumulate(on)),
             other => return Err(other),
         };
         self.math.push_back(step);
         Ok(())
     }
 
-    fn to_pack(&mut self, step: Step) -> Result<(), Verb> {
+    fn deal_pack(&mut self, step: Step) -> Result<(), Verb> {
         self.pack.push_back(step);
         Ok(())
+    }
+
+    /// What the destination registers hold.
+    pub(super) fn sums(&self) -> Accumulate {
+        if self.wide { Accumulate::Float32 } else { Accumulate::Bfloat16 }
     }
 
     pub(super) fn done(&self) -> bool {

@@ -62,7 +62,7 @@ impl Machine<'_> {
         }
     }
 
-    fn who(&self, id: u32) -> String {
+    pub(super) fn who(&self, id: u32) -> String {
         let compute = &self.computes[id as usize];
         format!("kernel {} on core {}", compute.name, self.describe(compute.core))
     }
@@ -308,15 +308,5 @@ impl Machine<'_> {
             compute.pack.pop_front();
             compute.pack_pause = Pause::None;
         }
-    }
-
-    fn clear_registers(&mut self, _id: u32) {}
-
-    fn calculate_values(&mut self, _id: u32, _step: &Step) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn pack_values(&mut self, _id: u32, _step: &Step) -> Result<(), Error> {
-        Ok(())
     }
 }

@@ -7,6 +7,7 @@ mod engines;
 mod threads;
 mod transfers;
 mod units;
+mod values;
 
 use prunus_core::Interrupt;
 

@@ -335,8 +335,8 @@ impl<P> Noc<P> {
         // Every branch of a multicast ends at a receiver, so a copy always has somewhere to go.
         let count = out.iter().filter(|go| **go).count() as u8;
         self.copies[id as usize].open = count;
-        for to in 0..port::COUNT {
-            if out[to] {
+        for (to, goes) in out.iter().enumerate() {
+            if *goes {
                 let turned = to != came && to != port::EJECT;
                 let before = if turned { lane & !1 } else { lane };
                 let next = if self.torus.wraps(noc, node, to) { before | 1 } else { before };

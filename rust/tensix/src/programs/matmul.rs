@@ -91,10 +91,10 @@ impl Blocking {
         if let Some((name, value)) = parts.iter().find(|(_, (a, b))| *a == 0 || *b == 0) {
             return wrong(format!("{name} is {value:?}"));
         }
-        if self.k % self.in0_block_w != 0 {
+        if !self.k.is_multiple_of(self.in0_block_w) {
             return wrong(format!("in0_block_w {} does not divide {} tiles of k", self.in0_block_w, self.k));
         }
-        let divides = |a: (u32, u32), b: (u32, u32)| b.0 % a.0 == 0 && b.1 % a.1 == 0;
+        let divides = |a: (u32, u32), b: (u32, u32)| b.0.is_multiple_of(a.0) && b.1.is_multiple_of(a.1);
         if !divides(self.out_subblock, self.out_block) || !divides(self.out_block, self.per_core) {
             return wrong(format!(
                 "subblocks {:?} of blocks {:?} of {:?} tiles must divide each other",

@@ -1,0 +1,217 @@
+//! What compute kernels do to values, where a chip keeps them.
+//!
+//! Destination registers hold `f32`; of integer products they hold the bits of `i32`.
+
+use crate::error::Error;
+use crate::numerics::{
+    self, Accumulate, Format, SrcA, SrcB, SrcInt8, Tile, decode_tile, encode_tile, matmul_block,
+    matmul_block_i8, round_bf16, to_tf32,
+};
+use crate::verbs::{Binary, Unary};
+
+use super::Machine;
+use super::compute::Step;
+
+const EMPTY: Tile = [0.0; 1024];
+
+fn internal(error: &numerics::Error) -> Error {
+    Error::Misused(error.to_string())
+}
+
+/// The Gaussian error function to float32's precision: the series near 0, and the continued fraction further out
+/// (Abramowitz and Stegun, 7.1.5 and 7.1.14), in double precision.
+fn erf(x: f64) -> f64 {
+    let size = x.abs();
+    if size < 2.5 {
+        let (mut term, mut sum) = (size, size);
+        for n in 1..60 {
+            term *= -size * size / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        return (std::f64::consts::FRAC_2_SQRT_PI * sum).copysign(x);
+    }
+    let fraction = (1..40).rev().fold(size, |below, n| size + f64::from(n) / 2.0 / below);
+    (1.0 - (-size * size).exp() / (std::f64::consts::PI.sqrt() * fraction)).copysign(x)
+}
+
+fn unary(op: Unary, x: f32) -> f32 {
+    match op {
+        Unary::Relu if x.is_nan() => x,
+        Unary::Relu => x.max(0.0),
+        Unary::Gelu => {
+            let x = f64::from(x);
+            (0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))) as f32
+        }
+        Unary::Silu => (f64::from(x) / (1.0 + (-f64::from(x)).exp())) as f32,
+        Unary::Exp => f64::from(x).exp() as f32,
+        Unary::Recip => 1.0 / x,
+        Unary::Abs => x.abs(),
+    }
+}
+
+fn binary(op: Binary, a: f32, b: f32) -> f32 {
+    match op {
+        Binary::Add => a + b,
+        Binary::Sub => a - b,
+        Binary::Mul => a * b,
+        Binary::Max if a.is_nan() || b.is_nan() => f32::NAN,
+        Binary::Max => a.max(b),
+    }
+}
+
+impl Machine<'_> {
+    /// A tile of a circular buffer, counted from its front, with its format.
+    fn tile(&mut self, id: u32, cb: u8, tile: u32) -> Result<(Format, Tile), Error> {
+        let found = self.compute_cb(id, cb)?;
+        let (format, bytes, address) = (found.format, found.page_bytes, found.read_address(tile));
+        let core = self.computes[id as usize].core;
+        if bytes as usize != format.tile_bytes() {
+            return Err(Error::Misused(format!(
+                "{} takes a tile of {} from circular buffer {cb}, whose pages have {bytes} B",
+                self.who(id),
+                format.name()
+            )));
+        }
+        let memory = &self.memory.l1[usize::from(core)];
+        let read = memory.read(address, bytes).map_err(|at| {
+            Error::Undefined(format!(
+                "{} reads tile {tile} of circular buffer {cb}, nothing was written at {at} of its L1",
+                self.who(id)
+            ))
+        })?;
+        let mut values = EMPTY;
+        if format.is_float() {
+            decode_tile(format, read, &mut values).map_err(|error| internal(&error))?;
+        } else {
+            let mut integers = [0_i32; 1024];
+            decode_tile(format, read, &mut integers).map_err(|error| internal(&error))?;
+            values = integers.map(|value| f32::from_bits(value as u32));
+        }
+        Ok((format, values))
+    }
+
+    pub(super) fn clear_registers(&mut self, id: u32) {
+        if self.memory.values {
+            let tiles = self.rates.dst_tiles as usize;
+            let compute = &mut self.computes[id as usize];
+            let half = &mut compute.registers[(compute.committed % 2) as usize];
+            half.clear();
+            half.resize(tiles, EMPTY);
+        }
+    }
+
+    pub(super) fn calculate_values(&mut self, id: u32, step: &Step) -> Result<(), Error> {
+        let sums = self.computes[id as usize].sums();
+        let keep = |value: f32| if sums == Accumulate::Bfloat16 { round_bf16(value) } else { value };
+        match *step {
+            Step::Matmul { in0_cb, in1_cb, in0, in1, dst, h, w, in0_stride } => {
+                let mut left = Vec::with_capacity(h as usize);
+                let mut right = Vec::with_capacity(w as usize);
+                for row in 0..h {
+                    left.push(self.tile(id, in0_cb, in0 + row * in0_stride)?);
+                }
+                for column in 0..w {
+                    right.push(self.tile(id, in1_cb, in1 + column)?);
+                }
+                let integers = [&left, &right].map(|side| side.iter().any(|(format, _)| !format.is_float()));
+                if integers[0] != integers[1] {
+                    let who = self.who(id);
+                    return Err(Error::Unsupported(format!("{who} multiplies integers by floats")));
+                }
+                let compute = &mut self.computes[id as usize];
+                let half = &mut compute.registers[(compute.committed % 2) as usize];
+                let (h, w, dst) = (h as usize, w as usize, dst as usize);
+                let into = &mut half[dst..dst + h * w];
+                if integers[0] {
+                    let bits = |tile: &Tile| tile.map(|value| value.to_bits() as i32);
+                    let load = |side: &[(Format, Tile)]| -> Vec<_> {
+                        side.iter().map(|(_, tile)| SrcInt8::new(&bits(tile))).collect()
+                    };
+                    let mut whole: Vec<_> = into.iter().map(bits).collect();
+                    matmul_block_i8(&load(&left), &load(&right), &mut whole, h, w)
+                        .map_err(|error| internal(&error))?;
+                    for (to, from) in into.iter_mut().zip(whole) {
+                        *to = from.map(|value| f32::from_bits(value as u32));
+                    }
+                } else {
+                    let left: Vec<_> = left.iter().map(|(_, tile)| SrcB::new(tile)).collect();
+                    let right: Vec<_> = right.iter().map(|(_, tile)| SrcA::new(tile)).collect();
+                    matmul_block(&left, &right, into, h, w, compute.fidelity, sums)
+                        .map_err(|error| internal(&error))?;
+                }
+            }
+            Step::Copy { cb, tile, dst } => {
+                let (format, values) = self.tile(id, cb, tile)?;
+                // Without 32-bit registers a tile comes by SrcA, which has the range of tf32 and more bits than they.
+                let values = if format.is_float() { values.map(keep) } else { values };
+                *self.register(id, dst) = values;
+            }
+            Step::Binary { op, in0_cb, in1_cb, in0, in1, dst } => {
+                let (format, a) = self.tile(id, in0_cb, in0)?;
+                let (other, b) = self.tile(id, in1_cb, in1)?;
+                if !format.is_float() || !other.is_float() {
+                    let who = self.who(id);
+                    return Err(Error::Unsupported(format!("{who}: {op:?} of {} tiles", format.name())));
+                }
+                let to = self.register(id, dst);
+                for ((to, a), b) in to.iter_mut().zip(&a).zip(&b) {
+                    *to = keep(binary(op, to_tf32(*a), to_tf32(*b)));
+                }
+            }
+            Step::Unary { op, dst } => {
+                for value in self.register(id, dst) {
+                    *value = keep(unary(op, *value));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A tile of the registers that math has.
+    fn register(&mut self, id: u32, dst: u32) -> &mut Tile {
+        let compute = &mut self.computes[id as usize];
+        &mut compute.registers[(compute.committed % 2) as usize][dst as usize]
+    }
+
+    pub(super) fn pack_values(&mut self, id: u32, step: &Step) -> Result<(), Error> {
+        let Step::Pack { dst, cb, tile, tiles } = *step else { return Ok(()) };
+        for i in 0..tiles {
+            let found = self.compute_cb(id, cb)?;
+            let (format, bytes, address) = (found.format, found.page_bytes, found.write_address(tile + i));
+            let compute = &self.computes[id as usize];
+            let half = &compute.registers[(compute.released % 2) as usize];
+            let Some(values) = half.get((dst + i) as usize) else {
+                let who = self.who(id);
+                return Err(Error::Misused(format!("{who} packs tile {} of its registers", dst + i)));
+            };
+            if bytes as usize != format.tile_bytes() {
+                return Err(Error::Misused(format!(
+                    "{} packs tiles of {} to circular buffer {cb}, whose pages have {bytes} B",
+                    self.who(id),
+                    format.name()
+                )));
+            }
+            let memory = &mut self.memory.l1[usize::from(compute.core)];
+            let mut packed = vec![0; bytes as usize];
+            if !format.is_float() {
+                let integers = values.map(|value| value.to_bits() as i32);
+                encode_tile(format, &integers, &mut packed).map_err(|error| internal(&error))?;
+            } else if compute.accumulate {
+                let mut sum = EMPTY;
+                let before = memory.read(address, bytes).map_err(|at| {
+                    Error::Undefined(format!("packs onto what was never written at {at} of L1"))
+                })?;
+                decode_tile(format, before, &mut sum).map_err(|error| internal(&error))?;
+                for (sum, value) in sum.iter_mut().zip(values) {
+                    *sum += value;
+                }
+                encode_tile(format, &sum, &mut packed).map_err(|error| internal(&error))?;
+            } else {
+                encode_tile(format, values, &mut packed).map_err(|error| internal(&error))?;
+            }
+            memory.write(address, &packed);
+        }
+        Ok(())
+    }
+}
