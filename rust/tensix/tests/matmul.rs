@@ -18,6 +18,9 @@ fn values(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
+/// Cycles, and the result with what it should be, where values are kept.
+type Outcome = (f64, Option<(Vec<f32>, Vec<f64>)>);
+
 struct Case {
     blocking: Blocking,
     format: Format,
@@ -26,7 +29,7 @@ struct Case {
 }
 
 /// Runs a product on a chip; returns cycles, and the result where values are kept.
-fn run(case: &Case, keep: bool) -> (f64, Option<(Vec<f32>, Vec<f64>)>) {
+fn run(case: &Case, keep: bool) -> Outcome {
     let Case { blocking, format, sharded, wide } = *case;
     let mut chip = Simulator::new(ChipSpec::named("n150").expect("shipped"), keep);
     let tile = format.tile_bytes() as u32;
