@@ -40,26 +40,23 @@ impl Machine<'_> {
         }
     }
 
-    /// Takes the next verbs of the kernel; false at its end.
+    /// Takes the next verb of the kernel; false at its end.
     fn feed(&mut self, id: u32) -> Result<bool, Error> {
         let compute = &mut self.computes[id as usize];
         let Some(kernel) = &mut compute.kernel else { return Ok(false) };
-        match kernel.step(0)? {
-            None => {
-                compute.kernel = None;
-                Ok(false)
-            }
-            Some(verb) => {
-                let who = format!("kernel {} on core {}", compute.name, compute.core);
-                compute.deal(verb).map_err(|verb| {
-                    Error::Misused(format!("{who} calls {verb:?}, which compute kernels do not"))
-                })?;
-                if compute.pack.len() > AHEAD {
-                    return Err(Error::Misused(format!("{who} packs {AHEAD} times without any math")));
-                }
-                Ok(true)
-            }
+        let Some(verb) = kernel.step(0)? else {
+            compute.kernel = None;
+            return Ok(false);
+        };
+        if let Err(verb) = compute.deal(verb) {
+            let who = self.who(id);
+            return Err(Error::Misused(format!("{who} calls {verb:?}, which compute kernels do not")));
         }
+        if compute.pack.len() > AHEAD {
+            let who = self.who(id);
+            return Err(Error::Misused(format!("{who} packs {AHEAD} times without any math")));
+        }
+        Ok(true)
     }
 
     pub(super) fn who(&self, id: u32) -> String {
@@ -70,11 +67,10 @@ impl Machine<'_> {
     /// A circular buffer of a compute kernel's core.
     pub(super) fn compute_cb(&mut self, id: u32, cb: u8) -> Result<&mut Cb, Error> {
         let core = self.computes[id as usize].core;
-        if self.cores[usize::from(core)].cbs.get(usize::from(cb)).is_none_or(Option::is_none) {
-            let who = self.who(id);
-            return self.cb(core, cb, &who);
+        if self.cb(core, cb).is_none() {
+            return Err(self.no_cb(&self.who(id), core, cb));
         }
-        self.cb(core, cb, "")
+        self.cb(core, cb).ok_or_else(|| Error::Misused(format!("no circular buffer {cb}")))
     }
 
     fn page_bytes(&mut self, id: u32, cb: u8) -> Result<u32, Error> {

@@ -356,11 +356,15 @@ impl<'a> Machine<'a> {
             Event::Thread(id) => self.advance(id)?,
             Event::Compute(id) => self.compute(id)?,
             Event::Push { core, cb, pages } => {
-                self.cb(core, cb, "a kernel")?.pushed += u64::from(pages);
+                if let Some(cb) = self.cb(core, cb) {
+                    cb.pushed += u64::from(pages);
+                }
                 self.stir(core)?;
             }
             Event::Pop { core, cb, pages } => {
-                self.cb(core, cb, "a kernel")?.popped += u64::from(pages);
+                if let Some(cb) = self.cb(core, cb) {
+                    cb.popped += u64::from(pages);
+                }
                 self.stir(core)?;
             }
             Event::Turned(packet, node) => self.respond(packet, node)?,
@@ -376,13 +380,16 @@ impl<'a> Machine<'a> {
     }
 
     /// The circular buffer of a number on a core.
-    fn cb(&mut self, core: CoreId, cb: u8, who: &str) -> Result<&mut Cb, Error> {
-        let place = self.describe(core);
-        self.cores[usize::from(core)].cbs.get_mut(usize::from(cb)).and_then(Option::as_mut).ok_or_else(|| {
-            Error::Misused(format!(
-                "{who} on core {place} uses circular buffer {cb}, which the program has not there"
-            ))
-        })
+    fn cb(&mut self, core: CoreId, cb: u8) -> Option<&mut Cb> {
+        self.cores[usize::from(core)].cbs.get_mut(usize::from(cb))?.as_mut()
+    }
+
+    /// What to say of a circular buffer that is not there.
+    fn no_cb(&self, who: &str, core: CoreId, cb: u8) -> Error {
+        Error::Misused(format!(
+            "{who} uses circular buffer {cb}, which the program has not on core {}",
+            self.describe(core)
+        ))
     }
 
     /// Lets those of a core's threads go on whose conditions hold now.
@@ -585,11 +592,10 @@ impl<'a> Machine<'a> {
     /// A circular buffer of a thread's core.
     fn thread_cb(&mut self, id: u32, cb: u8) -> Result<&mut Cb, Error> {
         let core = self.threads[id as usize].core;
-        if self.cores[usize::from(core)].cbs.get(usize::from(cb)).is_none_or(Option::is_none) {
-            let whose = self.whose(id);
-            return self.cb(core, cb, &whose);
+        if self.cb(core, cb).is_none() {
+            return Err(self.no_cb(&self.whose(id), core, cb));
         }
-        self.cb(core, cb, "")
+        self.cb(core, cb).ok_or_else(|| Error::Misused(format!("no circular buffer {cb}")))
     }
 
     fn load_word(&mut self, id: u32, address: u32) -> Result<Reply, Error> {

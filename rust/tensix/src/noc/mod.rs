@@ -262,8 +262,10 @@ impl<P> Noc<P> {
         if let Some(to) = small {
             if let Some(packet) = self.packets[id as usize].take() {
                 self.slip(queue, id, &packet, to);
-                let injected = Time::from(self.flits(bytes)) * TICKS;
-                queue.at(queue.now() + injected, Event::Departed(id).into());
+                if bytes > 0 {
+                    let injected = Time::from(self.flits(bytes)) * TICKS;
+                    queue.at(queue.now() + injected, Event::Departed(id).into());
+                }
                 self.packets[id as usize] = Some(packet);
             }
             return id;
@@ -403,7 +405,10 @@ impl<P> Noc<P> {
                 queue.at(done, Event::Delivered(packet, node).into());
             }
             port::INJECT => {
-                queue.at(now + taken, Event::Departed(packet).into());
+                // Of what was asked for nobody waits until it has left.
+                if about.class != Class::Reply {
+                    queue.at(now + taken, Event::Departed(packet).into());
+                }
                 let next = self.copy(Copy { packet, node, from: id, lane, open: 0 });
                 queue.at(now + self.interface, Event::Head(next).into());
             }
