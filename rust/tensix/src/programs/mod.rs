@@ -1,4 +1,5 @@
 //! Built-in programs: operations as kernels on cores.
 
+pub mod gathered;
 pub mod matmul;
 pub mod patterns;
