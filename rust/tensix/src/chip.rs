@@ -132,6 +132,8 @@ pub struct Software {
     pub cb_pop: f64,
     /// Acquire, commit, wait and release of destination registers.
     pub tile_regs: f64,
+    /// Products wait until a multicast has left before they say that it is there.
+    pub multicast_flush: bool,
     /// Load of a word from the core's own L1.
     pub l1_load: f64,
     /// Store of a word to the core's own L1.

@@ -124,6 +124,8 @@ struct Plan {
     row_start: CoreId,
     column_start: CoreId,
     n_tiles: u32,
+    /// A multicast has left before its flag is sent.
+    flush: bool,
 }
 
 impl Plan {
@@ -162,10 +164,20 @@ async fn read_tiles(
 
 /// Sends a block that lies at `from` to an area, when all its receivers are ready. A sender that receives its own
 /// block waits for it as the others do.
-async fn send(api: &Api, area: Area, receivers: u32, sems: (u8, u8), from: u32, to: u32, bytes: u32) {
+async fn send(
+    api: &Api,
+    (area, receivers): (Area, u32),
+    sems: (u8, u8),
+    (from, to): (u32, u32),
+    bytes: u32,
+    flush: bool,
+) {
     api.noc_semaphore_wait(sems.0, receivers).await;
     api.noc_semaphore_set(sems.0, 0).await;
     api.noc_async_write_multicast(from, area, to, bytes, true).await;
+    if flush {
+        api.noc_async_writes_flushed().await;
+    }
     if area.own {
         api.noc_semaphore_set(sems.1, 0).await;
     }
@@ -209,7 +221,15 @@ async fn in0_sharded(api: Api, plan: Plan) {
                 }
                 if columns > 1 {
                     let area = Area { own: from != to, ..row };
-                    send(&api, area, columns - 1, (IN0_READY, IN0_VALID), from, to, pages * tile).await;
+                    send(
+                        &api,
+                        (area, columns - 1),
+                        (IN0_READY, IN0_VALID),
+                        (from, to),
+                        pages * tile,
+                        plan.flush,
+                    )
+                    .await;
                 } else if from != to {
                     let core = row_start + at.0;
                     api.noc_async_write(from, Place::L1 { core, address: to }, pages * tile).await;
@@ -238,7 +258,15 @@ async fn in0_dram(api: Api, plan: Plan) {
                 let (lines, across) = (first..first + blocking.out_block.0, k..k + blocking.in0_block_w);
                 read_tiles(&api, handles.in0 as u16, tile, blocking.k, lines, across, to).await;
                 if columns > 1 {
-                    send(&api, row, columns - 1, (IN0_READY, IN0_VALID), to, to, pages * tile).await;
+                    send(
+                        &api,
+                        (row, columns - 1),
+                        (IN0_READY, IN0_VALID),
+                        (to, to),
+                        pages * tile,
+                        plan.flush,
+                    )
+                    .await;
                 }
             } else {
                 receive(&api, row_start, (IN0_READY, IN0_VALID)).await;
@@ -263,7 +291,15 @@ async fn in1_and_out(api: Api, plan: Plan) {
                 let (lines, across) = (k..k + blocking.in0_block_w, n + j..n + j + blocking.out_block.1);
                 read_tiles(&api, handles.in1, tile, n_tiles, lines, across, to).await;
                 if rows > 1 {
-                    send(&api, column, rows - 1, (IN1_READY, IN1_VALID), to, to, pages * tile).await;
+                    send(
+                        &api,
+                        (column, rows - 1),
+                        (IN1_READY, IN1_VALID),
+                        (to, to),
+                        pages * tile,
+                        plan.flush,
+                    )
+                    .await;
                 }
             } else {
                 receive(&api, column_start, (IN1_READY, IN1_VALID)).await;
@@ -402,6 +438,7 @@ pub fn program(
                 row_start: simulator.core(0, y),
                 column_start: simulator.core(x, 0),
                 n_tiles: blocking.per_core.1 * u32::from(columns),
+                flush: spec.software.multicast_flush,
             };
             let core = simulator.core(x, y);
             // The networks change roles in the right half, to spread what is read from DRAM.
