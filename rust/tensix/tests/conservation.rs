@@ -108,8 +108,11 @@ fn two_that_share_a_link_have_half_of_it_each() {
     assert!((beside - 518.3).abs() < 0.03 * 518.3, "{beside} cycles beside another one");
 }
 
+/// Logical coordinates.
+type At = (u16, u16);
+
 /// Cycles for each of 64 transactions of 16 KB between cores, all pairs at once.
-fn run_pairs(pairs: &[((u16, u16), (u16, u16))]) -> f64 {
+fn run_pairs(pairs: &[(At, At)]) -> f64 {
     use prunus_tensix::kernel::kernel;
     use prunus_tensix::program::{Launch, Program, Role};
     use prunus_tensix::verbs::Place;

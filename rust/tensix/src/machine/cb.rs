@@ -22,12 +22,14 @@ impl Cb {
         Self { format, page_bytes, pages, address, pushed: 0, popped: 0, written: 0, read: 0 }
     }
 
+    /// Room, as the producer sees it.
     pub(crate) fn free(&self) -> u32 {
-        self.pages - (self.pushed - self.popped) as u32
+        self.pages - (self.written - self.popped) as u32
     }
 
+    /// Pages to use, as the consumer sees them.
     pub(crate) fn filled(&self) -> u32 {
-        (self.pushed - self.popped) as u32
+        (self.pushed - self.read) as u32
     }
 
     /// Address of a page that is counted from the next one to be pushed.

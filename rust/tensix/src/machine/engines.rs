@@ -127,7 +127,15 @@ impl Machine<'_> {
                 }
                 Step::PopFront { cb, pages } => {
                     let cost = self.costs.cb_pop;
-                    self.compute_cb(id, cb)?.read += u64::from(pages);
+                    let buffer = self.compute_cb(id, cb)?;
+                    let filled = buffer.filled();
+                    if pages > filled {
+                        return Err(Error::Misused(format!(
+                            "{} pops {pages} pages of circular buffer {cb}, which holds {filled}",
+                            self.who(id)
+                        )));
+                    }
+                    buffer.read += u64::from(pages);
                     let compute = &mut self.computes[id as usize];
                     let at = compute.unpack_at.max(compute.units.unpacked_at());
                     compute.unpack_at = at + cost;
@@ -166,7 +174,12 @@ impl Machine<'_> {
                     compute.commits.push_back(compute.math_at);
                     compute.committed += 1;
                 }
-                Step::Cycles(work) => self.computes[id as usize].math_at += work,
+                Step::Cycles(work) => {
+                    // All RISC-V cores of the compute side run the same text.
+                    let compute = &mut self.computes[id as usize];
+                    compute.unpack_at += work;
+                    compute.math_at += work;
+                }
                 other => self.calculate(id, &other)?,
             }
             let compute = &mut self.computes[id as usize];
@@ -262,7 +275,15 @@ impl Machine<'_> {
                 }
                 Step::PushBack { cb, pages } => {
                     let cost = self.costs.cb_push;
-                    self.compute_cb(id, cb)?.written += u64::from(pages);
+                    let buffer = self.compute_cb(id, cb)?;
+                    let free = buffer.free();
+                    if pages > free {
+                        return Err(Error::Misused(format!(
+                            "{} pushes {pages} pages to circular buffer {cb}, which has room for {free}",
+                            self.who(id)
+                        )));
+                    }
+                    buffer.written += u64::from(pages);
                     let compute = &mut self.computes[id as usize];
                     compute.pack_at += cost;
                     self.queue.at(compute.pack_at, Event::Push { core, cb, pages });

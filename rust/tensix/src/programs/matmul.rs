@@ -53,15 +53,15 @@ pub struct Handles {
     pub out: u32,
 }
 
-const IN0: u8 = 0;
-const IN1: u8 = 1;
-const OUT: u8 = 16;
-const PARTIALS: u8 = 24;
+pub(super) const IN0: u8 = 0;
+pub(super) const IN1: u8 = 1;
+pub(super) const OUT: u8 = 16;
+pub(super) const PARTIALS: u8 = 24;
 // Semaphores: counts of receivers that are ready, and flags that a block is there.
-const IN0_READY: u8 = 0;
-const IN0_VALID: u8 = 1;
-const IN1_READY: u8 = 2;
-const IN1_VALID: u8 = 3;
+pub(super) const IN0_READY: u8 = 0;
+pub(super) const IN0_VALID: u8 = 1;
+pub(super) const IN1_READY: u8 = 2;
+pub(super) const IN1_VALID: u8 = 3;
 /// Always 1: what flags are set to.
 const VALID: u8 = 4;
 
@@ -143,7 +143,7 @@ impl Plan {
 }
 
 /// Reads a rectangle of tiles of a matrix in DRAM into consecutive pages.
-async fn read_tiles(
+pub(super) async fn read_tiles(
     api: &Api,
     buffer: u16,
     tile: u32,
@@ -164,7 +164,7 @@ async fn read_tiles(
 
 /// Sends a block that lies at `from` to an area, when all its receivers are ready. A sender that receives its own
 /// block waits for it as the others do.
-async fn send(
+pub(super) async fn send(
     api: &Api,
     (area, receivers): (Area, u32),
     sems: (u8, u8),
@@ -188,7 +188,7 @@ async fn send(
 }
 
 /// Has the sender know that there is room, and waits for the block.
-async fn receive(api: &Api, sender: CoreId, sems: (u8, u8)) {
+pub(super) async fn receive(api: &Api, sender: CoreId, sems: (u8, u8)) {
     api.noc_semaphore_set(sems.1, 0).await;
     api.noc_semaphore_inc(sender, sems.0, 1).await;
     api.noc_semaphore_wait(sems.1, 1).await;

@@ -3,3 +3,4 @@
 pub mod gathered;
 pub mod matmul;
 pub mod patterns;
+pub mod sparse;
