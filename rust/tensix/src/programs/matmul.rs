@@ -126,6 +126,8 @@ struct Plan {
     n_tiles: u32,
     /// A multicast has left before its flag is sent.
     flush: bool,
+    /// Partial sums and the output have one place.
+    shares: bool,
 }
 
 impl Plan {
@@ -335,6 +337,7 @@ async fn compute(api: Api, plan: Plan) {
     let ((bh, bw), (h, w), kw) = (blocking.out_block, blocking.out_subblock, blocking.in0_block_w);
     let (in0_pages, in1_pages, out_pages) = (bh * kw, kw * bw, bh * bw);
     let l1_acc = operands.packer_l1_acc && k_blocks > 2;
+    let shared = plan.shares && !operands.out_sharded && k_blocks > 1;
     for _ in plan.blocks() {
         for block in 0..k_blocks {
             let last = block + 1 == k_blocks;
@@ -348,6 +351,7 @@ async fn compute(api: Api, plan: Plan) {
             }
             api.cb_wait_front(IN0, in0_pages).await;
             api.cb_wait_front(IN1, in1_pages).await;
+            let mut to_wait = 0;
             for down in (0..bh).step_by(h as usize) {
                 for over in (0..bw).step_by(w as usize) {
                     api.tile_regs_acquire().await;
@@ -373,6 +377,11 @@ async fn compute(api: Api, plan: Plan) {
                     }
                     api.tile_regs_commit().await;
                     let to = if last { OUT } else { PARTIALS };
+                    if shared && block == 0 {
+                        // Partial sums lie where the block before may still be written out.
+                        to_wait += h * w;
+                        api.cb_reserve_back(OUT, to_wait).await;
+                    }
                     api.cb_reserve_back(to, h * w).await;
                     api.tile_regs_wait().await;
                     api.pack_tiles(0, to, 0, h * w).await;
@@ -419,10 +428,11 @@ pub fn program(
     buffer(IN0, operands.format, bh * blocking.in0_block_w * deep, None, None);
     buffer(IN1, operands.format, bw * blocking.in0_block_w * deep, None, None);
     buffer(OUT, operands.format, bh * bw, operands.out_sharded.then_some(handles.out), None);
+    // Partial sums have more bits than block formats; otherwise they lie where the result will.
+    let partial = if wide { Format::Float32 } else { Format::Bfloat16 };
+    let shares = partial == operands.format;
     if blocking.k_blocks() > 1 {
-        // Partial sums have more bits than block formats; otherwise they lie where the result will.
-        let partial = if wide { Format::Float32 } else { Format::Bfloat16 };
-        buffer(PARTIALS, partial, bh * bw, None, (partial == operands.format).then_some(OUT));
+        buffer(PARTIALS, partial, bh * bw, None, shares.then_some(OUT));
     }
     for y in 0..rows {
         for x in 0..columns {
@@ -439,6 +449,7 @@ pub fn program(
                 column_start: simulator.core(x, 0),
                 n_tiles: blocking.per_core.1 * u32::from(columns),
                 flush: spec.software.multicast_flush,
+                shares,
             };
             let core = simulator.core(x, y);
             // The networks change roles in the right half, to spread what is read from DRAM.

@@ -118,6 +118,8 @@ struct Shared {
     n_tiles: u32,
     k_tiles: u32,
     flush: bool,
+    /// Partial sums and the output have one place.
+    shares: bool,
     /// Cycles to look up an entry of a list in L1.
     look: f64,
 }
@@ -290,6 +292,9 @@ async fn compute(api: Api, plan: Plan) {
                         api.tile_regs_commit().await;
                         if last {
                             api.cb_reserve_back(OUT, w).await;
+                        } else if first && shared.shares {
+                            // Partial sums lie where the block before may still be written out.
+                            api.cb_reserve_back(OUT, row * bw + over + w).await;
                         }
                         api.tile_regs_wait().await;
                         let (cb, tile) = if last { (OUT, 0) } else { (PARTIALS, row * bw + over) };
@@ -359,6 +364,7 @@ pub fn program(
         let room = order.len();
         return Err(Error::Misused(format!("{} rows of tiles, cores have {room}", pattern.rows())));
     }
+    let partial = if wide { Format::Float32 } else { Format::Bfloat16 };
     let shared = Rc::new(Shared {
         blocking: *blocking,
         tile: format.tile_bytes() as u32,
@@ -369,29 +375,22 @@ pub fn program(
         n_tiles: blocking.per_core.1 * u32::from(columns),
         k_tiles: blocking.k,
         flush: spec.software.multicast_flush,
+        shares: partial == out_format,
         look: spec.software.l1_load * 2.0,
     });
     let cores: Vec<_> = (0..rows).flat_map(|y| (0..columns).map(move |x| simulator.core(x, y))).collect();
     let mut program = Program { semaphores: vec![0, 0, 0, 0, 1], ..Program::default() };
-    let partial = if wide { Format::Float32 } else { Format::Bfloat16 };
     let kw = shared.blocking.in0_block_w;
     let deep = if shared.k_tiles > kw { 2 } else { 1 };
-    for (id, format, pages) in [
-        (IN0, format, bh * kw * deep),
-        (IN1, format, kw * bw * deep),
-        (PARTIALS, partial, bh * bw),
-        (OUT, out_format, blocking.out_subblock.1 * 2),
+    // A core may be done before others have what they need: all of its output has room then.
+    for (id, format, pages, shares) in [
+        (IN0, format, bh * kw * deep, None),
+        (IN1, format, kw * bw * deep, None),
+        (OUT, out_format, bh * bw, None),
+        (PARTIALS, partial, bh * bw, shared.shares.then_some(OUT)),
     ] {
         let (page_bytes, cores) = (format.tile_bytes() as u32, cores.clone());
-        program.buffers.push(CircularBuffer {
-            id,
-            cores,
-            format,
-            page_bytes,
-            pages,
-            address: None,
-            shares: None,
-        });
+        program.buffers.push(CircularBuffer { id, cores, format, page_bytes, pages, address: None, shares });
     }
     let place = |x, y| simulator.place(simulator.core(x, y));
     for y in 0..rows {
