@@ -4,10 +4,10 @@
 //! and its verbs are dealt to a queue for unpacking and math, and one for packing. Each has a clock of its own; what
 //! concerns other threads (circular buffers) happens as an event at its own time.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use crate::kernel::Kernel;
-use crate::numerics::{Accumulate, Fidelity, Tile};
+use crate::numerics::{Accumulate, Fidelity, SrcA, SrcB, Tile};
 use crate::time::Time;
 use crate::verbs::{Binary, Unary, Verb};
 
@@ -124,6 +124,9 @@ pub(super) struct Compute {
     pub(super) waits: [Time; 3],
     /// Two halves of the destination registers, where values are wanted.
     pub(super) registers: [Vec<Tile>; 2],
+    /// Tiles of circular buffers as the matrix unit takes them, by buffer and address, until some are popped.
+    pub(super) left: HashMap<(u8, u32), SrcB>,
+    pub(super) right: HashMap<(u8, u32), SrcA>,
 }
 
 impl Compute {
@@ -158,6 +161,8 @@ impl Compute {
             pack_busy: 0,
             waits: [0; 3],
             registers: [Vec::new(), Vec::new()],
+            left: HashMap::new(),
+            right: HashMap::new(),
         }
     }
 

@@ -137,6 +137,8 @@ impl Machine<'_> {
                     }
                     buffer.read += u64::from(pages);
                     let compute = &mut self.computes[id as usize];
+                    compute.left.retain(|(of, _), _| *of != cb);
+                    compute.right.retain(|(of, _), _| *of != cb);
                     let at = compute.unpack_at.max(compute.units.unpacked_at());
                     compute.unpack_at = at + cost;
                     self.queue.at(at + cost, Event::Pop { core, cb, pages });

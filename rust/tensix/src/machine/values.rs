@@ -104,40 +104,16 @@ impl Machine<'_> {
         let sums = self.computes[id as usize].sums();
         let keep = |value: f32| if sums == Accumulate::Bfloat16 { round_bf16(value) } else { value };
         match *step {
-            Step::Matmul { in0_cb, in1_cb, in0, in1, dst, h, w, in0_stride } => {
-                let mut left = Vec::with_capacity(h as usize);
-                let mut right = Vec::with_capacity(w as usize);
-                for row in 0..h {
-                    left.push(self.tile(id, in0_cb, in0 + row * in0_stride)?);
-                }
-                for column in 0..w {
-                    right.push(self.tile(id, in1_cb, in1 + column)?);
-                }
-                let integers = [&left, &right].map(|side| side.iter().any(|(format, _)| !format.is_float()));
-                if integers[0] != integers[1] {
-                    let who = self.who(id);
-                    return Err(Error::Unsupported(format!("{who} multiplies integers by floats")));
-                }
-                let compute = &mut self.computes[id as usize];
-                let half = &mut compute.registers[(compute.committed % 2) as usize];
-                let (h, w, dst) = (h as usize, w as usize, dst as usize);
-                let into = &mut half[dst..dst + h * w];
-                if integers[0] {
-                    let bits = |tile: &Tile| tile.map(|value| value.to_bits() as i32);
-                    let load = |side: &[(Format, Tile)]| -> Vec<_> {
-                        side.iter().map(|(_, tile)| SrcInt8::new(&bits(tile))).collect()
-                    };
-                    let mut whole: Vec<_> = into.iter().map(bits).collect();
-                    matmul_block_i8(&load(&left), &load(&right), &mut whole, h, w)
-                        .map_err(|error| internal(&error))?;
-                    for (to, from) in into.iter_mut().zip(whole) {
-                        *to = from.map(|value| f32::from_bits(value as u32));
+            Step::Matmul { in0_cb, in1_cb, .. } => {
+                let integers = [self.compute_cb(id, in0_cb)?.format, self.compute_cb(id, in1_cb)?.format]
+                    .map(|f| !f.is_float());
+                match integers {
+                    [false, false] => self.multiply(id, step)?,
+                    [true, true] => self.multiply_integers(id, step)?,
+                    _ => {
+                        let who = self.who(id);
+                        return Err(Error::Unsupported(format!("{who} multiplies integers by floats")));
                     }
-                } else {
-                    let left: Vec<_> = left.iter().map(|(_, tile)| SrcB::new(tile)).collect();
-                    let right: Vec<_> = right.iter().map(|(_, tile)| SrcA::new(tile)).collect();
-                    matmul_block(&left, &right, into, h, w, compute.fidelity, sums)
-                        .map_err(|error| internal(&error))?;
                 }
             }
             Step::Copy { cb, tile, dst } => {
@@ -164,6 +140,62 @@ impl Machine<'_> {
                 }
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// A block of products of floats; tiles are made ready for the matrix unit once for all that use them.
+    fn multiply(&mut self, id: u32, step: &Step) -> Result<(), Error> {
+        let Step::Matmul { in0_cb, in1_cb, in0, in1, dst, h, w, in0_stride } = *step else { return Ok(()) };
+        let mut rows = Vec::with_capacity(h as usize);
+        for row in 0..h {
+            let tile = in0 + row * in0_stride;
+            let key = (in0_cb, self.compute_cb(id, in0_cb)?.read_address(tile));
+            if !self.computes[id as usize].left.contains_key(&key) {
+                let ready = SrcB::new(&self.tile(id, in0_cb, tile)?.1);
+                self.computes[id as usize].left.insert(key, ready);
+            }
+            rows.push(key);
+        }
+        let mut columns = Vec::with_capacity(w as usize);
+        for tile in in1..in1 + w {
+            let key = (in1_cb, self.compute_cb(id, in1_cb)?.read_address(tile));
+            if !self.computes[id as usize].right.contains_key(&key) {
+                let ready = SrcA::new(&self.tile(id, in1_cb, tile)?.1);
+                self.computes[id as usize].right.insert(key, ready);
+            }
+            columns.push(key);
+        }
+        let compute = &mut self.computes[id as usize];
+        let sums = compute.sums();
+        let half = &mut compute.registers[(compute.committed % 2) as usize];
+        let left: Vec<&SrcB> = rows.iter().filter_map(|key| compute.left.get(key)).collect();
+        let right: Vec<&SrcA> = columns.iter().filter_map(|key| compute.right.get(key)).collect();
+        let (h, w, dst) = (h as usize, w as usize, dst as usize);
+        matmul_block(&left, &right, &mut half[dst..dst + h * w], h, w, compute.fidelity, sums)
+            .map_err(|error| internal(&error))
+    }
+
+    /// The same of integers.
+    fn multiply_integers(&mut self, id: u32, step: &Step) -> Result<(), Error> {
+        let Step::Matmul { in0_cb, in1_cb, in0, in1, dst, h, w, in0_stride } = *step else { return Ok(()) };
+        let bits = |tile: &Tile| tile.map(|value| value.to_bits() as i32);
+        let mut left = Vec::with_capacity(h as usize);
+        for row in 0..h {
+            left.push(SrcInt8::new(&bits(&self.tile(id, in0_cb, in0 + row * in0_stride)?.1)));
+        }
+        let mut right = Vec::with_capacity(w as usize);
+        for column in 0..w {
+            right.push(SrcInt8::new(&bits(&self.tile(id, in1_cb, in1 + column)?.1)));
+        }
+        let compute = &mut self.computes[id as usize];
+        let half = &mut compute.registers[(compute.committed % 2) as usize];
+        let (h, w, dst) = (h as usize, w as usize, dst as usize);
+        let into = &mut half[dst..dst + h * w];
+        let mut whole: Vec<_> = into.iter().map(bits).collect();
+        matmul_block_i8(&left, &right, &mut whole, h, w).map_err(|error| internal(&error))?;
+        for (to, from) in into.iter_mut().zip(whole) {
+            *to = from.map(|value| f32::from_bits(value as u32));
         }
         Ok(())
     }

@@ -233,7 +233,8 @@ impl<P> Noc<P> {
     fn accept(&mut self, node: Node, bytes: u32, moved: u32, now: Time, last: Time) -> (Time, Time) {
         let Some(channel) = &mut self.channels[usize::from(node)] else { return (last, 0) };
         let reads = moved > bytes;
-        let work = (f64::from(moved) * if reads { channel.read_ticks } else { channel.write_ticks }) as Time;
+        let rate = if reads { channel.read_ticks } else { channel.write_ticks };
+        let work = (f64::from(moved) * rate).ceil() as Time;
         let start = (now + self.interface).max(channel.free_at);
         channel.free_at = start + work;
         channel.busy += work;

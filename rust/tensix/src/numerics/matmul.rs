@@ -1,5 +1,7 @@
 //! Products of tiles in the matrix unit.
 
+use std::borrow::Borrow;
+
 use super::kernel::{self, Bfloat16Sum, Float32Sum, Pair, Sum};
 use super::tile::Tile;
 use super::{Accumulate, Error, Fidelity, SrcA, SrcB};
@@ -22,9 +24,9 @@ pub fn matmul_tile(in0: &Tile, in1: &Tile, dst: &mut Tile, fidelity: Fidelity, a
 
 /// Adds the product of a block of `height × k` tiles and one of `k × width` tiles to one of `height × width`, all row of
 /// tiles by row of tiles: to each tile of `dst` what [`matmul_tile`] adds, `k` times in ascending order.
-pub fn matmul_block(
-    in0: &[SrcB],
-    in1: &[SrcA],
+pub fn matmul_block<A: Borrow<SrcA>, B: Borrow<SrcB>>(
+    in0: &[B],
+    in1: &[A],
     dst: &mut [Tile],
     height: usize,
     width: usize,
@@ -32,12 +34,12 @@ pub fn matmul_block(
     accumulate: Accumulate,
 ) -> Result<(), Error> {
     match accumulate {
-        Accumulate::Float32 => {
-            add_block::<Float32Sum, _, _, _>(in0, in1, dst, height, width, |a, b| pairs(a, b, fidelity))
-        }
-        Accumulate::Bfloat16 => {
-            add_block::<Bfloat16Sum, _, _, _>(in0, in1, dst, height, width, |a, b| pairs(a, b, fidelity))
-        }
+        Accumulate::Float32 => add_block::<Float32Sum, _, _, _>(in0, in1, dst, height, width, |a, b| {
+            pairs(a.borrow(), b.borrow(), fidelity)
+        }),
+        Accumulate::Bfloat16 => add_block::<Bfloat16Sum, _, _, _>(in0, in1, dst, height, width, |a, b| {
+            pairs(a.borrow(), b.borrow(), fidelity)
+        }),
     }
 }
 
