@@ -26,8 +26,8 @@ GEMM = "device,m,k,n,in0,out,dtype,fidelity,device_cycles_derived\n"
 
 @pytest.fixture
 def write(tmp_path):
-    def make(text, name="file.csv"):
-        path = tmp_path / name
+    def make(text, name=None):
+        path = tmp_path / (name or f"{len(list(tmp_path.iterdir()))}.csv")
         path.write_text(text, encoding="utf-8")
         return str(path)
 
@@ -144,12 +144,16 @@ def test_every_rule_is_used():
         m, k, n = (
             figures[f"{axis}_per_grid_{side}"] for axis, side in (("m", "row"), ("k", "col"), ("n", "col"))
         )
-        sharded = figures["num_out_blocks_h"] == 1 and figures["in0_block_w_div"] > 1
-        cut = _core.tensix_blocking(
-            text, (4 * m, 4 * k, 4 * n), (4, 4), rule["dtype"].lower(), sharded, sharded, False, True
+        wanted = (
+            k // figures["in0_block_w_div"],
+            (m // figures["num_out_blocks_h"], n // figures["num_out_blocks_w"]),
         )
-        assert cut["in0_block_w"] == k // figures["in0_block_w_div"]
-        assert cut["out_block"] == (m // figures["num_out_blocks_h"], n // figures["num_out_blocks_w"])
+        tiles, dtype = (4 * m, 4 * k, 4 * n), rule["dtype"].lower()
+        cuts = [
+            _core.tensix_blocking(text, tiles, (4, 4), dtype, sharded, sharded, False, True)
+            for sharded in (False, *([True] if max(m, k, n) <= 8 else []))
+        ]
+        assert {(cut["in0_block_w"], cut["out_block"]) for cut in cuts} == {wanted}
 
 
 @pytest.mark.parametrize("chip", ["n150", "p150", "p100", "n300", "e150"])

@@ -37,7 +37,7 @@ _CUT = (
 
 @dataclass(frozen=True)
 class Product:
-    """A product on a chip, all sizes but `shape` and `grid` in tiles.
+    """A product on a chip, all sizes in tiles but `shape` and numbers of cores.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ class Product:
         Name of a shipped chip.
     shape : tuple of int
         m, k and n.
-    grid : tuple of int
-        Columns and rows of cores.
+    grid, used : tuple of int
+        Columns and rows of cores, and of those that have a part.
     k : int
         Tiles along K, padded.
     per_core, out_block, out_subblock : tuple of int
@@ -64,6 +64,7 @@ class Product:
     chip: str
     shape: tuple[int, int, int]
     grid: tuple[int, int]
+    used: tuple[int, int]
     k: int
     per_core: tuple[int, int]
     in0_block_w: int
@@ -126,10 +127,13 @@ def product_of(cells: Cells, *, configured: bool = True) -> Product:
         )
         k, block = cut["k"], cut["in0_block_w"]
         per_core, out_block, out_subblock = cut["per_core"], cut["out_block"], cut["out_subblock"]
+    rows, columns = -(-m // per_core[0]), -(-n // per_core[1])
     return Product(
         chip=chip,
         shape=shape,
         grid=grid,
+        # Shards of in0 take part in any case.
+        used=(grid[0] if in0_sharded else columns, rows),
         k=k,
         per_core=per_core,
         in0_block_w=block,

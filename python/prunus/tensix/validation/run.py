@@ -108,7 +108,7 @@ def _gemm(row: Row, stop: threading.Event | None) -> Prediction:
     run = _core.tensix_product(
         spec_text(product.chip),
         product.k,
-        product.grid,
+        product.used,
         product.per_core,
         product.in0_block_w,
         product.out_block,
@@ -158,7 +158,7 @@ def _noc(row: Row, stop: threading.Event | None) -> Prediction:
         cells.yes("same_axis", False),
         cells.yes("stateful", False),
         cells.yes("loopback", False),
-        cells.one_of("noc", ["0", "1"], "0") == "1",
+        int(cells.one_of("noc", ["0", "1", "NOC_0", "NOC_1"], "0")[-1]),
         cells.whole("transaction_bytes"),
         stop,
     )
