@@ -348,6 +348,7 @@ def tensix_traffic(
     loopback: bool,
     noc: int,
     bytes: int,
+    linked: bool = False,
     stop: Any | None = None,
 ) -> dict[str, float]: ...
 def tensix_dram(

@@ -146,13 +146,13 @@ def _noc(row: Row, stop: threading.Event | None) -> Prediction:
     memory = cells.text("memory", "L1")
     if memory.upper() != "L1":
         raise NotImplementedError(f"memory {memory!r}: traffic is simulated from L1 to L1")
-    mechanism = cells.one_of("mechanism", ["UNICAST", "MULTICAST"])
+    mechanism = cells.one_of("mechanism", ["UNICAST", "MULTICAST", "MULTICAST_LINKED"])
     pattern = cells.text("pattern").upper()
     measured = cells.number("latency_cycles")
     run = _core.tensix_traffic(
         spec_text(chip),
         pattern,
-        mechanism == "MULTICAST",
+        mechanism != "UNICAST",
         cells.whole("num_transactions"),
         cells.whole("num_subordinates", 0, least=0),
         cells.yes("same_axis", False),
@@ -160,6 +160,7 @@ def _noc(row: Row, stop: threading.Event | None) -> Prediction:
         cells.yes("loopback", False),
         int(cells.one_of("noc", ["0", "1", "NOC_0", "NOC_1"], "0")[-1]),
         cells.whole("transaction_bytes"),
+        mechanism == "MULTICAST_LINKED",
         stop,
     )
     group = f"{cells.text('arch', '') or chip} {mechanism} {pattern}"

@@ -41,7 +41,7 @@ pub(crate) fn tensix_spec_text(name: &str) -> PyResult<&'static str> {
 
 /// Runs a pattern of traffic from L1 to L1.
 #[pyfunction]
-#[pyo3(signature = (spec_text, traffic, multicast, transactions, partners, same_axis, stateful, loopback, noc, bytes, stop=None))]
+#[pyo3(signature = (spec_text, traffic, multicast, transactions, partners, same_axis, stateful, loopback, noc, bytes, linked=false, stop=None))]
 #[allow(clippy::too_many_arguments, reason = "the columns of a measurement")]
 pub(crate) fn tensix_traffic<'py>(
     py: Python<'py>,
@@ -55,6 +55,7 @@ pub(crate) fn tensix_traffic<'py>(
     loopback: bool,
     noc: u8,
     bytes: u32,
+    linked: bool,
     stop: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let spec = chip(spec_text)?;
@@ -63,8 +64,18 @@ pub(crate) fn tensix_traffic<'py>(
     if noc > 1 {
         return Err(PyValueError::new_err(format!("a chip has NoCs 0 and 1, got {noc}")));
     }
-    let pattern =
-        Pattern { traffic, multicast, transactions, partners, same_axis, stateful, loopback, noc, bytes };
+    let pattern = Pattern {
+        traffic,
+        multicast,
+        linked,
+        transactions,
+        partners,
+        same_axis,
+        stateful,
+        loopback,
+        noc,
+        bytes,
+    };
     let run = enter(py, stop, |interrupt| {
         let mut simulator = Simulator::new(spec, false);
         let program = patterns::traffic(&simulator, &pattern)?;
