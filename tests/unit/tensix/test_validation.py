@@ -278,11 +278,14 @@ def test_all_kinds_patterns_and_chips(write, tmp_path, capsys):
         "ONE_FROM_ALL",
         "ALL_TO_ALL",
         "ALL_FROM_ALL",
+        "ROW_TO_ROW",
+        "ONE_TO_COLUMN",
+        "COLUMN_TO_COLUMN",
     ]
     noc = write(
         NOC
         + "".join(f"{arch},UNICAST,{p},1,0,64,\n" for arch in ("blackhole", "wormhole_b0") for p in patterns)
-        + "blackhole,MULTICAST,ONE_TO_ALL,1,0,64,\nwormhole_b0,MULTICAST,ONE_TO_ROW,1,8,64,\n",
+        + "blackhole,MULTICAST,ONE_TO_ALL,1,0,64,\nwormhole_b0,MULTICAST_LINKED,ONE_TO_ROW,2,8,64,\n",
         "noc.csv",
     )
     dram = write(
@@ -309,12 +312,12 @@ def test_all_kinds_patterns_and_chips(write, tmp_path, capsys):
     assert validate("--noc", noc, "--dram", dram, "--gemm", gemm, "--json", str(out)) == 0
     assert capsys.readouterr().err == ""
     found = json.loads(out.read_text())
-    assert [len(found[kind]) for kind in ("gemm", "noc", "dram")] == [10, 16, 12]
+    assert [len(found[kind]) for kind in ("gemm", "noc", "dram")] == [10, 22, 12]
     for row in (*found["gemm"], *found["noc"], *found["dram"]):
         assert row["predicted_cycles"] > 0
     for row in found["dram"]:
         assert row["predicted_bytes_per_cycle"] == pytest.approx(4 * 16 * 4096 / row["predicted_cycles"])
-    assert [row["pattern"] for row in found["noc"][:7]] == patterns
+    assert [row["pattern"] for row in found["noc"][:10]] == patterns
     assert "in0_block_w" in found["gemm"][0]
 
 
