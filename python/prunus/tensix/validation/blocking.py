@@ -97,9 +97,9 @@ def product_of(cells: Cells, *, configured: bool = True) -> Product:
     cells : Cells
         The row.
     configured : bool
-        Take the configuration from the row where it has one; otherwise it is chosen: as the benchmark is tuned,
-        or, where the column ``config`` says something else than ``tuned``, as Tenstorrent's library chooses
-        when it is told nothing (``rust/tensix/src/programs/blocking.rs``).
+        Take the configuration from the row where it has one; otherwise it is chosen: as the benchmark is
+        tuned, or, where the column ``config`` says something else than ``tuned``, as Tenstorrent's library
+        chooses when it is told nothing (``rust/tensix/src/programs/blocking.rs``).
     """
     chip = chip_of(cells.text("device", ""), cells.text("arch", ""))
     across, down = compute_grid(chip)

@@ -107,14 +107,14 @@ impl Request {
         Blocking { out_subblock, ..blocking }
     }
 
-    /// Pairs of out-block sizes, those with more tiles first, and of these the ones closer to a square.
+    /// Pairs of out-block sizes, those with more tiles first, of these the ones closer to a square, then the lower ones.
     fn out_blocks(&self, per_core: (u32, u32)) -> Vec<(u32, u32)> {
         if self.operands.in0_sharded || self.operands.out_sharded {
             return vec![per_core];
         }
         let mut pairs: Vec<_> =
             divisors(per_core.0).flat_map(|h| divisors(per_core.1).map(move |w| (h, w))).collect();
-        pairs.sort_by_key(|(h, w)| (Reverse(u64::from(*h) * u64::from(*w)), h.abs_diff(*w)));
+        pairs.sort_by_key(|(h, w)| (Reverse(u64::from(*h) * u64::from(*w)), h.abs_diff(*w), *h));
         pairs
     }
 

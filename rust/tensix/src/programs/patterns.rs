@@ -235,14 +235,14 @@ pub struct DramPattern {
     pub bytes: u32,
 }
 
-async fn streams(api: Api, buffer: u16, start: u32, pattern: DramPattern) {
+async fn streams(api: Api, buffer: u16, start: u32, slots: u32, pattern: DramPattern) {
     let DramPattern { transactions, bytes, write, .. } = pattern;
     for i in 0..transactions {
         let place = Place::Dram { buffer, page: start + i, offset: 0 };
         if write {
             api.call(Verb::NocAsyncWrite { from: FROM, to: place, bytes, stateful: true }).await;
         } else {
-            let to = i % 16 * bytes.next_multiple_of(64);
+            let to = i % slots * bytes.next_multiple_of(64);
             api.call(Verb::NocAsyncRead { from: place, to, bytes, stateful: true }).await;
         }
     }
@@ -265,6 +265,9 @@ pub fn dram(simulator: &mut Simulator, pattern: &DramPattern) -> Result<Program,
     }
     let pages = pattern.cores * pattern.transactions;
     let buffer = simulator.buffer(pattern.bytes, pages, pattern.one_channel.then_some(0))?;
+    // What is read lands in turn in as many places as L1 has room for.
+    let room = u64::from(simulator.spec().l1.bytes) / u64::from(pattern.bytes).next_multiple_of(64);
+    let slots = room.clamp(1, 16) as u32;
     let mut program = Program::default();
     for i in 0..pattern.cores {
         let core = simulator.core((i % columns) as u16, (i / columns) as u16);
@@ -274,7 +277,7 @@ pub fn dram(simulator: &mut Simulator, pattern: &DramPattern) -> Result<Program,
             role: Role::DataMovement0,
             noc: 0,
             name: "stream".into(),
-            kernel: kernel(move |api| streams(api, buffer, i * pattern.transactions, pattern)),
+            kernel: kernel(move |api| streams(api, buffer, i * pattern.transactions, slots, pattern)),
         });
     }
     Ok(program)
