@@ -55,6 +55,12 @@ __all__ = [
     "sdd",
     "set_level",
     "ssd",
+    "tensix_blocking",
+    "tensix_chips",
+    "tensix_dram",
+    "tensix_product",
+    "tensix_spec_text",
+    "tensix_traffic",
     "write_safetensors_header",
     "writes_apart",
 ]
@@ -326,3 +332,57 @@ def npy_header_size(head: bytes, file_size: int, path: str) -> int: ...
 def parse_npy(header: bytes, file_size: int, path: str) -> tuple[str, tuple[int, ...], bool, int, int]: ...
 def npy_header(dtype: str, shape: tuple[int, ...], fortran: bool, align: int, path: str) -> bytes: ...
 def crc32c_pages(data: NDArray[np.uint8], page: int) -> NDArray[np.uint32]: ...
+
+# The Tensix simulator (rust/tensix). `spec_text` is a chip's description in TOML; `stop` has `is_set`, as
+# `threading.Event`, and ends a run when it is set. Sizes of products are in tiles of 32 x 32.
+def tensix_chips() -> list[str]: ...
+def tensix_spec_text(name: str) -> str: ...
+def tensix_traffic(
+    spec_text: str,
+    traffic: str,
+    multicast: bool,
+    transactions: int,
+    partners: int,
+    same_axis: bool,
+    stateful: bool,
+    loopback: bool,
+    noc: int,
+    bytes: int,
+    linked: bool = False,
+    stop: Any | None = None,
+) -> dict[str, float]: ...
+def tensix_dram(
+    spec_text: str,
+    one_channel: bool,
+    write: bool,
+    cores: int,
+    transactions: int,
+    bytes: int,
+    stop: Any | None = None,
+) -> dict[str, float]: ...
+def tensix_blocking(
+    spec_text: str,
+    tiles: tuple[int, int, int],
+    grid: tuple[int, int],
+    format: str,
+    in0_sharded: bool,
+    out_sharded: bool,
+    wide: bool,
+    tuned: bool,
+) -> dict[str, Any]: ...
+def tensix_product(
+    spec_text: str,
+    k: int,
+    grid: tuple[int, int],
+    per_core: tuple[int, int],
+    in0_block_w: int,
+    out_block: tuple[int, int],
+    out_subblock: tuple[int, int],
+    format: str,
+    fidelity: str,
+    in0_sharded: bool,
+    out_sharded: bool,
+    packer_l1_acc: bool,
+    wide: bool,
+    stop: Any | None = None,
+) -> dict[str, float]: ...

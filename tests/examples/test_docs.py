@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prunus.cli import main
+from prunus.cli import main, parser
 from support.llama import small
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -23,7 +23,8 @@ def here(tmp_path, monkeypatch):
 
 
 def test_all_are_tested():
-    assert [path.name for path in DOCS.glob("*.md")] == ["language-models.md"]
+    names = sorted(path.name for path in DOCS.glob("*.md"))
+    assert names == ["language-models.md", "tensix-validation.md"]
 
 
 def test_language_models(here, capsys):
@@ -39,6 +40,25 @@ def test_language_models(here, capsys):
         assert words[:3] == ["python", "-m", "prunus"]
         assert main(words[3:]) == 0, line
     assert not capsys.readouterr().err
+
+
+def test_tensix_validation(tmp_path, monkeypatch, capsys):
+    page = DOCS / "tensix-validation.md"
+    text = page.read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.S)).splitlines()
+    assert len(lines) == 2
+    (tmp_path / "tests").symlink_to(DOCS.parent / "tests")
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        words = shlex.split(line)
+        assert words[:3] == ["python", "-m", "prunus"]
+        options = parser().parse_args(words[3:])
+        if options.gemm:  # takes minutes
+            continue
+        assert main(words[3:]) == 0
+        tables = capsys.readouterr().out.partition("\n\npredictions:")[0]
+        for table in tables.split("\n\n"):
+            assert table in text
 
 
 def test_links():

@@ -68,6 +68,10 @@ mod _core {
     #[pymodule_export]
     use super::ssd::ssd;
     #[pymodule_export]
+    use super::tensix::validate::{
+        tensix_blocking, tensix_chips, tensix_dram, tensix_product, tensix_spec_text, tensix_traffic,
+    };
+    #[pymodule_export]
     use super::transform::{rms_norm, rotate};
 
     #[pymodule_init]

@@ -1,5 +1,6 @@
 //! Built-in programs: operations as kernels on cores.
 
+pub mod blocking;
 pub mod gathered;
 pub mod matmul;
 pub mod patterns;

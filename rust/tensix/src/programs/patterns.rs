@@ -1,4 +1,7 @@
 //! Traffic patterns of published measurements of the networks and of DRAM, as programs.
+//!
+//! Who moves what in which order is that of the programs that were measured
+//! (tenstorrent/tt-metal: tests/tt_metal/tt_metal/data_movement/noc_estimator_tests).
 
 use crate::chip::ChipSpec;
 use crate::error::Error;
@@ -20,10 +23,16 @@ pub enum Traffic {
     OneToAll,
     /// A core reads from all others.
     OneFromAll,
-    /// All cores write to all others.
+    /// All cores write to all cores, themselves included.
     AllToAll,
-    /// All cores read from all others.
+    /// All cores read from all cores, themselves included.
     AllFromAll,
+    /// The cores of a row write to all of them.
+    RowToRow,
+    /// A core writes to a column of others.
+    OneToColumn,
+    /// The cores of a column write to all of them.
+    ColumnToColumn,
 }
 
 impl Traffic {
@@ -38,8 +47,20 @@ impl Traffic {
             "ONE_FROM_ALL" => Self::OneFromAll,
             "ALL_TO_ALL" => Self::AllToAll,
             "ALL_FROM_ALL" => Self::AllFromAll,
+            "ROW_TO_ROW" => Self::RowToRow,
+            "ONE_TO_COLUMN" => Self::OneToColumn,
+            "COLUMN_TO_COLUMN" => Self::ColumnToColumn,
             _ => return None,
         })
+    }
+
+    fn reads(self) -> bool {
+        matches!(self, Self::OneFromOne | Self::OneFromAll | Self::AllFromAll)
+    }
+
+    /// Every core of the target area sends.
+    fn many(self) -> bool {
+        matches!(self, Self::AllToAll | Self::AllFromAll | Self::RowToRow | Self::ColumnToColumn)
     }
 }
 
@@ -50,9 +71,11 @@ pub struct Pattern {
     pub traffic: Traffic,
     /// By multicast, where the pattern writes.
     pub multicast: bool,
+    /// Multicasts that keep their path until the last of them.
+    pub linked: bool,
     /// Transactions of a core, over all its partners.
     pub transactions: u32,
-    /// Partners of a core.
+    /// Partners of a core; where they lie in squares, this says in which. Otherwise all cores are meant.
     pub partners: u32,
     /// The partner is in the same column.
     pub same_axis: bool,
@@ -77,103 +100,122 @@ const FROM: u32 = 0;
 /// Cycles of `noc_async_write_set_state` and its like (the first of 64 B transactions with state, against without).
 const SET_STATE: f64 = 14.0;
 
+/// Cycles until the next partner's coordinates are loaded and unpacked (noc_calibration: patterns with several partners
+/// whose transactions are bound by their issue take 18 to 27 cycles a partner more).
+const NEXT_PARTNER: f64 = 21.0;
+
 /// Where transactions land: behind what is sent, aligned for any memory.
 fn landing(bytes: u32) -> u32 {
     bytes.next_multiple_of(64)
 }
 
-async fn moves(api: Api, partners: Vec<CoreId>, pattern: Pattern, write: bool) {
-    let Pattern { transactions, stateful, bytes, .. } = pattern;
+async fn moves(api: Api, partners: Vec<CoreId>, pattern: Pattern) {
+    let Pattern { traffic, transactions, stateful, bytes, .. } = pattern;
     let to = landing(bytes);
-    if stateful {
-        // Registers are set for each partner.
-        api.cycles(SET_STATE * partners.len() as f64).await;
+    let mut done = 0;
+    for (i, core) in (1..).zip(&partners) {
+        let core = *core;
+        let several = if partners.len() > 1 { NEXT_PARTNER } else { 0.0 };
+        api.cycles(several + if stateful { SET_STATE } else { 0.0 }).await;
+        // One partner after the other: what is for all of them is divided by their number.
+        let until = (u64::from(transactions) * i / partners.len() as u64) as u32;
+        for _ in done..until {
+            let verb = if traffic.reads() {
+                Verb::NocAsyncRead { from: Place::L1 { core, address: FROM }, to, bytes, stateful }
+            } else {
+                Verb::NocAsyncWrite { from: FROM, to: Place::L1 { core, address: to }, bytes, stateful }
+            };
+            api.call(verb).await;
+        }
+        done = until;
     }
-    for i in 0..transactions {
-        let core = partners[i as usize % partners.len()];
-        let verb = if write {
-            Verb::NocAsyncWrite { from: FROM, to: Place::L1 { core, address: to }, bytes, stateful }
-        } else {
-            Verb::NocAsyncRead { from: Place::L1 { core, address: FROM }, to, bytes, stateful }
-        };
-        api.call(verb).await;
-    }
-    if write {
-        api.noc_async_write_barrier().await
-    } else {
+    if traffic.reads() {
         api.noc_async_read_barrier().await
+    } else {
+        api.noc_async_write_barrier().await
     };
 }
 
 async fn multicasts(api: Api, area: Area, pattern: Pattern) {
-    for _ in 0..pattern.transactions {
-        api.noc_async_write_multicast(FROM, area, landing(pattern.bytes), pattern.bytes, false).await;
+    for i in 1..=pattern.transactions {
+        let linked = pattern.linked && i < pattern.transactions;
+        api.noc_async_write_multicast(FROM, area, landing(pattern.bytes), pattern.bytes, linked).await;
     }
     api.noc_async_write_barrier().await;
+}
+
+/// Columns and rows of the target area, which begins at the first core.
+fn target(pattern: &Pattern, (columns, rows): (u16, u16)) -> (u16, u16) {
+    match pattern.traffic {
+        Traffic::OneToOne | Traffic::OneFromOne => (1, 1),
+        Traffic::OneToRow | Traffic::RowToRow => (columns, 1),
+        Traffic::OneToColumn | Traffic::ColumnToColumn => (1, rows),
+        _ => {
+            let side = pattern.partners.isqrt();
+            let square = side > 0 && side * side == pattern.partners && side <= u32::from(columns.min(rows));
+            if square { (side as u16, side as u16) } else { (columns, rows) }
+        }
+    }
 }
 
 /// The program of a pattern.
 ///
 /// # Errors
-/// If the chip has not as many cores, or the pattern has no partners.
+/// If the chip has not as many cores, or there is no such pattern.
 pub fn traffic(simulator: &Simulator, pattern: &Pattern) -> Result<Program, Error> {
-    let spec = simulator.spec();
-    let (columns, rows) = extent(spec);
-    let mut program = Program::default();
-    let mut launch = |core, body| {
-        let name = "traffic".into();
-        program.launches.push(Launch {
-            core,
-            role: Role::DataMovement0,
-            noc: pattern.noc,
-            name,
-            kernel: body,
-        });
-    };
+    let (columns, rows) = extent(simulator.spec());
     if columns < 2 || rows < 2 || pattern.transactions == 0 || pattern.bytes == 0 {
         return Err(Error::Misused("a pattern needs 2 x 2 cores, transactions and bytes".into()));
     }
-    let first = simulator.core(0, 0);
-    let all: Vec<_> = (0..rows).flat_map(|y| (0..columns).map(move |x| (x, y))).collect();
-    let others = |own: (u16, u16)| -> Vec<CoreId> {
-        all.iter().filter(|at| **at != own).map(|(x, y)| simulator.core(*x, *y)).collect()
+    let pattern = *pattern;
+    let (across, down) = target(&pattern, (columns, rows));
+    let cores = || (0..across).flat_map(|x| (0..down).map(move |y| (x, y)));
+    // A single sender is the first core, or, where it is none of the targets, the next one beside them.
+    let whole = (across, down) == (columns, rows);
+    let outside = match pattern.traffic {
+        Traffic::OneToRow => (0, 1),
+        Traffic::OneToAll | Traffic::OneToColumn if across < columns => (across, 0),
+        _ => (0, 0),
     };
-    let row = if pattern.multicast && pattern.loopback { 0 } else { 1 };
+    let mut program = Program::default();
+    let mut launch = |(x, y): (u16, u16), body| {
+        let (core, role, name) = (simulator.core(x, y), Role::DataMovement0, "traffic".into());
+        program.launches.push(Launch { core, role, noc: pattern.noc, name, kernel: body });
+    };
     if pattern.multicast {
-        let (from, to) = match pattern.traffic {
-            Traffic::OneToRow => ((0, row), (columns - 1, row)),
-            Traffic::OneToAll => ((0, 0), (columns - 1, rows - 1)),
-            other => return Err(Error::Unsupported(format!("{other:?} by multicast"))),
-        };
-        let place = |(x, y)| simulator.place(simulator.core(x, y));
-        let area = Area { from: place(from), to: place(to), own: pattern.loopback };
-        let pattern = *pattern;
-        launch(first, kernel(move |api| multicasts(api, area, pattern)));
+        if pattern.traffic.reads()
+            || pattern.traffic == Traffic::OneToOne
+            || pattern.traffic == Traffic::AllToAll
+        {
+            return Err(Error::Unsupported(format!("{:?} by multicast", pattern.traffic)));
+        }
+        let place = |x, y| simulator.place(simulator.core(x, y));
+        let area = Area { from: place(0, 0), to: place(across - 1, down - 1), own: pattern.loopback };
+        let single = [if pattern.loopback { (0, 0) } else { outside }];
+        let senders: Vec<_> = if pattern.traffic.many() { cores().collect() } else { single.to_vec() };
+        for at in senders {
+            launch(at, kernel(move |api| multicasts(api, area, pattern)));
+        }
         return Ok(program);
     }
-    let write = matches!(
-        pattern.traffic,
-        Traffic::OneToOne | Traffic::OneToRow | Traffic::OneToAll | Traffic::AllToAll
-    );
-    let senders: Vec<((u16, u16), Vec<CoreId>)> = match pattern.traffic {
+    let number = |(x, y)| simulator.core(x, y);
+    match pattern.traffic {
         Traffic::OneToOne | Traffic::OneFromOne => {
-            let partner = if pattern.same_axis { simulator.core(0, 1) } else { simulator.core(1, 1) };
-            vec![((0, 0), vec![partner])]
+            let partner = if pattern.same_axis { (0, 1) } else { (1, 1) };
+            launch((0, 0), kernel(move |api| moves(api, vec![number(partner)], pattern)));
         }
-        Traffic::OneToRow => {
-            let count = (pattern.partners as u16).clamp(1, columns);
-            vec![((0, 0), (columns - count..columns).map(|x| simulator.core(x, row)).collect())]
+        one if !one.many() => {
+            let squared = matches!(one, Traffic::OneToAll | Traffic::OneFromAll) && !whole;
+            let at = if squared { outside } else { (0, 0) };
+            let partners = cores().filter(|core| *core != at).map(number).collect();
+            launch(at, kernel(move |api| moves(api, partners, pattern)));
         }
-        Traffic::OneToAll | Traffic::OneFromAll => vec![((0, 0), others((0, 0)))],
-        Traffic::AllToAll | Traffic::AllFromAll => all.iter().map(|at| (*at, others(*at))).collect(),
-    };
-    for ((x, y), partners) in senders {
-        let pattern = *pattern;
-        let core = simulator.core(x, y);
-        // Nobody begins with the same partner as its neighbour.
-        let turn = usize::from(core) % partners.len();
-        let turned: Vec<_> = partners[turn..].iter().chain(&partners[..turn]).copied().collect();
-        launch(core, kernel(move |api| moves(api, turned, pattern, write)));
+        _ => {
+            for at in cores() {
+                let partners = cores().map(number).collect();
+                launch(at, kernel(move |api| moves(api, partners, pattern)));
+            }
+        }
     }
     Ok(program)
 }
@@ -193,14 +235,14 @@ pub struct DramPattern {
     pub bytes: u32,
 }
 
-async fn streams(api: Api, buffer: u16, start: u32, pattern: DramPattern) {
+async fn streams(api: Api, buffer: u16, start: u32, slots: u32, pattern: DramPattern) {
     let DramPattern { transactions, bytes, write, .. } = pattern;
     for i in 0..transactions {
         let place = Place::Dram { buffer, page: start + i, offset: 0 };
         if write {
             api.call(Verb::NocAsyncWrite { from: FROM, to: place, bytes, stateful: true }).await;
         } else {
-            let to = i % 16 * bytes.next_multiple_of(64);
+            let to = i % slots * bytes.next_multiple_of(64);
             api.call(Verb::NocAsyncRead { from: place, to, bytes, stateful: true }).await;
         }
     }
@@ -223,6 +265,9 @@ pub fn dram(simulator: &mut Simulator, pattern: &DramPattern) -> Result<Program,
     }
     let pages = pattern.cores * pattern.transactions;
     let buffer = simulator.buffer(pattern.bytes, pages, pattern.one_channel.then_some(0))?;
+    // What is read lands in turn in as many places as L1 has room for.
+    let room = u64::from(simulator.spec().l1.bytes) / u64::from(pattern.bytes).next_multiple_of(64);
+    let slots = room.clamp(1, 16) as u32;
     let mut program = Program::default();
     for i in 0..pattern.cores {
         let core = simulator.core((i % columns) as u16, (i / columns) as u16);
@@ -232,7 +277,7 @@ pub fn dram(simulator: &mut Simulator, pattern: &DramPattern) -> Result<Program,
             role: Role::DataMovement0,
             noc: 0,
             name: "stream".into(),
-            kernel: kernel(move |api| streams(api, buffer, i * pattern.transactions, pattern)),
+            kernel: kernel(move |api| streams(api, buffer, i * pattern.transactions, slots, pattern)),
         });
     }
     Ok(program)

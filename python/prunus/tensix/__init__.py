@@ -1,0 +1,1 @@
+"""Simulated Tensix chips."""
