@@ -44,6 +44,7 @@ fn pattern(kind: Traffic, transactions: u32, bytes: u32, noc: u8) -> Pattern {
         same_axis: false,
         stateful: false,
         loopback: false,
+        linked: false,
         noc,
         bytes,
     }

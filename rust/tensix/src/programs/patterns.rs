@@ -235,10 +235,12 @@ pub struct DramPattern {
     pub bytes: u32,
 }
 
-async fn streams(api: Api, buffer: u16, start: u32, slots: u32, pattern: DramPattern) {
+async fn streams(api: Api, buffer: u16, core: u32, slots: u32, pattern: DramPattern) {
     let DramPattern { transactions, bytes, write, .. } = pattern;
     for i in 0..transactions {
-        let place = Place::Dram { buffer, page: start + i, offset: 0 };
+        // Each core begins one page further, so that they do not all ask the same channel first.
+        let page = core * transactions + (i + core) % transactions;
+        let place = Place::Dram { buffer, page, offset: 0 };
         if write {
             api.call(Verb::NocAsyncWrite { from: FROM, to: place, bytes, stateful: true }).await;
         } else {
@@ -277,7 +279,7 @@ pub fn dram(simulator: &mut Simulator, pattern: &DramPattern) -> Result<Program,
             role: Role::DataMovement0,
             noc: 0,
             name: "stream".into(),
-            kernel: kernel(move |api| streams(api, buffer, i * pattern.transactions, slots, pattern)),
+            kernel: kernel(move |api| streams(api, buffer, i, slots, pattern)),
         });
     }
     Ok(program)
