@@ -68,6 +68,12 @@ mod _core {
     #[pymodule_export]
     use super::ssd::ssd;
     #[pymodule_export]
+    use super::tensix::program::{TensixChip, check_chip, chip_names, chip_text};
+    #[pymodule_export]
+    use super::tensix::tiles::{tilize, untilize};
+    #[pymodule_export]
+    use super::tensix::{KernelContext, Place, Verb};
+    #[pymodule_export]
     use super::transform::{rms_norm, rotate};
 
     #[pymodule_init]

@@ -158,4 +158,62 @@ impl Memory {
             ))),
         }
     }
+
+    pub(crate) fn found(&self, buffer: u16) -> Result<&Buffer, Error> {
+        let missing = || Error::Misused(format!("there is no buffer {buffer} in DRAM"));
+        self.buffers.get(usize::from(buffer)).ok_or_else(missing)
+    }
+
+    pub(crate) fn check_values(&self) -> Result<(), Error> {
+        if self.values {
+            return Ok(());
+        }
+        Err(Error::Unsupported("reading memory of a chip that only takes time: it keeps no values".into()))
+    }
+
+    pub(crate) fn check_l1(
+        &self,
+        spec: &ChipSpec,
+        core: u16,
+        address: u32,
+        bytes: usize,
+    ) -> Result<(), Error> {
+        if usize::from(core) >= self.l1.len() {
+            return Err(Error::Misused(format!("core {core}: {} has {}", spec.name, self.l1.len())));
+        }
+        if u64::from(address) + bytes as u64 > u64::from(spec.l1.bytes) {
+            let has = spec.l1.bytes;
+            return Err(Error::Misused(format!(
+                "{bytes} B at {address} of L1, a core of {} has {has} B",
+                spec.name
+            )));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_buffer(&mut self, buffer: u16, bytes: &[u8]) -> Result<(), Error> {
+        let Buffer { page_bytes, pages, .. } = *self.found(buffer)?;
+        if bytes.len() as u64 != u64::from(page_bytes) * u64::from(pages) {
+            return Err(Error::Misused(format!(
+                "{} B for buffer {buffer}, which has {pages} pages of {page_bytes} B",
+                bytes.len()
+            )));
+        }
+        if let Some((data, written)) = &mut self.buffers[usize::from(buffer)].data {
+            data.copy_from_slice(bytes);
+            written.fill(true);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn read_buffer(&self, buffer: u16) -> Result<Vec<u8>, Error> {
+        self.check_values()?;
+        let Some((data, written)) = &self.found(buffer)?.data else { return Ok(Vec::new()) };
+        match written.iter().position(|written| !written) {
+            None => Ok(data.clone()),
+            Some(page) => Err(Error::Undefined(format!(
+                "reading page {page} of buffer {buffer} in DRAM, which was never written"
+            ))),
+        }
+    }
 }

@@ -1,4 +1,12 @@
 //! The Tensix simulator for Python.
 
-mod program;
+mod context;
+mod errors;
+mod kernel;
+pub(crate) mod program;
+pub(crate) mod tiles;
 mod validate;
+mod verb;
+
+pub(crate) use context::KernelContext;
+pub(crate) use verb::{Place, Verb};
