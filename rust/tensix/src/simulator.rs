@@ -112,56 +112,6 @@ impl Simulator {
         (self.spec.workers.x[x], self.spec.workers.y[y % self.spec.workers.y.len()])
     }
 
-    /// Bytes of a buffer in DRAM: its pages one after the other.
-    ///
-    /// # Errors
-    /// If there is no such buffer.
-    pub fn buffer_bytes(&self, buffer: u16) -> Result<u64, Error> {
-        self.memory.found(buffer).map(|found| u64::from(found.page_bytes) * u64::from(found.pages))
-    }
-
-    /// Fills a buffer in DRAM; without values there is nothing to fill.
-    ///
-    /// # Errors
-    /// If there is no such buffer, or it has another size.
-    pub fn write_buffer(&mut self, buffer: u16, bytes: &[u8]) -> Result<(), Error> {
-        self.memory.write_buffer(buffer, bytes)
-    }
-
-    /// All bytes of a buffer in DRAM.
-    ///
-    /// # Errors
-    /// If there is no such buffer, some page of it was never written, or the chip keeps no values.
-    pub fn read_buffer(&self, buffer: u16) -> Result<Vec<u8>, Error> {
-        self.memory.read_buffer(buffer)
-    }
-
-    /// Writes to a core's L1; without values there is nothing to write to.
-    ///
-    /// # Errors
-    /// If the core or the address does not exist.
-    pub fn write_l1(&mut self, core: CoreId, address: u32, bytes: &[u8]) -> Result<(), Error> {
-        self.memory.check_l1(&self.spec, core, address, bytes.len())?;
-        if self.memory.values {
-            self.memory.l1[usize::from(core)].write(address, bytes);
-        }
-        Ok(())
-    }
-
-    /// Bytes of a core's L1.
-    ///
-    /// # Errors
-    /// If the core or the address does not exist, nothing was written there, or the chip keeps no values.
-    pub fn read_l1(&self, core: CoreId, address: u32, bytes: u32) -> Result<Vec<u8>, Error> {
-        self.memory.check_l1(&self.spec, core, address, bytes as usize)?;
-        self.memory.check_values()?;
-        self.memory.l1[usize::from(core)].read(address, bytes).map(<[u8]>::to_vec).map_err(|at| {
-            Error::Undefined(format!(
-                "reading {bytes} B at {address} of core {core}'s L1, nothing was written at {at}"
-            ))
-        })
-    }
-
     /// Runs a program to its end.
     ///
     /// # Errors

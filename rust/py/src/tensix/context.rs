@@ -7,7 +7,7 @@ use prunus_tensix::verbs::{self, Area, Binary, Unary, Verb as Asked};
 use pyo3::prelude::*;
 
 use super::errors::misused;
-use super::verb::{At, Byte, Cores, Place, Verb, Where, Whole, Word};
+use super::verb::{At, Byte, Cores, Dim, Place, Rectangle, Tile, Verb, Where, Whole, Word};
 
 /// What a kernel knows of its core, and the calls it can yield.
 #[pyclass(frozen, module = "prunus._core")]
@@ -69,7 +69,7 @@ impl KernelContext {
         })
     }
 
-    fn area(&self, py: Python<'_>, (first, last): &(At, At), own: bool) -> PyResult<Area> {
+    fn area(&self, py: Python<'_>, Rectangle(first, last): &Rectangle, own: bool) -> PyResult<Area> {
         self.cores.number(py, first.0.0, first.1.0)?;
         self.cores.number(py, last.0.0, last.1.0)?;
         let noc = |at: &At| (self.cores.x[at.0.0 as usize], self.cores.y[at.1.0 as usize]);
@@ -192,7 +192,7 @@ impl KernelContext {
         &self,
         py: Python<'_>,
         src: Word,
-        cores: (At, At),
+        cores: Rectangle,
         dst: Word,
         size: Word,
         linked: bool,
@@ -251,7 +251,7 @@ impl KernelContext {
         py: Python<'_>,
         src: Byte,
         semaphore: Byte,
-        cores: (At, At),
+        cores: Rectangle,
         loopback_src: bool,
     ) -> PyResult<Py<Verb>> {
         let area = self.area(py, &cores, loopback_src)?;
@@ -309,9 +309,9 @@ impl KernelContext {
         py: Python<'_>,
         in0_cb: Byte,
         in1_cb: Byte,
-        in0: Word,
-        in1: Word,
-        dst: Word,
+        in0: Tile,
+        in1: Tile,
+        dst: Tile,
     ) -> PyResult<Py<Verb>> {
         self.make(
             py,
@@ -337,12 +337,12 @@ impl KernelContext {
         py: Python<'_>,
         in0_cb: Byte,
         in1_cb: Byte,
-        in0: Word,
-        in1: Word,
-        dst: Word,
-        ct_dim: Word,
-        rt_dim: Word,
-        kt_dim: Word,
+        in0: Tile,
+        in1: Tile,
+        dst: Tile,
+        ct_dim: Dim,
+        rt_dim: Dim,
+        kt_dim: Tile,
     ) -> PyResult<Py<Verb>> {
         self.make(
             py,
@@ -361,7 +361,7 @@ impl KernelContext {
     }
 
     /// Copy a tile of a circular buffer to tile ``dst`` of the destination registers.
-    fn copy_tile(&self, py: Python<'_>, cb: Byte, tile: Word, dst: Word) -> PyResult<Py<Verb>> {
+    fn copy_tile(&self, py: Python<'_>, cb: Byte, tile: Tile, dst: Tile) -> PyResult<Py<Verb>> {
         self.make(py, "copy_tile", Asked::CopyTile { cb: cb.byte(), tile: tile.0, dst: dst.0 })
     }
 
@@ -371,9 +371,9 @@ impl KernelContext {
         py: Python<'_>,
         in0_cb: Byte,
         in1_cb: Byte,
-        in0: Word,
-        in1: Word,
-        dst: Word,
+        in0: Tile,
+        in1: Tile,
+        dst: Tile,
     ) -> PyResult<Py<Verb>> {
         self.make(py, "add_tiles", binary(Binary::Add, (in0_cb, in1_cb), in0, in1, dst))
     }
@@ -384,9 +384,9 @@ impl KernelContext {
         py: Python<'_>,
         in0_cb: Byte,
         in1_cb: Byte,
-        in0: Word,
-        in1: Word,
-        dst: Word,
+        in0: Tile,
+        in1: Tile,
+        dst: Tile,
     ) -> PyResult<Py<Verb>> {
         self.make(py, "sub_tiles", binary(Binary::Sub, (in0_cb, in1_cb), in0, in1, dst))
     }
@@ -397,40 +397,40 @@ impl KernelContext {
         py: Python<'_>,
         in0_cb: Byte,
         in1_cb: Byte,
-        in0: Word,
-        in1: Word,
-        dst: Word,
+        in0: Tile,
+        in1: Tile,
+        dst: Tile,
     ) -> PyResult<Py<Verb>> {
         self.make(py, "mul_tiles", binary(Binary::Mul, (in0_cb, in1_cb), in0, in1, dst))
     }
 
     /// Replace each x of a tile of the destination registers by max(x, 0).
-    fn relu_tile(&self, py: Python<'_>, dst: Word) -> PyResult<Py<Verb>> {
+    fn relu_tile(&self, py: Python<'_>, dst: Tile) -> PyResult<Py<Verb>> {
         self.make(py, "relu_tile", Asked::UnaryTile { op: Unary::Relu, dst: dst.0 })
     }
 
     /// Replace each x of a tile of the destination registers by x times the normal distribution's cumulative function.
-    fn gelu_tile(&self, py: Python<'_>, dst: Word) -> PyResult<Py<Verb>> {
+    fn gelu_tile(&self, py: Python<'_>, dst: Tile) -> PyResult<Py<Verb>> {
         self.make(py, "gelu_tile", Asked::UnaryTile { op: Unary::Gelu, dst: dst.0 })
     }
 
     /// Replace each x of a tile of the destination registers by x / (1 + exp(-x)).
-    fn silu_tile(&self, py: Python<'_>, dst: Word) -> PyResult<Py<Verb>> {
+    fn silu_tile(&self, py: Python<'_>, dst: Tile) -> PyResult<Py<Verb>> {
         self.make(py, "silu_tile", Asked::UnaryTile { op: Unary::Silu, dst: dst.0 })
     }
 
     /// Replace each x of a tile of the destination registers by exp(x).
-    fn exp_tile(&self, py: Python<'_>, dst: Word) -> PyResult<Py<Verb>> {
+    fn exp_tile(&self, py: Python<'_>, dst: Tile) -> PyResult<Py<Verb>> {
         self.make(py, "exp_tile", Asked::UnaryTile { op: Unary::Exp, dst: dst.0 })
     }
 
     /// Replace each x of a tile of the destination registers by 1 / x.
-    fn recip_tile(&self, py: Python<'_>, dst: Word) -> PyResult<Py<Verb>> {
+    fn recip_tile(&self, py: Python<'_>, dst: Tile) -> PyResult<Py<Verb>> {
         self.make(py, "recip_tile", Asked::UnaryTile { op: Unary::Recip, dst: dst.0 })
     }
 
     /// Replace each x of a tile of the destination registers by the absolute value.
-    fn abs_tile(&self, py: Python<'_>, dst: Word) -> PyResult<Py<Verb>> {
+    fn abs_tile(&self, py: Python<'_>, dst: Tile) -> PyResult<Py<Verb>> {
         self.make(py, "abs_tile", Asked::UnaryTile { op: Unary::Abs, dst: dst.0 })
     }
 
@@ -438,13 +438,13 @@ impl KernelContext {
     ///
     /// By default tiles go to one page after the other, from each ``cb_push_back`` on.
     #[pyo3(signature = (dst, cb, tile=None))]
-    fn pack_tile(&self, py: Python<'_>, dst: Word, cb: Byte, tile: Option<Word>) -> PyResult<Py<Verb>> {
+    fn pack_tile(&self, py: Python<'_>, dst: Tile, cb: Byte, tile: Option<Tile>) -> PyResult<Py<Verb>> {
         let tile = self.next_page(&cb, tile, 1);
         self.make(py, "pack_tile", Asked::PackTile { dst: dst.0, cb: cb.byte(), tile, tiles: 1 })
     }
 
     /// Write so many tiles of the destination registers to the next pages of those reserved.
-    fn pack_tile_block(&self, py: Python<'_>, dst: Word, cb: Byte, tiles: Word) -> PyResult<Py<Verb>> {
+    fn pack_tile_block(&self, py: Python<'_>, dst: Tile, cb: Byte, tiles: Dim) -> PyResult<Py<Verb>> {
         let tile = self.next_page(&cb, None, tiles.0);
         self.make(py, "pack_tile_block", Asked::PackTile { dst: dst.0, cb: cb.byte(), tile, tiles: tiles.0 })
     }
@@ -457,7 +457,7 @@ impl KernelContext {
 
 impl KernelContext {
     /// The page that a pack without one goes to.
-    fn next_page(&self, cb: &Byte, tile: Option<Word>, tiles: u32) -> u32 {
+    fn next_page(&self, cb: &Byte, tile: Option<Tile>, tiles: u32) -> u32 {
         let mut state = self.state();
         match (tile, state.packed.get_mut(cb.0 as usize)) {
             (Some(tile), _) => tile.0,
@@ -471,7 +471,7 @@ impl KernelContext {
     }
 }
 
-fn binary(op: Binary, cbs: (Byte, Byte), in0: Word, in1: Word, dst: Word) -> Asked {
+fn binary(op: Binary, cbs: (Byte, Byte), in0: Tile, in1: Tile, dst: Tile) -> Asked {
     let (in0_cb, in1_cb) = (cbs.0.byte(), cbs.1.byte());
     Asked::BinaryTiles { op, in0_cb, in1_cb, in0: in0.0, in1: in1.0, dst: dst.0 }
 }

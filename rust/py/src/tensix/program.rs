@@ -49,6 +49,7 @@ pub(crate) fn check_chip(py: Python<'_>, text: &str) -> PyResult<()> {
 pub(crate) struct TensixChip {
     simulator: Simulator,
     cores: Arc<Cores>,
+    values: bool,
 }
 
 #[pymethods]
@@ -57,7 +58,7 @@ impl TensixChip {
     fn new(py: Python<'_>, spec: &str, values: bool) -> PyResult<Self> {
         let spec = ChipSpec::parse(spec).map_err(|error| to_python(py, &error))?;
         let cores = Cores { chip: spec.name.clone(), x: spec.workers.x.clone(), y: spec.workers.y.clone() };
-        Ok(Self { simulator: Simulator::new(spec, values), cores: Arc::new(cores) })
+        Ok(Self { simulator: Simulator::new(spec, values), cores: Arc::new(cores), values })
     }
 
     /// A buffer in DRAM; its number.
@@ -72,12 +73,16 @@ impl TensixChip {
     }
 
     fn write_buffer(&mut self, py: Python<'_>, buffer: u16, data: &[u8]) -> PyResult<()> {
+        if !self.values {
+            return Ok(());
+        }
         self.simulator.write_buffer(buffer, data).map_err(|error| to_python(py, &error))
     }
 
     fn read_buffer<'py>(&self, py: Python<'py>, buffer: u16) -> PyResult<Bound<'py, PyBytes>> {
+        self.check_values(py)?;
         let bytes = self.simulator.read_buffer(buffer).map_err(|error| to_python(py, &error))?;
-        Ok(PyBytes::new(py, &bytes))
+        Ok(PyBytes::new(py, bytes))
     }
 
     fn write_l1(&mut self, py: Python<'_>, core: (u32, u32), address: u32, data: &[u8]) -> PyResult<()> {
@@ -93,8 +98,9 @@ impl TensixChip {
         size: u32,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let core = self.cores.number(py, core.0, core.1)?;
+        self.check_values(py)?;
         let bytes = self.simulator.read_l1(core, address, size).map_err(|error| to_python(py, &error))?;
-        Ok(PyBytes::new(py, &bytes))
+        Ok(PyBytes::new(py, bytes))
     }
 
     /// What a kernel on a core is given; ``pages`` has number and bytes of a page of each circular buffer there.
@@ -168,6 +174,16 @@ fn cycles(time: Time) -> f64 {
 }
 
 impl TensixChip {
+    fn check_values(&self, py: Python<'_>) -> PyResult<()> {
+        match self.values {
+            true => Ok(()),
+            false => {
+                let text = "a chip that only takes time keeps no values: there is nothing to read".into();
+                Err(to_python(py, &Error::Unsupported(text)))
+            }
+        }
+    }
+
     fn report<'py>(&self, py: Python<'py>, run: &Run) -> PyResult<Bound<'py, PyDict>> {
         let spec = self.simulator.spec();
         let across = spec.workers.x.len();

@@ -29,12 +29,30 @@ impl<'a, 'py, const MAX: u32> FromPyObject<'a, 'py> for Whole<MAX> {
 
 pub(super) type Word = Whole<{ u32::MAX }>;
 pub(super) type Byte = Whole<255>;
+/// The number of a tile, and tiles of a block: products of them stay words.
+pub(super) type Tile = Whole<65535>;
+pub(super) type Dim = Whole<4095>;
 /// Logical coordinates of a core.
 pub(super) type At = (Whole<65535>, Whole<65535>);
 
 impl<const MAX: u32> Whole<MAX> {
     pub(super) fn byte(&self) -> u8 {
         self.0 as u8
+    }
+}
+
+/// The first and the last core of a rectangle: a `CoreRange`, or a pair.
+pub(super) struct Rectangle(pub(super) At, pub(super) At);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Rectangle {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let pair = match object.getattr_opt("first")? {
+            Some(first) => (first.extract()?, object.getattr("last")?.extract()?),
+            None => object.extract::<(At, At)>()?,
+        };
+        Ok(Self(pair.0, pair.1))
     }
 }
 
