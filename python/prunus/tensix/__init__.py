@@ -15,7 +15,7 @@ A :class:`Program` says which kernels run on which cores, and a :class:`Chip` ru
 """
 
 from prunus._core import KernelContext, Place, Verb
-from prunus.tensix.buffers import Buffer, Matrix
+from prunus.tensix.buffers import Buffer, Matrix, tile_bytes, tilize, untilize
 from prunus.tensix.chip import Chip
 from prunus.tensix.cores import CoreRange
 from prunus.tensix.errors import (
@@ -50,4 +50,7 @@ __all__ = [
     "UndefinedError",
     "UnsupportedError",
     "Verb",
+    "tile_bytes",
+    "tilize",
+    "untilize",
 ]

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from prunus import _core
 from prunus.tensix.errors import MisusedError
 
-__all__ = ["TILE", "Buffer", "Matrix", "format_of", "from_tiles", "tile_bytes", "to_tiles"]
+__all__ = ["TILE", "Buffer", "Matrix", "format_of", "tile_bytes", "tilize", "untilize"]
 
 #: Rows and columns of a tile.
 TILE: Final = 32
@@ -56,7 +56,7 @@ def tile_bytes(dtype: object) -> int:
     return TILE * TILE * HOST[name].itemsize if bits is None else TILE * TILE * bits // 8 + TILE * TILE // 16
 
 
-def to_tiles(array: NDArray[Any], dtype: str) -> bytes:
+def tilize(array: NDArray[Any], dtype: str) -> bytes:
     """Return the tiles of a matrix as bytes, row of tiles by row of tiles; edges are filled with zeros.
 
     Raises
@@ -81,7 +81,7 @@ def to_tiles(array: NDArray[Any], dtype: str) -> bytes:
     return _core.tilize(dtype, np.ascontiguousarray(values, np.int32))
 
 
-def from_tiles(data: bytes, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
+def untilize(data: bytes, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
     """Return the matrix whose tiles are given, with the dtype that the format has on the host."""
     values: NDArray[Any] = _core.untilize(dtype, data, *shape).reshape(shape)
     host = HOST[dtype]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from prunus import _core
-from prunus.tensix.buffers import Buffer, Matrix, format_of, from_tiles, shape_of, tile_bytes, to_tiles
+from prunus.tensix.buffers import Buffer, Matrix, format_of, shape_of, tile_bytes, tilize, untilize
 from prunus.tensix.cores import Core, CoreRange
 from prunus.tensix.errors import MisusedError, TensixError
 from prunus.tensix.program import Program
@@ -122,7 +122,7 @@ class Chip:
             return self._matrix(shape, format_of("bfloat16" if dtype is None else dtype), channel)
         values = np.asarray(array)
         name = format_of(values.dtype if dtype is None else dtype)
-        data = to_tiles(values, name)
+        data = tilize(values, name)
         buffer = self._matrix((values.shape[0], values.shape[1]), name, channel)
         self._idle().write_buffer(buffer.number, data)
         return buffer
@@ -166,7 +166,7 @@ class Chip:
             values = np.asarray(data)
             if values.shape != buffer.shape:
                 raise ValueError(f"expected an array of shape {buffer.shape}, got {values.shape}")
-            data = to_tiles(values, buffer.dtype)
+            data = tilize(values, buffer.dtype)
         elif not isinstance(data, bytes):
             data = np.ascontiguousarray(data).tobytes()
         self._idle().write_buffer(buffer.number, data)
@@ -198,7 +198,7 @@ class Chip:
         UnsupportedError
             If the chip only takes time.
         """
-        return from_tiles(self.read(matrix), matrix.shape, matrix.dtype)
+        return untilize(self.read(matrix), matrix.shape, matrix.dtype)
 
     from_numpy = buffer
 
