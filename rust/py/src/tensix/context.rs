@@ -101,14 +101,9 @@ impl KernelContext {
     fn get_tile_size(&self, py: Python<'_>, cb: Byte) -> PyResult<u32> {
         let found = self.pages.iter().find(|(id, _)| *id == cb.byte());
         found.map(|(_, bytes)| *bytes).ok_or_else(|| {
-            misused(
-                py,
-                &format!(
-                    "misused: {} uses circular buffer {}, which the program has not there",
-                    self.whose(),
-                    cb.0
-                ),
-            )
+            let (x, y) = self.at;
+            let what = format!("circular buffer {}, which the program has not on core ({x}, {y})", cb.0);
+            misused(py, &format!("misused: {} uses {what}", self.whose()))
         })
     }
 
