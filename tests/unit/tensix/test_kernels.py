@@ -247,7 +247,7 @@ def test_own_exception():
 def test_stop_iteration_is_an_exception():
     def faulty(k):
         yield k.cycles(1)
-        raise StopIteration
+        next(iter(()))
 
     with pytest.raises(RuntimeError, match="raised StopIteration"):
         run(faulty)
