@@ -13,6 +13,8 @@ Examples
 True
 """
 
+from typing import TYPE_CHECKING, Any
+
 from prunus import _start as _start  # first: it tells of bad settings
 from prunus import llm as llm
 from prunus import paged as paged
@@ -36,6 +38,9 @@ from prunus.pruning.policies import Fixed, Policy, Router, Statistics, Threshold
 from prunus.pruning.predictor import Predictor
 from prunus.pruning.scan import selective_scan, selective_step
 from prunus.pruning.stored import grow, prune
+
+if TYPE_CHECKING:
+    from prunus import tensix as tensix
 
 __all__ = [
     "BSR",
@@ -70,5 +75,15 @@ __all__ = [
     "selective_scan",
     "selective_step",
     "show_config",
+    "tensix",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The simulator is imported where it is used: most programs never do.
+    if name == "tensix":
+        from importlib import import_module
+
+        return import_module("prunus.tensix")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

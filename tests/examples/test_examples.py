@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+PATHS = sorted(EXAMPLES.rglob("*.py"))
 
 
 def run(name):
@@ -16,7 +17,7 @@ def run(name):
     if name == "graph_network":
         pytest.importorskip("networkx")
         pytest.importorskip("scipy")
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(Path(name).name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.main("small")
@@ -24,11 +25,12 @@ def run(name):
 
 def test_all_are_tested():
     here = Path(__file__).read_text(encoding="utf-8")
-    missing = [path.stem for path in EXAMPLES.glob("*.py") if f'run("{path.stem}")' not in here]
+    names = [path.relative_to(EXAMPLES).with_suffix("").as_posix() for path in PATHS]
+    missing = [name for name in names if f'run("{name}")' not in here]
     assert not missing
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_help(path):
     if path.stem == "graph_network":
         pytest.importorskip("networkx")
@@ -157,3 +159,60 @@ def test_llm(capsys):
     for answer in (disk, half):
         assert 0 < answer.usage.bytes_per_step <= 1.1 * 544 * 1024
     assert "budget 256.0 KiB" in capsys.readouterr().out
+
+
+def test_tensix_add(capsys):
+    found = run("tensix/add")
+    assert list(found) == [1, 2, 4, 8]
+    for cores in found.values():
+        assert cores["error"] < 1e-2
+        # Two matrices of 16 tiles are read, and one is written.
+        assert cores["bytes"] == 3 * 16 * 2048
+    cycles = [cores["cycles"] for cores in found.values()]
+    assert cycles == sorted(cycles, reverse=True)
+    assert cycles[0] > 4 * cycles[-1]
+    assert "cycles" in capsys.readouterr().out
+
+
+def test_tensix_matmul(capsys):
+    found = run("tensix/matmul")
+    for block in found.values():
+        assert block["error"] < 0.03
+    assert found["2 x 4"]["cycles"] < found["1 x 4"]["cycles"] < found["1 x 1"]["cycles"] / 2
+    # 64 products: two tiles each, or six for eight of them; and 16 tiles of the result.
+    assert found["1 x 1"]["bytes"] == (64 * 2 + 16) * 2048
+    assert found["2 x 4"]["bytes"] == (8 * 6 + 16) * 2048
+    assert "of the peak" in capsys.readouterr().out
+
+
+def test_tensix_matmul_multicast(capsys):
+    found = run("tensix/matmul_multicast")
+    alone, together = found["each reads its own"], found["read once, multicast"]
+    assert alone["error"] == together["error"] < 0.03
+    # 4 x 8 tiles of the left matrix, 8 x 12 of the right one, 4 x 12 of the result; alone for 3 and 2 cores.
+    assert together["bytes"] == (32 + 96 + 48) * 2048
+    assert alone["bytes"] == (3 * 32 + 2 * 96 + 48) * 2048
+    assert "into the NoC" in capsys.readouterr().out
+
+
+def test_tensix_matmul_block_sparse(capsys):
+    found = run("tensix/matmul_block_sparse")
+    for product in found.values():
+        # Dead tiles hold NaN: one of them read, and this is no number.
+        assert product["error"] < 0.03
+    for what in ("cycles", "dram", "noc"):
+        values = [product[what] for product in found.values()]
+        assert values == sorted(values, reverse=True)
+    # 64 tiles of W if all live; X and the result have 64 each.
+    assert found[1.0]["dram"] == 3 * 64 * 2048
+    assert found[0.25]["dram"] == (16 + 2 * 64) * 2048
+    assert "imbalance" in capsys.readouterr().out
+
+
+def test_tensix_ring_all_reduce(capsys):
+    found = run("tensix/ring_all_reduce")
+    assert set(found) == {"4 cores, 1 tiles", "8 cores, 1 tiles"}
+    for ring in found.values():
+        assert ring["error"] < 0.02
+        assert ring["rate"] > 3
+    assert "KiB each" in capsys.readouterr().out

@@ -79,17 +79,17 @@ pub(crate) fn pager_to_python(py: Python<'_>, error: pager::Error) -> PyErr {
 }
 
 /// Looks for Python signals now and then.
-struct Signals {
+pub(crate) struct Signals {
     state: RefCell<(Instant, Option<PyErr>)>,
 }
 
 impl Signals {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { state: RefCell::new((Instant::now(), None)) }
     }
 
     /// What a signal handler raised.
-    fn raised(self) -> Option<PyErr> {
+    pub(crate) fn raised(self) -> Option<PyErr> {
         self.state.into_inner().1
     }
 }

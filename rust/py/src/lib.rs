@@ -68,9 +68,13 @@ mod _core {
     #[pymodule_export]
     use super::ssd::ssd;
     #[pymodule_export]
-    use super::tensix::validate::{
-        tensix_blocking, tensix_chips, tensix_dram, tensix_product, tensix_spec_text, tensix_traffic,
-    };
+    use super::tensix::program::{TensixChip, check_chip, chip_names, chip_text};
+    #[pymodule_export]
+    use super::tensix::tiles::{tilize, untilize};
+    #[pymodule_export]
+    use super::tensix::validate::{tensix_blocking, tensix_dram, tensix_product, tensix_traffic};
+    #[pymodule_export]
+    use super::tensix::{KernelContext, Place, Verb};
     #[pymodule_export]
     use super::transform::{rms_norm, rotate};
 

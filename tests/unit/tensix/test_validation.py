@@ -87,11 +87,11 @@ def test_unknown_chips():
         with pytest.raises(ValueError, match=what):
             chip_of(device, arch)
     with pytest.raises(ValueError, match="n150"):
-        _core.tensix_spec_text("n151")
+        _core.chip_text("n151")
 
 
 def test_all_chips_have_a_grid():
-    assert {chip: compute_grid(chip) for chip in _core.tensix_chips()}["n150"] == (8, 8)
+    assert {chip: compute_grid(chip) for chip in _core.chip_names()}["n150"] == (8, 8)
 
 
 # Statistics
@@ -138,7 +138,7 @@ def test_the_rule_gives_the_published_configuration(number):
 
 
 def test_every_rule_is_used():
-    text = _core.tensix_spec_text("n150")
+    text = _core.chip_text("n150")
     for rule in table("gemm_config_rule.csv"):
         figures = {k: int(v) // (32 if "per_grid" in k else 1) for k, v in rule.items() if k != "dtype"}
         m, k, n = (
@@ -162,7 +162,7 @@ def test_every_rule_is_used():
 def test_shapes_out_of_the_rule_are_cut_into_parts_that_divide(chip, tuned, shape):
     grid = compute_grid(chip)
     tiles = tuple(-(-side // 32) for side in shape)
-    text = _core.tensix_spec_text(chip)
+    text = _core.chip_text(chip)
     for in0, out in ((False, False), (True, False), (False, True)):
         if (in0 or out) and max(tiles) > 64:
             continue
@@ -181,7 +181,7 @@ def test_shapes_out_of_the_rule_are_cut_into_parts_that_divide(chip, tuned, shap
 
 
 def test_what_cannot_be_cut():
-    text = _core.tensix_spec_text("n150")
+    text = _core.chip_text("n150")
     with pytest.raises(ValueError, match="L1 overflow"):
         _core.tensix_blocking(text, (1024, 1024, 1024), (8, 8), "bfloat16", True, True, False, True)
     with pytest.raises(ValueError, match="empty"):

@@ -25,7 +25,7 @@ def chip_of(device: str, arch: str) -> str:
     >>> chip_of("p150a", ""), chip_of("", "wormhole_b0")
     ('p150', 'n150')
     """
-    known = _core.tensix_chips()
+    known = _core.chip_names()
     if device:
         # Boards of one chip differ by a letter that says how they are cooled or cabled.
         for name in (device.lower(), re.sub(r"[a-z]$", "", device.lower())):
@@ -42,7 +42,7 @@ def chip_of(device: str, arch: str) -> str:
 @cache
 def spec_text(chip: str) -> str:
     """Return a chip's description."""
-    return _core.tensix_spec_text(chip)
+    return _core.chip_text(chip)
 
 
 @cache

@@ -1,1 +1,241 @@
-//! Chips, programs and kernels written in Python.
+//! Chips and programs whose kernels are written in Python.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prunus_tensix::numerics::Fidelity;
+use prunus_tensix::program::{CircularBuffer, Launch, Program, Role};
+use prunus_tensix::report::Run;
+use prunus_tensix::time::{TICKS, Time};
+use prunus_tensix::{ChipSpec, Error, Options, Simulator};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList};
+
+use super::context::KernelContext;
+use super::errors::to_python;
+use super::kernel::{Shared, Watch, Written, annotate, generator_of};
+use super::tiles::format_of;
+use super::verb::Cores;
+use crate::door::Signals;
+
+/// Number, cores, format, bytes of a page, pages, address, and the buffer whose place it shares.
+type Buffer = (u8, Vec<(u32, u32)>, String, u32, u32, Option<u32>, Option<u8>);
+/// Context, role, network, and the generator.
+type Kernel = (Py<KernelContext>, String, u8, Py<PyAny>);
+
+/// Names of the chips that come with the package.
+#[pyfunction]
+pub(crate) fn chip_names() -> Vec<&'static str> {
+    ChipSpec::names().collect()
+}
+
+/// The text of a chip that comes with the package.
+#[pyfunction]
+pub(crate) fn chip_text(py: Python<'_>, name: &str) -> PyResult<&'static str> {
+    ChipSpec::text(name).map_err(|error| to_python(py, &error))
+}
+
+/// Raises where a chip's text is no description of one, or its figures contradict each other.
+#[pyfunction]
+pub(crate) fn check_chip(py: Python<'_>, text: &str) -> PyResult<()> {
+    ChipSpec::parse(text).map(drop).map_err(|error| to_python(py, &error))
+}
+
+/// A simulated chip with its memory.
+#[pyclass(module = "prunus._core")]
+pub(crate) struct TensixChip {
+    simulator: Simulator,
+    cores: Arc<Cores>,
+    values: bool,
+}
+
+#[pymethods]
+impl TensixChip {
+    #[new]
+    fn new(py: Python<'_>, spec: &str, values: bool) -> PyResult<Self> {
+        let spec = ChipSpec::parse(spec).map_err(|error| to_python(py, &error))?;
+        let cores = Cores { chip: spec.name.clone(), x: spec.workers.x.clone(), y: spec.workers.y.clone() };
+        Ok(Self { simulator: Simulator::new(spec, values), cores: Arc::new(cores), values })
+    }
+
+    /// A buffer in DRAM; its number.
+    #[pyo3(signature = (page_bytes, pages, channel=None))]
+    fn buffer(&mut self, py: Python<'_>, page_bytes: u32, pages: u32, channel: Option<u16>) -> PyResult<u16> {
+        self.simulator.buffer(page_bytes, pages, channel).map_err(|error| to_python(py, &error))
+    }
+
+    /// Room in every core's L1; its address.
+    fn tensor(&mut self, py: Python<'_>, size: u32) -> PyResult<u32> {
+        self.simulator.tensor(size).map_err(|error| to_python(py, &error))
+    }
+
+    fn write_buffer(&mut self, py: Python<'_>, buffer: u16, data: &[u8]) -> PyResult<()> {
+        if !self.values {
+            return Ok(());
+        }
+        self.simulator.write_buffer(buffer, data).map_err(|error| to_python(py, &error))
+    }
+
+    fn read_buffer<'py>(&self, py: Python<'py>, buffer: u16) -> PyResult<Bound<'py, PyBytes>> {
+        self.check_values(py)?;
+        let bytes = self.simulator.read_buffer(buffer).map_err(|error| to_python(py, &error))?;
+        Ok(PyBytes::new(py, bytes))
+    }
+
+    fn write_l1(&mut self, py: Python<'_>, core: (u32, u32), address: u32, data: &[u8]) -> PyResult<()> {
+        let core = self.cores.number(py, core.0, core.1)?;
+        self.simulator.write_l1(core, address, data).map_err(|error| to_python(py, &error))
+    }
+
+    fn read_l1<'py>(
+        &self,
+        py: Python<'py>,
+        core: (u32, u32),
+        address: u32,
+        size: u32,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let core = self.cores.number(py, core.0, core.1)?;
+        self.check_values(py)?;
+        let bytes = self.simulator.read_l1(core, address, size).map_err(|error| to_python(py, &error))?;
+        Ok(PyBytes::new(py, bytes))
+    }
+
+    /// What a kernel on a core is given; ``pages`` has number and bytes of a page of each circular buffer there.
+    fn context(
+        &self,
+        py: Python<'_>,
+        core: (u32, u32),
+        name: String,
+        pages: Vec<(u8, u32)>,
+    ) -> PyResult<KernelContext> {
+        self.cores.number(py, core.0, core.1)?;
+        Ok(KernelContext::new(Arc::clone(&self.cores), core, name, pages))
+    }
+
+    /// Runs a program to its end; kernels run with the GIL, on the calling thread.
+    #[pyo3(signature = (buffers, semaphores, kernels, fidelity, fp32_dest_acc, limit, patience=None))]
+    #[allow(clippy::too_many_arguments, reason = "the parts of a program, and how to run it")]
+    fn run<'py>(
+        &mut self,
+        py: Python<'py>,
+        buffers: Vec<Buffer>,
+        semaphores: Vec<u32>,
+        kernels: Vec<Kernel>,
+        fidelity: &str,
+        fp32_dest_acc: bool,
+        limit: f64,
+        patience: Option<f64>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let options = Options { fidelity: fidelity_of(fidelity)?, wide: fp32_dest_acc, limit };
+        let patience = patience.map(|seconds| {
+            Duration::try_from_secs_f64(seconds)
+                .ok()
+                .filter(|patience| !patience.is_zero())
+                .ok_or_else(|| PyValueError::new_err(format!("patience is positive, got {seconds}")))
+        });
+        let patience = patience.transpose()?;
+        let mut program = Program { semaphores, ..Program::default() };
+        for (id, cores, format, page_bytes, pages, address, shares) in buffers {
+            let cores = cores.iter().map(|(x, y)| self.cores.number(py, *x, *y)).collect::<PyResult<_>>()?;
+            let format = format_of(&format)?;
+            program.buffers.push(CircularBuffer { id, cores, format, page_bytes, pages, address, shares });
+        }
+        let mut checked = Vec::with_capacity(kernels.len());
+        for (context, role, noc, generator) in kernels {
+            let (x, y) = context.get().at;
+            let core = self.cores.number(py, x, y)?;
+            let generator = generator_of(generator.bind(py), &context.get().whose())?;
+            checked.push((context, core, role_of(&role)?, noc, generator));
+        }
+        let watch = patience.map(|patience| Watch::start(py, patience)).transpose()?;
+        let shared = Rc::new(Shared { raised: RefCell::new(None), watch });
+        for (context, core, role, noc, generator) in checked {
+            let name = context.get().name.clone();
+            let kernel = Box::new(Written::new(generator, context, Rc::clone(&shared)));
+            program.launches.push(Launch { core, role, noc, name, kernel });
+        }
+        let signals = Signals::new();
+        let result = self.simulator.run(program, options, &signals);
+        let raised = shared.raised.take();
+        match (result, raised, signals.raised()) {
+            (Ok(run), ..) => self.report(py, &run),
+            (Err(Error::Kernel(place)), Some(raised), _) => Err(annotate(py, raised, &place)),
+            (Err(Error::Interrupted), _, Some(raised)) => Err(raised),
+            (Err(error), ..) => Err(to_python(py, &error)),
+        }
+    }
+}
+
+fn cycles(time: Time) -> f64 {
+    time as f64 / TICKS as f64
+}
+
+impl TensixChip {
+    fn check_values(&self, py: Python<'_>) -> PyResult<()> {
+        match self.values {
+            true => Ok(()),
+            false => {
+                let text = "a chip that only takes time keeps no values: there is nothing to read".into();
+                Err(to_python(py, &Error::Unsupported(text)))
+            }
+        }
+    }
+
+    fn report<'py>(&self, py: Python<'py>, run: &Run) -> PyResult<Bound<'py, PyDict>> {
+        let spec = self.simulator.spec();
+        let across = spec.workers.x.len();
+        let columns = spec.grid.columns;
+        let report = PyDict::new(py);
+        report.set_item("cycles", run.cycles())?;
+        report.set_item("math_cycles", run.math_cycles())?;
+        report.set_item("events", run.events)?;
+        report.set_item("hop_bytes", run.hop_flits * u64::from(spec.noc.flit_bytes))?;
+        let cores = PyList::empty(py);
+        for (id, core) in run.cores.iter().enumerate().filter(|(_, core)| core.took_part) {
+            let one = PyDict::new(py);
+            one.set_item("core", (id % across, id / across))?;
+            one.set_item("math_end", cycles(core.math_end))?;
+            one.set_item("math_busy", cycles(core.math_busy))?;
+            one.set_item("unpack_busy", core.unpack_busy.map(cycles))?;
+            one.set_item("pack_busy", cycles(core.pack_busy))?;
+            one.set_item("waits", core.waits.map(cycles))?;
+            let list = |times: &[Time]| times.iter().copied().map(cycles).collect::<Vec<_>>();
+            one.set_item("thread_ends", list(&core.thread_ends))?;
+            one.set_item("thread_waits", list(&core.thread_waits))?;
+            cores.append(one)?;
+        }
+        report.set_item("cores", cores)?;
+        let links = run.links.iter().map(|link| {
+            let port = ["x", "y", "in", "out"][usize::from(link.port) % 4];
+            let bytes = link.flits * u64::from(spec.noc.flit_bytes);
+            (link.noc, (link.node % columns, link.node / columns), port, bytes, cycles(link.busy))
+        });
+        report.set_item("links", links.collect::<Vec<_>>())?;
+        let channels = run
+            .channels
+            .iter()
+            .map(|(node, bytes, busy)| ((node % columns, node / columns), *bytes, cycles(*busy)));
+        report.set_item("channels", channels.collect::<Vec<_>>())?;
+        Ok(report)
+    }
+}
+
+fn fidelity_of(name: &str) -> PyResult<Fidelity> {
+    let all = [Fidelity::LoFi, Fidelity::HiFi2, Fidelity::HiFi3, Fidelity::HiFi4];
+    all.into_iter().find(|fidelity| format!("{fidelity:?}") == name).ok_or_else(|| {
+        PyValueError::new_err(format!("fidelity is LoFi, HiFi2, HiFi3 or HiFi4, got {name:?}"))
+    })
+}
+
+/// Readers run on the second core for data movement and writers on the first, as tt-metal's default configurations do.
+fn role_of(name: &str) -> PyResult<Role> {
+    match name {
+        "writer" => Ok(Role::DataMovement0),
+        "reader" => Ok(Role::DataMovement1),
+        "compute" => Ok(Role::Compute),
+        _ => Err(PyValueError::new_err(format!("role is reader, writer or compute, got {name:?}"))),
+    }
+}

@@ -9,10 +9,11 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::{enter, to_python};
+use super::errors::to_python;
+use super::watch::enter;
 
-fn chip(text: &str) -> PyResult<ChipSpec> {
-    ChipSpec::parse(text).map_err(to_python)
+fn chip(py: Python<'_>, text: &str) -> PyResult<ChipSpec> {
+    ChipSpec::parse(text).map_err(|error| to_python(py, &error))
 }
 
 fn format_named(name: &str) -> PyResult<Format> {
@@ -25,18 +26,6 @@ fn pages(factors: &[u32]) -> Result<u32, Error> {
         .iter()
         .try_fold(1_u32, |product, factor| product.checked_mul(*factor))
         .ok_or_else(|| Error::Misused(format!("{factors:?} pages are more than any chip has")))
-}
-
-/// Names of the chips that come with the package.
-#[pyfunction]
-pub(crate) fn tensix_chips() -> Vec<&'static str> {
-    ChipSpec::names().collect()
-}
-
-/// The description of a chip, in TOML.
-#[pyfunction]
-pub(crate) fn tensix_spec_text(name: &str) -> PyResult<&'static str> {
-    ChipSpec::text(name).map_err(to_python)
 }
 
 /// Runs a pattern of traffic from L1 to L1.
@@ -58,7 +47,7 @@ pub(crate) fn tensix_traffic<'py>(
     linked: bool,
     stop: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let spec = chip(spec_text)?;
+    let spec = chip(py, spec_text)?;
     let traffic = Traffic::from_name(traffic)
         .ok_or_else(|| PyValueError::new_err(format!("there is no pattern {traffic:?}")))?;
     if noc > 1 {
@@ -101,7 +90,7 @@ pub(crate) fn tensix_dram<'py>(
     bytes: u32,
     stop: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let spec = chip(spec_text)?;
+    let spec = chip(py, spec_text)?;
     let pattern = DramPattern { one_channel, write, cores, transactions, bytes };
     let run = enter(py, stop, |interrupt| {
         pages(&[cores, transactions, bytes])?;
@@ -129,9 +118,11 @@ pub(crate) fn tensix_blocking<'py>(
     wide: bool,
     tuned: bool,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let spec = chip(spec_text)?;
+    let spec = chip(py, spec_text)?;
     let operands = Operands { in0_sharded, out_sharded, format: format_named(format)?, packer_l1_acc: true };
-    let blocking = Request { tiles, grid, operands, wide, tuned }.choose(&spec).map_err(to_python)?;
+    let blocking = Request { tiles, grid, operands, wide, tuned }
+        .choose(&spec)
+        .map_err(|error| to_python(py, &error))?;
     let found = PyDict::new(py);
     found.set_item("k", blocking.k)?;
     found.set_item("in0_block_w", blocking.in0_block_w)?;
@@ -162,7 +153,7 @@ pub(crate) fn tensix_product<'py>(
     wide: bool,
     stop: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let spec = chip(spec_text)?;
+    let spec = chip(py, spec_text)?;
     let format = format_named(format)?;
     let fidelity = Fidelity::from_name(fidelity)
         .ok_or_else(|| PyValueError::new_err(format!("there is no fidelity {fidelity:?}")))?;

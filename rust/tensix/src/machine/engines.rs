@@ -1,7 +1,7 @@
 //! How the queues of a core's compute side go on.
 
 use crate::error::Error;
-use crate::time::Time;
+use crate::time::{Time, cycles};
 
 use super::cb::Cb;
 use super::compute::{Pause, Step};
@@ -42,6 +42,10 @@ impl Machine<'_> {
 
     /// Takes the next verb of the kernel; false at its end.
     fn feed(&mut self, id: u32) -> Result<bool, Error> {
+        // The text is read ahead of time: without a wait in it the clock of events stands still.
+        if cycles(self.computes[id as usize].end()) > self.options.limit {
+            return Err(Error::Endless(self.explain(&format!("after {} cycles", self.options.limit))));
+        }
         let compute = &mut self.computes[id as usize];
         let Some(kernel) = &mut compute.kernel else { return Ok(false) };
         let Some(verb) = kernel.step(0)? else {

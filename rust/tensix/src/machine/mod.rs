@@ -326,7 +326,12 @@ impl<'a> Machine<'a> {
         let limit = ticks(self.options.limit.min(1e15));
         let mut looked = 0;
         while let Some(event) = self.queue.pop() {
-            self.handle(event)?;
+            self.handle(event).map_err(|error| match error {
+                Error::Kernel(text) => {
+                    Error::Kernel(format!("{text} at cycle {:.0}", cycles(self.queue.now())))
+                }
+                other => other,
+            })?;
             if self.queue.now() > limit {
                 return Err(Error::Endless(self.explain(&format!("after {} cycles", self.options.limit))));
             }

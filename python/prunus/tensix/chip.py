@@ -1,0 +1,317 @@
+"""Simulated chips."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from prunus import _core
+from prunus.tensix.buffers import Buffer, Matrix, format_of, shape_of, tile_bytes, tilize, untilize
+from prunus.tensix.cores import Core, CoreRange
+from prunus.tensix.errors import MisusedError, TensixError
+from prunus.tensix.program import Program
+from prunus.tensix.report import Report
+from prunus.tensix.spec import ChipSpec
+
+__all__ = ["Chip", "Fidelity", "Mode"]
+
+Mode: TypeAlias = Literal["full", "timing"]
+Fidelity: TypeAlias = Literal["LoFi", "HiFi2", "HiFi3", "HiFi4"]
+
+
+class Chip:
+    """A simulated chip with its memory.
+
+    Runs are deterministic: the same program takes the same cycles and gives the same bits, every time.
+
+    Parameters
+    ----------
+    spec : str or ChipSpec
+        A chip that comes with the package, by its name, or a description.
+    mode : {"full", "timing"}
+        Whether values are computed, or only time; then memory holds nothing, and reading it is an error.
+
+    Raises
+    ------
+    SpecError
+        If there is no chip of that name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import prunus as pr
+    >>> chip = pr.tensix.Chip("n150")
+    >>> a = chip.buffer(np.eye(40, dtype=np.float32), "bfloat16")
+    >>> a.tiles, a.pages, a.page_bytes
+    ((2, 2), 4, 2048)
+    >>> float(chip.to_numpy(a).sum())
+    40.0
+    """
+
+    def __init__(self, spec: str | ChipSpec = "n150", mode: Mode = "full") -> None:
+        if mode not in ("full", "timing"):
+            raise ValueError(f"mode is full or timing, got {mode!r}")
+        if not isinstance(spec, str | ChipSpec):
+            raise TypeError(f"expected a chip's name or a ChipSpec, got {type(spec).__name__}")
+        self._spec = ChipSpec.named(spec) if isinstance(spec, str) else spec
+        self._mode = mode
+        self._core = _core.TensixChip(self._spec.text, mode == "full")
+        self._running = False
+        self._report: Report | None = None
+
+    @property
+    def spec(self) -> ChipSpec:
+        """The chip's description."""
+        return self._spec
+
+    @property
+    def mode(self) -> str:
+        """``"full"`` or ``"timing"``."""
+        return self._mode
+
+    @property
+    def cores(self) -> CoreRange:
+        """All cores."""
+        workers = self._spec.workers
+        return CoreRange((0, 0), (len(workers.x) - 1, len(workers.y) - 1))
+
+    @property
+    def compute_grid(self) -> CoreRange:
+        """The cores that products use."""
+        across, down = self._spec.workers.compute_grid
+        return CoreRange((0, 0), (across - 1, down - 1))
+
+    def _idle(self) -> _core.TensixChip:
+        """Return the compiled chip, which has no time for others while a program runs."""
+        if self._running:
+            raise MisusedError("misused: a chip's memory is its program's own while that runs")
+        return self._core
+
+    def buffer(
+        self, array: ArrayLike | tuple[int, int], dtype: object = None, *, channel: int | None = None
+    ) -> Matrix:
+        """Put a matrix into DRAM, a page for each tile.
+
+        Parameters
+        ----------
+        array : array_like or tuple of int
+            Two-dimensional values; or rows and columns of a matrix that nobody has written yet.
+        dtype : str or dtype, optional
+            Format of the tiles; by default the array's own dtype, and bfloat16 for a shape.
+        channel : int, optional
+            The channel of all tiles; by default they are spread over all.
+
+        Returns
+        -------
+        Matrix
+            What kernels read and write: ``buffer.page(i)``, ``buffer.tile(row, column)``.
+
+        Raises
+        ------
+        ValueError
+            If there is no such format, or integers do not fit into it.
+        TypeError
+            If integers are to be floating-point tiles, or the reverse.
+        MisusedError
+            If DRAM is too small, or the matrix is empty.
+        """
+        shape = shape_of(array)
+        if shape is not None:
+            return self._matrix(shape, format_of("bfloat16" if dtype is None else dtype), channel)
+        values = np.asarray(array)
+        name = format_of(values.dtype if dtype is None else dtype)
+        data = tilize(values, name)
+        buffer = self._matrix((values.shape[0], values.shape[1]), name, channel)
+        self._idle().write_buffer(buffer.number, data)
+        return buffer
+
+    def _matrix(self, shape: tuple[int, int], dtype: str, channel: int | None) -> Matrix:
+        if min(shape) <= 0:
+            raise MisusedError(f"misused: a matrix of {shape[0]} x {shape[1]} holds nothing")
+        pages = -(-shape[0] // 32) * -(-shape[1] // 32)
+        raw = self.pages(tile_bytes(dtype), pages, channel=channel)
+        return Matrix(raw.number, raw.page_bytes, raw.pages, channel, shape, dtype)
+
+    def pages(self, page_bytes: int, pages: int, *, channel: int | None = None) -> Buffer:
+        """Make a buffer of plain pages in DRAM.
+
+        Parameters
+        ----------
+        page_bytes, pages : int
+            Bytes of a page, and pages.
+        channel : int, optional
+            The channel of all pages; by default page ``i`` is in channel ``i % channels``.
+        """
+        for what, value in (("page_bytes", page_bytes), ("pages", pages), ("channel", channel or 0)):
+            if not 0 <= value < 2**32:
+                raise MisusedError(f"misused: {what} of a buffer is {value}")
+        if channel is not None and channel >= len(self._spec.dram.channels):
+            raise MisusedError(f"misused: channel {channel}: there are {len(self._spec.dram.channels)}")
+        number = self._idle().buffer(page_bytes, pages, channel)
+        return Buffer(number, page_bytes, pages, channel)
+
+    def write(self, buffer: Buffer, data: ArrayLike | bytes) -> None:
+        """Write all of a buffer.
+
+        Parameters
+        ----------
+        buffer : Buffer
+            One of this chip.
+        data : array_like or bytes
+            The values of a matrix, of its shape; otherwise bytes, as many as the buffer has.
+        """
+        if isinstance(buffer, Matrix) and not isinstance(data, bytes):
+            values = np.asarray(data)
+            if values.shape != buffer.shape:
+                raise ValueError(f"expected an array of shape {buffer.shape}, got {values.shape}")
+            data = tilize(values, buffer.dtype)
+        elif not isinstance(data, bytes):
+            data = np.ascontiguousarray(data).tobytes()
+        self._idle().write_buffer(buffer.number, data)
+
+    def read(self, buffer: Buffer) -> bytes:
+        """Return all bytes of a buffer.
+
+        Raises
+        ------
+        UndefinedError
+            If some page was never written.
+        UnsupportedError
+            If the chip only takes time.
+        """
+        return self._idle().read_buffer(buffer.number)
+
+    def to_numpy(self, matrix: Matrix) -> NDArray[Any]:
+        """Return the values of a matrix.
+
+        Returns
+        -------
+        ndarray
+            Of the format's dtype; float32 for block formats.
+
+        Raises
+        ------
+        UndefinedError
+            If some tile was never written.
+        UnsupportedError
+            If the chip only takes time.
+        """
+        return untilize(self.read(matrix), matrix.shape, matrix.dtype)
+
+    from_numpy = buffer
+
+    def tensor(self, size: int) -> int:
+        """Take room in every core's L1 that stays from program to program.
+
+        Parameters
+        ----------
+        size : int
+            Bytes on each core.
+
+        Returns
+        -------
+        int
+            The address, the same on all cores.
+
+        Raises
+        ------
+        MisusedError
+            If L1 is too small.
+        """
+        if not 0 < size < 2**32:
+            raise MisusedError(f"misused: room of {size} B in L1")
+        return self._idle().tensor(size)
+
+    def write_l1(self, core: Core, address: int, data: bytes) -> None:
+        """Write bytes to a core's L1."""
+        self._idle().write_l1(core, self._l1(address), data)
+
+    def read_l1(self, core: Core, address: int, size: int) -> bytes:
+        """Return bytes of a core's L1.
+
+        Raises
+        ------
+        UndefinedError
+            If some of them were never written.
+        UnsupportedError
+            If the chip only takes time.
+        """
+        return self._idle().read_l1(core, self._l1(address), self._l1(size))
+
+    def _l1(self, value: int) -> int:
+        if not 0 <= value <= self._spec.l1.bytes:
+            raise MisusedError(f"misused: {value} in L1, which has {self._spec.l1.bytes} B")
+        return value
+
+    def run(
+        self,
+        program: Program,
+        *,
+        fidelity: Fidelity = "HiFi4",
+        fp32_dest_acc: bool = False,
+        limit: float = 1e9,
+        patience: float | None = 10.0,
+    ) -> Report:
+        """Run a program to its end.
+
+        Parameters
+        ----------
+        program : Program
+            What to run.
+        fidelity : {"LoFi", "HiFi2", "HiFi3", "HiFi4"}
+            Phases of the matrix unit.
+        fp32_dest_acc : bool
+            Sums in 32 bits, which halves the destination registers.
+        limit : float
+            Cycles after which the program is stopped.
+        patience : float or None
+            Seconds after which a kernel that does not yield is stopped. None lets it be, for a debugger.
+
+        Returns
+        -------
+        Report
+            What it took and moved.
+
+        Raises
+        ------
+        MisusedError
+            If the program, or a call of the kernel API, breaks its rules.
+        UndefinedError
+            If it does what hardware leaves undefined, such as reading what was never written.
+        DeadlockError
+            If all threads wait.
+        EndlessError
+            If the limit or the patience is over.
+        Exception
+            What a kernel raised comes out as it is, with a note of the kernel, its core and the cycle.
+        """
+        if not isinstance(program, Program):
+            raise TypeError(f"expected a Program, got {type(program).__name__}")
+        if not limit > 0:
+            raise MisusedError(f"misused: a limit of {limit} cycles")
+        core = self._idle()
+        self._running = True
+        try:
+            buffers, semaphores, kernels = program._start(core)
+            found = core.run(buffers, semaphores, kernels, fidelity, fp32_dest_acc, limit, patience)
+        finally:
+            self._running = False
+        self._report = Report(chip=self._spec.name, clock_ghz=self._spec.clock_ghz, **found)
+        return self._report
+
+    def report(self) -> Report:
+        """Return what the last run took and moved.
+
+        Raises
+        ------
+        TensixError
+            If nothing has run.
+        """
+        if self._report is None:
+            raise TensixError("nothing has run on this chip yet")
+        return self._report
+
+    def __repr__(self) -> str:
+        return f"<Chip {self._spec.name!r}, {self._mode}>"
