@@ -7,10 +7,12 @@ memory safety depends on (index ranges, strides, writeability) and raise ValueEr
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeAlias, final
+from typing import Any, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from prunus.tensix.cores import CoreRange
 
 __all__ = [
     "DiskFile",
@@ -392,14 +394,6 @@ def tensix_product(
     stop: Any | None = None,
 ) -> dict[str, float]: ...
 # The Tensix simulator (rust/tensix). Cores are logical coordinates (x, y).
-class _Range(Protocol):
-    @property
-    def first(self) -> tuple[int, int]: ...
-    @property
-    def last(self) -> tuple[int, int]: ...
-
-_Rectangle: TypeAlias = tuple[tuple[int, int], tuple[int, int]] | _Range
-
 def chip_names() -> list[str]: ...
 def chip_text(name: str) -> str: ...
 def check_chip(text: str) -> None: ...
@@ -439,7 +433,7 @@ class KernelContext:
     def noc_async_write_multicast(
         self,
         src: int,
-        cores: _Rectangle,
+        cores: CoreRange | tuple[tuple[int, int], tuple[int, int]],
         dst: int,
         size: int,
         linked: bool = False,
@@ -450,7 +444,11 @@ class KernelContext:
     def noc_semaphore_wait(self, semaphore: int, value: int) -> Verb: ...
     def noc_semaphore_wait_min(self, semaphore: int, value: int) -> Verb: ...
     def noc_semaphore_set_multicast(
-        self, src: int, semaphore: int, cores: _Rectangle, loopback_src: bool = False
+        self,
+        src: int,
+        semaphore: int,
+        cores: CoreRange | tuple[tuple[int, int], tuple[int, int]],
+        loopback_src: bool = False,
     ) -> Verb: ...
     def l1_load(self, address: int) -> Verb: ...
     def l1_store(self, address: int, value: int) -> Verb: ...

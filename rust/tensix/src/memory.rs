@@ -93,16 +93,15 @@ impl Memory {
             return Err(Error::Misused(format!("channel {channel}: {} has {channels}", spec.name)));
         }
         let bytes = u64::from(page_bytes) * u64::from(pages);
-        self.dram_bytes += bytes;
-        if self.dram_bytes > spec.dram.channel_bytes * channels || self.buffers.len() == usize::from(u16::MAX)
-        {
+        let all = self.dram_bytes + bytes;
+        if all > spec.dram.channel_bytes * channels || self.buffers.len() == usize::from(u16::MAX) {
             return Err(Error::Misused(format!(
-                "{} B of buffers, {} has {} B of DRAM",
-                self.dram_bytes,
+                "{all} B of buffers, {} has {} B of DRAM",
                 spec.name,
                 spec.dram.channel_bytes * channels
             )));
         }
+        self.dram_bytes = all;
         let data = self.values.then(|| (vec![0; bytes as usize], vec![false; pages as usize]));
         self.buffers.push(Buffer { page_bytes, pages, channel, data });
         Ok((self.buffers.len() - 1) as u16)

@@ -287,6 +287,8 @@ def test_dram_overflow():
     chip = Chip("n150", mode="timing")
     with pytest.raises(tensix.MisusedError, match="B of DRAM"):
         chip.pages(2**31, 1000)
+    # Nothing of what was refused is held.
+    assert chip.pages(2**20, 12 * 1024).nbytes == 12 * 2**30
     with pytest.raises(tensix.MisusedError, match="channel 12: there are 12"):
         chip.pages(64, 1, channel=12)
     with pytest.raises(tensix.MisusedError, match="pages of a buffer is -1"):

@@ -77,6 +77,7 @@ impl KernelContext {
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "the hardware's calls have as many")]
 #[pymethods]
 impl KernelContext {
     /// Logical coordinates of the kernel's core, (x, y).
