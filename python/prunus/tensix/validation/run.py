@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunus import _core
+from prunus.tensix.errors import TensixError
 from prunus.tensix.validation.blocking import Product, product_of
 from prunus.tensix.validation.chips import chip_of, spec_text
 from prunus.tensix.validation.rows import Cells, Row
@@ -17,7 +18,7 @@ __all__ = ["Prediction", "null_cycles", "predict", "predict_all"]
 NULL_START = 7500.0
 NULL_SHARE = 0.82
 
-_FAULTS = (ValueError, NotImplementedError, RuntimeError, OverflowError)
+_FAULTS = (ValueError, NotImplementedError, RuntimeError, OverflowError, TensixError)
 
 
 @dataclass(frozen=True)
