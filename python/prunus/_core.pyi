@@ -66,6 +66,7 @@ __all__ = [
     "ssd",
     "tensix_blocking",
     "tensix_dram",
+    "tensix_estimate",
     "tensix_product",
     "tensix_traffic",
     "tilize",
@@ -367,6 +368,15 @@ def tensix_dram(
     bytes: int,
     stop: Any | None = None,
 ) -> dict[str, float]: ...
+def tensix_estimate(
+    spec_text: str,
+    tiles: tuple[int, int, int],
+    live: tuple[Sequence[int], Sequence[int]] | None,
+    format: str,
+    fidelity: str,
+    wide: bool,
+    stop: Any | None = None,
+) -> dict[str, Any]: ...
 def tensix_blocking(
     spec_text: str,
     tiles: tuple[int, int, int],

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunus.cli._arguments import Commands
+from prunus.cli._arguments import Commands, densities, number, share
 from prunus.cli._files import refusing, writable
 from prunus.cli.errors import CommandError
 
@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from prunus.tensix.validation.rows import Row
     from prunus.tensix.validation.run import Prediction
 
-__all__ = ["add", "validate"]
+__all__ = ["add", "matmul", "validate"]
+
+_SWEEP = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+
+_MATMUL = """\
+Run the product of an M x K and a K x N matrix on a simulated chip, without values, and tell what it costs and
+what bounds it. With --density the left operand is block-sparse: blocks that are not live are neither read nor
+sent nor multiplied."""
 
 _KINDS = ("gemm", "noc", "dram")
 _SHOWN = 20
@@ -39,6 +46,29 @@ def add(commands: Commands) -> None:
     arg("--json", metavar="PATH", help="write a prediction for each row")
     arg("--plot", metavar="PATH", type=Path, help="draw errors against measurements (needs matplotlib)")
     compare.set_defaults(run=validate)
+    product = kinds.add_parser("matmul", help="what a product would cost on a chip", description=_MATMUL)
+    arg = product.add_argument
+    for size, what in (
+        ("m", "rows of the left operand"),
+        ("k", "its columns"),
+        ("n", "columns of the right one"),
+    ):
+        arg(size, type=number, metavar=size.upper(), help=what)
+    arg("--chip", default="n150", help="a shipped chip, or a TOML file of one (default: n150)")
+    arg("--density", type=share, help="share of the left operand's blocks that are live (default: dense)")
+    arg("--block", type=number, default=32, help="rows and columns of a block (default: 32)")
+    arg("--dtype", default="bfloat16", help="format of tiles: bfloat16, bfloat8_b, bfloat4_b, ...")
+    arg("--fidelity", default="HiFi2", help="LoFi, HiFi2, HiFi3 or HiFi4 (default: HiFi2)")
+    arg("--seed", type=int, default=0, help="of which blocks are live")
+    arg(
+        "--sweep",
+        type=densities,
+        nargs="?",
+        const=list(_SWEEP),
+        metavar="DENSITIES",
+        help="dense, and sparse at several densities (default: 2%% to 100%%)",
+    )
+    product.set_defaults(run=matmul)
 
 
 def validate(options: argparse.Namespace) -> int:
@@ -74,6 +104,60 @@ def validate(options: argparse.Namespace) -> int:
 
             plot(options.plot, by_kind)
             print(f"plot: {options.plot}")
+    return 0
+
+
+def matmul(options: argparse.Namespace) -> int:
+    """Run a product, or several of different densities, and print a row for each."""
+    from prunus._progress import Progress
+    from prunus._table import format_table
+    from prunus.tensix.estimate import Estimate, estimate_matmul, random_blocks
+    from prunus.tensix.spec import ChipSpec
+
+    rows: list[tuple[str, Estimate]] = []
+    wanted = [options.density] if options.sweep is None else [None, *options.sweep]
+    with refusing():
+        chip = ChipSpec.load(options.chip) if options.chip.endswith(".toml") else ChipSpec.named(options.chip)
+        with Progress(len(wanted), "matmul") as bar:
+            for density in wanted:
+                live = None
+                if density is not None:
+                    blocks = (-(-options.m // options.block), -(-options.k // options.block))
+                    live = random_blocks(*blocks, density, options.seed)
+                found = estimate_matmul(
+                    options.m,
+                    options.k,
+                    options.n,
+                    chip,
+                    live=live,
+                    block=options.block,
+                    dtype=options.dtype,
+                    fidelity=options.fidelity,
+                )
+                rows.append(("dense" if density is None else f"{100 * density:g} %", found))
+                bar.step(rows[-1][0])
+    dense = rows[0][1].cycles if options.sweep is not None else None
+    header = ["live", "cycles", "us", "TFLOP/s", "of peak", "DRAM MB", "NoC MB", "bound"]
+    cells = [
+        [
+            label,
+            f"{one.cycles:.0f}",
+            f"{1e6 * one.seconds:.1f}",
+            f"{one.tflops:.2f}",
+            f"{one.utilisation:.0%}",
+            f"{one.dram_bytes / 1e6:.1f}",
+            f"{one.noc_bytes / 1e6:.1f}",
+            f"{one.bound} {max(one.busy.values()):.0%}",
+        ]
+        for label, one in rows
+    ]
+    if dense is not None:
+        header.insert(3, "x dense")
+        for line, (_, one) in zip(cells, rows, strict=True):
+            line.insert(3, f"{dense / one.cycles:.2f}")
+    what = f"{options.m} x {options.k} x {options.n}, {options.dtype} {options.fidelity}"
+    print(f"{chip.name}: {what}, blocks of {options.block} x {options.block}\n")
+    print(format_table(header, cells))
     return 0
 
 

@@ -27,6 +27,7 @@ from prunus.tensix.errors import (
     UndefinedError,
     UnsupportedError,
 )
+from prunus.tensix.estimate import Estimate, estimate_matmul, random_blocks
 from prunus.tensix.program import Kernel, Program
 from prunus.tensix.report import Report
 from prunus.tensix.spec import ChipSpec
@@ -38,6 +39,7 @@ __all__ = [
     "CoreRange",
     "DeadlockError",
     "EndlessError",
+    "Estimate",
     "Kernel",
     "KernelContext",
     "Matrix",
@@ -50,6 +52,8 @@ __all__ = [
     "UndefinedError",
     "UnsupportedError",
     "Verb",
+    "estimate_matmul",
+    "random_blocks",
     "tile_bytes",
     "tilize",
     "untilize",

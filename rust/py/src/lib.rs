@@ -68,6 +68,8 @@ mod _core {
     #[pymodule_export]
     use super::ssd::ssd;
     #[pymodule_export]
+    use super::tensix::estimate::tensix_estimate;
+    #[pymodule_export]
     use super::tensix::program::{TensixChip, check_chip, chip_names, chip_text};
     #[pymodule_export]
     use super::tensix::tiles::{tilize, untilize};

@@ -2,6 +2,7 @@
 
 mod context;
 mod errors;
+pub(crate) mod estimate;
 mod kernel;
 pub(crate) mod program;
 pub(crate) mod tiles;

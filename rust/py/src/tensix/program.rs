@@ -161,7 +161,7 @@ impl TensixChip {
         let result = self.simulator.run(program, options, &signals);
         let raised = shared.raised.take();
         match (result, raised, signals.raised()) {
-            (Ok(run), ..) => self.report(py, &run),
+            (Ok(run), ..) => report(py, self.simulator.spec(), &run),
             (Err(Error::Kernel(place)), Some(raised), _) => Err(annotate(py, raised, &place)),
             (Err(Error::Interrupted), _, Some(raised)) => Err(raised),
             (Err(error), ..) => Err(to_python(py, &error)),
@@ -183,47 +183,47 @@ impl TensixChip {
             }
         }
     }
-
-    fn report<'py>(&self, py: Python<'py>, run: &Run) -> PyResult<Bound<'py, PyDict>> {
-        let spec = self.simulator.spec();
-        let across = spec.workers.x.len();
-        let columns = spec.grid.columns;
-        let report = PyDict::new(py);
-        report.set_item("cycles", run.cycles())?;
-        report.set_item("math_cycles", run.math_cycles())?;
-        report.set_item("events", run.events)?;
-        report.set_item("hop_bytes", run.hop_flits * u64::from(spec.noc.flit_bytes))?;
-        let cores = PyList::empty(py);
-        for (id, core) in run.cores.iter().enumerate().filter(|(_, core)| core.took_part) {
-            let one = PyDict::new(py);
-            one.set_item("core", (id % across, id / across))?;
-            one.set_item("math_end", cycles(core.math_end))?;
-            one.set_item("math_busy", cycles(core.math_busy))?;
-            one.set_item("unpack_busy", core.unpack_busy.map(cycles))?;
-            one.set_item("pack_busy", cycles(core.pack_busy))?;
-            one.set_item("waits", core.waits.map(cycles))?;
-            let list = |times: &[Time]| times.iter().copied().map(cycles).collect::<Vec<_>>();
-            one.set_item("thread_ends", list(&core.thread_ends))?;
-            one.set_item("thread_waits", list(&core.thread_waits))?;
-            cores.append(one)?;
-        }
-        report.set_item("cores", cores)?;
-        let links = run.links.iter().map(|link| {
-            let port = ["x", "y", "in", "out"][usize::from(link.port) % 4];
-            let bytes = link.flits * u64::from(spec.noc.flit_bytes);
-            (link.noc, (link.node % columns, link.node / columns), port, bytes, cycles(link.busy))
-        });
-        report.set_item("links", links.collect::<Vec<_>>())?;
-        let channels = run
-            .channels
-            .iter()
-            .map(|(node, bytes, busy)| ((node % columns, node / columns), *bytes, cycles(*busy)));
-        report.set_item("channels", channels.collect::<Vec<_>>())?;
-        Ok(report)
-    }
 }
 
-fn fidelity_of(name: &str) -> PyResult<Fidelity> {
+/// What a run used, for Python.
+pub(super) fn report<'py>(py: Python<'py>, spec: &ChipSpec, run: &Run) -> PyResult<Bound<'py, PyDict>> {
+    let across = spec.workers.x.len();
+    let columns = spec.grid.columns;
+    let report = PyDict::new(py);
+    report.set_item("cycles", run.cycles())?;
+    report.set_item("math_cycles", run.math_cycles())?;
+    report.set_item("events", run.events)?;
+    report.set_item("hop_bytes", run.hop_flits * u64::from(spec.noc.flit_bytes))?;
+    let cores = PyList::empty(py);
+    for (id, core) in run.cores.iter().enumerate().filter(|(_, core)| core.took_part) {
+        let one = PyDict::new(py);
+        one.set_item("core", (id % across, id / across))?;
+        one.set_item("math_end", cycles(core.math_end))?;
+        one.set_item("math_busy", cycles(core.math_busy))?;
+        one.set_item("unpack_busy", core.unpack_busy.map(cycles))?;
+        one.set_item("pack_busy", cycles(core.pack_busy))?;
+        one.set_item("waits", core.waits.map(cycles))?;
+        let list = |times: &[Time]| times.iter().copied().map(cycles).collect::<Vec<_>>();
+        one.set_item("thread_ends", list(&core.thread_ends))?;
+        one.set_item("thread_waits", list(&core.thread_waits))?;
+        cores.append(one)?;
+    }
+    report.set_item("cores", cores)?;
+    let links = run.links.iter().map(|link| {
+        let port = ["x", "y", "in", "out"][usize::from(link.port) % 4];
+        let bytes = link.flits * u64::from(spec.noc.flit_bytes);
+        (link.noc, (link.node % columns, link.node / columns), port, bytes, cycles(link.busy))
+    });
+    report.set_item("links", links.collect::<Vec<_>>())?;
+    let channels = run
+        .channels
+        .iter()
+        .map(|(node, bytes, busy)| ((node % columns, node / columns), *bytes, cycles(*busy)));
+    report.set_item("channels", channels.collect::<Vec<_>>())?;
+    Ok(report)
+}
+
+pub(super) fn fidelity_of(name: &str) -> PyResult<Fidelity> {
     let all = [Fidelity::LoFi, Fidelity::HiFi2, Fidelity::HiFi3, Fidelity::HiFi4];
     all.into_iter().find(|fidelity| format!("{fidelity:?}") == name).ok_or_else(|| {
         PyValueError::new_err(format!("fidelity is LoFi, HiFi2, HiFi3 or HiFi4, got {name:?}"))

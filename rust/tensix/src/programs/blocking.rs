@@ -72,6 +72,57 @@ fn rule(format: Format, part: (u32, u32, u32)) -> Option<[u32; 3]> {
     })
 }
 
+/// Cuts a block-sparse product, whose tiles of `in0` are in one format and its output in another.
+///
+/// Rows of `in1` are sent down the columns of cores once for each output block along M, and that is what a sparse product
+/// waits for: so the output blocks are as high as fit, and then as wide.
+///
+/// # Errors
+/// If the product is empty, or not even single tiles fit.
+pub fn sparse(
+    spec: &ChipSpec,
+    (m, k, n): (u32, u32, u32),
+    grid: (u16, u16),
+    (format, out_format): (Format, Format),
+    wide: bool,
+) -> Result<Blocking, Error> {
+    let (columns, rows) = (u32::from(grid.0), u32::from(grid.1));
+    if [m, k, n, columns, rows].contains(&0) || [m, k, n].iter().any(|side| *side > MOST) {
+        return Err(Error::Misused(format!("a product of ({m}, {k}, {n}) tiles on {grid:?} cores")));
+    }
+    let per_core = (m.div_ceil(rows), n.div_ceil(columns));
+    let most = spec.matrix.dst_tiles / if wide { 2 } else { 1 };
+    let partial = if wide { Format::Float32 } else { Format::Bfloat16 };
+    let room = u64::from(spec.l1.bytes - spec.l1.reserved);
+    for h in divisors(per_core.0) {
+        for w in divisors(per_core.1) {
+            for in0_block_w in divisors(k).filter(|part| *part <= 8) {
+                let several = if k > in0_block_w { 2 } else { 1 };
+                let tile = |format: Format| format.tile_bytes() as u64;
+                let mut bytes = u64::from((h + w) * in0_block_w) * several * tile(format);
+                bytes += u64::from(h * w) * tile(out_format);
+                if partial != out_format {
+                    bytes += u64::from(h * w) * tile(partial);
+                }
+                if bytes <= room {
+                    let across = divisors(w).find(|part| *part <= most).unwrap_or(1);
+                    return Ok(Blocking {
+                        grid,
+                        k,
+                        per_core,
+                        in0_block_w,
+                        out_block: (h, w),
+                        out_subblock: (1, across),
+                    });
+                }
+            }
+        }
+    }
+    Err(Error::Misused(format!(
+        "L1 overflow: no blocks of {per_core:?} x {k} tiles a core fit into {room} B"
+    )))
+}
+
 impl Request {
     /// Bytes of L1 that a core needs.
     fn l1_bytes(&self, blocking: &Blocking) -> u64 {
