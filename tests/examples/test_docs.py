@@ -24,7 +24,7 @@ def here(tmp_path, monkeypatch):
 
 def test_all_are_tested():
     names = sorted(path.name for path in DOCS.glob("*.md"))
-    assert names == ["language-models.md", "tensix-validation.md"]
+    assert names == ["language-models.md", "tensix-validation.md", "tensix.md"]
 
 
 def test_language_models(here, capsys):
@@ -59,6 +59,21 @@ def test_tensix_validation(tmp_path, monkeypatch, capsys):
         tables = capsys.readouterr().out.partition("\n\npredictions:")[0]
         for table in tables.split("\n\n"):
             assert table in text
+
+
+def test_tensix(monkeypatch, capsys):
+    page = DOCS / "tensix.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False)
+    assert tried > 20
+    assert not failed, capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.S)).splitlines()
+    assert len(lines) == 4
+    for line in lines[::3]:  # each takes seconds
+        words = shlex.split(line)
+        assert words[:3] == ["python", "-m", "prunus"]
+        assert main(words[3:]) == 0
+        assert capsys.readouterr().out.strip() in text
 
 
 def test_links():
