@@ -7,24 +7,29 @@ use crate::error::Error;
 const GRAIN: u32 = 16;
 
 /// Some memory of which each part must be written before it is read.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Clone)]
 pub(crate) struct Bytes {
+    size: usize,
     data: Vec<u8>,
     written: Vec<u64>,
 }
 
 impl Bytes {
-    fn grow(&mut self, end: usize) {
-        if self.data.len() < end {
-            let end = end.next_multiple_of(1 << 16);
-            self.data.resize(end, 0);
-            self.written.resize(end.div_ceil(GRAIN as usize).div_ceil(64), 0);
+    fn new(size: u32) -> Self {
+        Self { size: size as usize, data: Vec::new(), written: Vec::new() }
+    }
+
+    /// Has all of the memory with the first write: the system gives pages of zeros as they are touched.
+    fn grow(&mut self) {
+        if self.data.is_empty() {
+            self.data = vec![0; self.size];
+            self.written = vec![0; self.size.div_ceil(GRAIN as usize).div_ceil(64)];
         }
     }
 
     pub(crate) fn write(&mut self, address: u32, bytes: &[u8]) {
         let (from, end) = (address as usize, address as usize + bytes.len());
-        self.grow(end);
+        self.grow();
         self.data[from..end].copy_from_slice(bytes);
         for grain in from / GRAIN as usize..end.div_ceil(GRAIN as usize) {
             self.written[grain / 64] |= 1 << (grain % 64);
@@ -74,7 +79,7 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(spec: &ChipSpec, values: bool) -> Self {
-        let l1 = vec![Bytes::default(); spec.cores()];
+        let l1 = vec![Bytes::new(spec.l1.bytes); spec.cores()];
         Self { values, l1, buffers: Vec::new(), tensors: spec.l1.bytes, dram_bytes: 0 }
     }
 
