@@ -325,6 +325,9 @@ impl ChipSpec {
                     "dram.channels has ({x}, {y}), outside of the {columns} x {rows} grid"
                 ));
             }
+            if self.dram.channels.iter().filter(|at| **at == [*x, *y]).count() > 1 {
+                return wrong(format!("dram.channels has ({x}, {y}) twice"));
+            }
             if self.workers.x.contains(x) && self.workers.y.contains(y) {
                 return wrong(format!("dram.channels has ({x}, {y}), where a worker is"));
             }
@@ -412,6 +415,18 @@ impl ChipSpec {
                 self.dram.read_bytes_per_cycle,
                 self.dram.nominal_gb_per_s
             ));
+        }
+        if let Some((name, value)) = counted.iter().find(|(_, v)| *v > 1e9) {
+            return wrong(format!("{name} is {value}, more than any part takes"));
+        }
+        if u64::from(self.noc.flit_bytes) * u64::from(self.noc.max_packet_flits) > 1 << 24 {
+            return wrong("a packet of noc.max_packet_flits flits has more than 16 MiB".into());
+        }
+        if self.dram.channel_bytes == 0 || self.dram.channel_bytes > 1 << 48 {
+            return wrong(format!("dram.channel_bytes must be 1 to 2^48, got {}", self.dram.channel_bytes));
+        }
+        if self.l1.bytes > 1 << 28 {
+            return wrong(format!("l1.bytes must be at most 2^28, got {}", self.l1.bytes));
         }
         if self.l1.reserved >= self.l1.bytes {
             return wrong(format!("l1.reserved {} leaves nothing of {} B", self.l1.reserved, self.l1.bytes));

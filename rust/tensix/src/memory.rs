@@ -149,8 +149,11 @@ impl Memory {
 
     /// Room for a tensor at the same address of every core's L1.
     pub(crate) fn tensor(&mut self, spec: &ChipSpec, bytes: u32) -> Result<u32, Error> {
-        let wanted = bytes.next_multiple_of(64);
-        match self.tensors.checked_sub(wanted).filter(|address| *address >= spec.l1.reserved) {
+        let wanted = bytes.checked_next_multiple_of(64);
+        match wanted
+            .and_then(|wanted| self.tensors.checked_sub(wanted))
+            .filter(|address| *address >= spec.l1.reserved)
+        {
             Some(address) => {
                 self.tensors = address;
                 Ok(address)

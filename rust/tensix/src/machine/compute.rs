@@ -75,6 +75,14 @@ pub(super) enum Step {
     Accumulate(bool),
 }
 
+/// What destination registers hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Floats,
+    /// The bits of `i32`.
+    Integers,
+}
+
 /// What a queue waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pause {
@@ -124,6 +132,11 @@ pub(super) struct Compute {
     pub(super) waits: [Time; 3],
     /// Two halves of the destination registers, where values are wanted.
     pub(super) registers: [Vec<Tile>; 2],
+    /// What the values of each half are, once there are some.
+    pub(super) kinds: [Option<Kind>; 2],
+    /// Verbs in a row in which no clock went on.
+    pub(super) idle: u32,
+    pub(super) clock: Time,
     /// Tiles of circular buffers as the matrix unit takes them, by buffer and address, until some are popped.
     pub(super) left: HashMap<(u8, u32), SrcB>,
     pub(super) right: HashMap<(u8, u32), SrcA>,
@@ -161,6 +174,9 @@ impl Compute {
             pack_busy: 0,
             waits: [0; 3],
             registers: [Vec::new(), Vec::new()],
+            kinds: [None; 2],
+            idle: 0,
+            clock: 0,
             left: HashMap::new(),
             right: HashMap::new(),
         }
@@ -199,6 +215,13 @@ impl Compute {
     fn deal_pack(&mut self, step: Step) -> Result<(), Verb> {
         self.pack.push_back(step);
         Ok(())
+    }
+
+    /// Drops tiles that were made ready from a range of L1 that is written now. Tiles have at most 4096 bytes.
+    pub(super) fn forget(&mut self, address: u32, bytes: u32) {
+        let outside = |at: u32| at >= address.saturating_add(bytes) || at.saturating_add(4096) <= address;
+        self.left.retain(|(_, at), _| outside(*at));
+        self.right.retain(|(_, at), _| outside(*at));
     }
 
     /// What the destination registers hold.

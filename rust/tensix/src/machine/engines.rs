@@ -5,10 +5,12 @@ use crate::time::{Time, cycles};
 
 use super::cb::Cb;
 use super::compute::{Pause, Step};
-use super::{Event, Machine};
+use super::{Event, Machine, STILL};
 
 /// Verbs that a kernel may be ahead of its queues.
 const AHEAD: usize = 1 << 16;
+/// Verbs that are read for the pack thread while the others wait.
+const LOOK: usize = 1 << 12;
 
 impl Machine<'_> {
     /// Whether a paused queue's condition holds now.
@@ -31,6 +33,8 @@ impl Machine<'_> {
                 (compute.committed, compute.released)
             };
             self.run_math(id)?;
+            // While unpack and math wait, the pack thread goes on with what is its own further down the text.
+            while self.looks_ahead(id) && self.feed(id)? {}
             self.run_pack(id)?;
             let compute = &self.computes[id as usize];
             let registers = compute.math_pause == Pause::Registers || compute.pack_pause == Pause::Registers;
@@ -40,6 +44,12 @@ impl Machine<'_> {
         }
     }
 
+    fn looks_ahead(&self, id: u32) -> bool {
+        let compute = &self.computes[id as usize];
+        let waits = matches!(compute.math_pause, Pause::Front { .. } | Pause::Registers);
+        waits && compute.pack.is_empty() && compute.math.len() < LOOK
+    }
+
     /// Takes the next verb of the kernel; false at its end.
     fn feed(&mut self, id: u32) -> Result<bool, Error> {
         // The text is read ahead of time: without a wait in it the clock of events stands still.
@@ -47,6 +57,13 @@ impl Machine<'_> {
             return Err(Error::Endless(self.explain(&format!("after {} cycles", self.options.limit))));
         }
         let compute = &mut self.computes[id as usize];
+        let clock = compute.end();
+        compute.idle = if clock > compute.clock { 0 } else { compute.idle + 1 };
+        compute.clock = clock;
+        if compute.idle > STILL {
+            let who = self.who(id);
+            return Err(Error::Endless(format!("{who} asks for {STILL} things in a row that take no time")));
+        }
         let Some(kernel) = &mut compute.kernel else { return Ok(false) };
         let Some(verb) = kernel.step(0)? else {
             compute.kernel = None;
@@ -202,15 +219,34 @@ impl Machine<'_> {
         }
         let tiles = self.rates.dst_tiles / if self.computes[id as usize].wide { 2 } else { 1 };
         let last = match step {
-            Step::Matmul { dst, h, w, .. } => dst + h * w,
-            Step::Copy { dst, .. } | Step::Binary { dst, .. } | Step::Unary { dst, .. } => dst + 1,
+            Step::Matmul { dst, h, w, .. } => u64::from(*dst) + u64::from(*h) * u64::from(*w),
+            Step::Copy { dst, .. } | Step::Binary { dst, .. } | Step::Unary { dst, .. } => {
+                u64::from(*dst) + 1
+            }
             _ => 0,
         };
-        if last > tiles {
+        if matches!(step, Step::Matmul { h: 0, .. } | Step::Matmul { w: 0, .. }) {
+            let who = self.who(id);
+            return Err(Error::Misused(format!("{who} multiplies a block of no tiles")));
+        }
+        if last > u64::from(tiles) {
             let who = self.who(id);
             return Err(Error::Misused(format!(
                 "{who} uses {last} tiles of destination registers, half of them holds {tiles}"
             )));
+        }
+        match *step {
+            Step::Matmul { in0_cb, in1_cb, in0, in1, h, w, in0_stride, .. } => {
+                let below = u64::from(h - 1) * u64::from(in0_stride);
+                self.check_tile(id, in0_cb, u64::from(in0) + below)?;
+                self.check_tile(id, in1_cb, u64::from(in1) + u64::from(w - 1))?;
+            }
+            Step::Binary { in0_cb, in1_cb, in0, in1, .. } => {
+                self.check_tile(id, in0_cb, u64::from(in0))?;
+                self.check_tile(id, in1_cb, u64::from(in1))?;
+            }
+            Step::Copy { cb, tile, .. } => self.check_tile(id, cb, u64::from(tile))?,
+            _ => {}
         }
         let bytes = match step {
             Step::Matmul { in0_cb, in1_cb, .. } | Step::Binary { in0_cb, in1_cb, .. } => {
@@ -234,6 +270,54 @@ impl Machine<'_> {
         compute.unpack_at = compute.unpack_at.max(compute.units.unpacked_at());
         compute.math_at = compute.units.math_at;
         if self.memory.values { self.calculate_values(id, step) } else { Ok(()) }
+    }
+
+    /// Checks that a tile of a circular buffer has been pushed, and lies before the buffer's end: an index does not go on
+    /// at its start.
+    fn check_tile(&mut self, id: u32, cb: u8, tile: u64) -> Result<(), Error> {
+        let buffer = self.compute_cb(id, cb)?;
+        let (filled, all) = (u64::from(buffer.filled()), u64::from(buffer.pages));
+        let end = buffer.read % all + tile;
+        if tile >= filled {
+            let who = self.who(id);
+            return Err(Error::Misused(format!(
+                "{who} uses tile {tile} of circular buffer {cb}, which holds {filled}"
+            )));
+        }
+        if end >= all {
+            let who = self.who(id);
+            return Err(Error::Undefined(format!(
+                "{who} uses tile {tile} of circular buffer {cb}, which is behind the buffer's end: tiles that are used by \
+                 their numbers must not be pushed across it"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The same of pages that are packed to.
+    fn check_pack(&mut self, id: u32, (dst, cb, tile, tiles): (u32, u8, u32, u32)) -> Result<(), Error> {
+        let half = self.rates.dst_tiles / if self.computes[id as usize].wide { 2 } else { 1 };
+        if u64::from(dst) + u64::from(tiles) > u64::from(half) {
+            let who = self.who(id);
+            return Err(Error::Misused(format!(
+                "{who} packs tile {dst} and {tiles} in all of destination registers, half of them holds {half}"
+            )));
+        }
+        let buffer = self.compute_cb(id, cb)?;
+        let (free, all) = (u64::from(buffer.free()), u64::from(buffer.pages));
+        let last = u64::from(tile) + u64::from(tiles);
+        let end = buffer.written % all + last;
+        if last > free {
+            let who = self.who(id);
+            return Err(Error::Misused(format!(
+                "{who} packs {last} pages to circular buffer {cb}, which has room for {free}"
+            )));
+        }
+        if end > all {
+            let who = self.who(id);
+            return Err(Error::Undefined(format!("{who} packs across the end of circular buffer {cb}")));
+        }
+        Ok(())
     }
 
     fn run_pack(&mut self, id: u32) -> Result<(), Error> {
@@ -294,7 +378,8 @@ impl Machine<'_> {
                     compute.pack_at += cost;
                     self.queue.at(compute.pack_at, Event::Push { core, cb, pages });
                 }
-                Step::Pack { cb, tiles, .. } => {
+                Step::Pack { dst, cb, tile, tiles } => {
+                    self.check_pack(id, (dst, cb, tile, tiles))?;
                     if !self.computes[id as usize].waited {
                         let who = self.who(id);
                         return Err(Error::Misused(format!(

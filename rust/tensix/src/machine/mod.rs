@@ -26,6 +26,9 @@ use threads::{Thread, Wait};
 use transfers::Load;
 use units::Rates;
 
+/// Verbs in a row without any time passing, after which a kernel is taken not to end.
+const STILL: u32 = 1 << 20;
+
 /// Events between two looks for signals.
 const PATIENCE: u64 = 1 << 16;
 
@@ -443,7 +446,7 @@ impl<'a> Machine<'a> {
     /// Runs a data-movement thread up to its next wait.
     fn advance(&mut self, id: u32) -> Result<(), Error> {
         let mut reply = 0;
-        loop {
+        for _ in 0..STILL {
             if let Some(verb) = self.threads[id as usize].pending.take() {
                 match self.apply(id, verb)? {
                     Some(value) => reply = value,
@@ -465,6 +468,8 @@ impl<'a> Machine<'a> {
                 return Ok(());
             }
         }
+        let whose = self.whose(id);
+        Err(Error::Endless(format!("{whose} asks for {STILL} things in a row that take no time")))
     }
 
     /// Ticks of a thread's own work before a verb has its effect.
@@ -554,9 +559,9 @@ impl<'a> Machine<'a> {
             Verb::Cycles(_) => return Ok(Some(0)),
             Verb::L1Load { address } => return self.load_word(id, address).map(Some),
             Verb::L1Store { address, value } => {
+                self.check_word(id, core, address)?;
                 if self.memory.values {
-                    self.check_l1(id, core, address, 4)?;
-                    self.memory.l1[usize::from(core)].write(address, &value.to_le_bytes());
+                    self.put(core, address, &value.to_le_bytes());
                 }
                 return Ok(Some(0));
             }
@@ -603,8 +608,19 @@ impl<'a> Machine<'a> {
         self.cb(core, cb).ok_or_else(|| Error::Misused(format!("no circular buffer {cb}")))
     }
 
+    fn check_word(&self, id: u32, core: CoreId, address: u32) -> Result<(), Error> {
+        if !address.is_multiple_of(4) {
+            let whose = self.whose(id);
+            return Err(Error::Misused(format!(
+                "{whose} takes a word at {address}, which no multiple of 4 is"
+            )));
+        }
+        self.check_l1(id, core, address, 4)
+    }
+
     fn load_word(&mut self, id: u32, address: u32) -> Result<Reply, Error> {
         let core = self.threads[id as usize].core;
+        self.check_word(id, core, address)?;
         if !self.memory.values {
             return Ok(0);
         }

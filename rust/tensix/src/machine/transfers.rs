@@ -53,6 +53,14 @@ impl Machine<'_> {
         format!("kernel {} on core {}", thread.name, self.describe(thread.core))
     }
 
+    /// Writes to a core's L1; what its compute side made ready from there is made ready again.
+    pub(super) fn put(&mut self, core: CoreId, address: u32, bytes: &[u8]) {
+        self.memory.l1[usize::from(core)].write(address, bytes);
+        if let Some(id) = self.cores[usize::from(core)].compute {
+            self.computes[id as usize].forget(address, bytes.len() as u32);
+        }
+    }
+
     pub(super) fn check_l1(&self, id: u32, core: CoreId, address: u32, bytes: u32) -> Result<(), Error> {
         if usize::from(core) >= self.cores.len() {
             return Err(Error::Misused(format!(
@@ -294,7 +302,11 @@ impl Machine<'_> {
         linked: bool,
     ) -> Result<(), Error> {
         let core = self.threads[id as usize].core;
+        self.check_l1(id, core, from, bytes)?;
         self.check_l1(id, core, to, bytes)?;
+        if bytes == 0 {
+            return Err(Error::Misused(format!("{} multicasts 0 bytes", self.whose(id))));
+        }
         let alignment = self.spec.l1.alignment;
         if from % alignment != to % alignment {
             return Err(Error::Undefined(format!(
@@ -425,12 +437,12 @@ impl Machine<'_> {
         }
         let back = now + self.costs.write_turnaround + self.noc.acknowledgement(noc, node, source);
         let Some(packet) = self.noc.packet(id) else { return Ok(()) };
-        let mut set = None;
+        let (mut set, mut landed) = (None, None);
         match &mut packet.load {
             Load::Multicast { address, data, last, .. } => {
                 *last = (*last).max(back);
                 if let (Some(core), false) = (receiver, data.is_empty()) {
-                    self.memory.l1[usize::from(core)].write(*address, data);
+                    landed = Some((core, *address, std::mem::take(data)));
                 }
             }
             Load::SetSemaphore { semaphore, value, last, .. } => {
@@ -438,6 +450,12 @@ impl Machine<'_> {
                 set = Some((*semaphore, *value));
             }
             _ => {}
+        }
+        if let Some((core, address, bytes)) = landed {
+            self.put(core, address, &bytes);
+            if let Some(Packet { load: Load::Multicast { data, .. }, .. }) = self.noc.packet(id) {
+                *data = bytes;
+            }
         }
         if let (Some((semaphore, value)), Some(core)) = (set, receiver) {
             self.cores[usize::from(core)].semaphores[usize::from(semaphore)] = value;
@@ -465,7 +483,7 @@ impl Machine<'_> {
                 state.reads -= 1;
                 let (core, left) = (state.core, state.reads);
                 if !data.is_empty() {
-                    self.memory.l1[usize::from(core)].write(to, &data);
+                    self.put(core, to, &data);
                 }
                 if left == 0 {
                     self.stir(core)?;
@@ -481,7 +499,7 @@ impl Machine<'_> {
             return;
         }
         match to {
-            Place::L1 { core, address } => self.memory.l1[usize::from(core)].write(address, data),
+            Place::L1 { core, address } => self.put(core, address, data),
             Place::Dram { buffer, page, offset } => {
                 let buffer = &mut self.memory.buffers[usize::from(buffer)];
                 let range = buffer.range(page, offset, data.len() as u32);

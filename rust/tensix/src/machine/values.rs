@@ -10,7 +10,7 @@ use crate::numerics::{
 use crate::verbs::{Binary, Unary};
 
 use super::Machine;
-use super::compute::Step;
+use super::compute::{Kind, Step};
 
 const EMPTY: Tile = [0.0; 1024];
 
@@ -97,6 +97,7 @@ impl Machine<'_> {
             let half = &mut compute.registers[(compute.committed % 2) as usize];
             half.clear();
             half.resize(tiles, EMPTY);
+            compute.kinds[(compute.committed % 2) as usize] = None;
         }
     }
 
@@ -107,6 +108,7 @@ impl Machine<'_> {
             Step::Matmul { in0_cb, in1_cb, .. } => {
                 let integers = [self.compute_cb(id, in0_cb)?.format, self.compute_cb(id, in1_cb)?.format]
                     .map(|f| !f.is_float());
+                self.holds(id, if integers[0] { Kind::Integers } else { Kind::Floats })?;
                 match integers {
                     [false, false] => self.multiply(id, step)?,
                     [true, true] => self.multiply_integers(id, step)?,
@@ -118,6 +120,7 @@ impl Machine<'_> {
             }
             Step::Copy { cb, tile, dst } => {
                 let (format, values) = self.tile(id, cb, tile)?;
+                self.holds(id, if format.is_float() { Kind::Floats } else { Kind::Integers })?;
                 // Without 32-bit registers a tile comes by SrcA, which has the range of tf32 and more bits than they.
                 let values = if format.is_float() { values.map(keep) } else { values };
                 *self.register(id, dst) = values;
@@ -129,12 +132,14 @@ impl Machine<'_> {
                     let who = self.who(id);
                     return Err(Error::Unsupported(format!("{who}: {op:?} of {} tiles", format.name())));
                 }
+                self.holds(id, Kind::Floats)?;
                 let to = self.register(id, dst);
                 for ((to, a), b) in to.iter_mut().zip(&a).zip(&b) {
                     *to = keep(binary(op, to_tf32(*a), to_tf32(*b)));
                 }
             }
             Step::Unary { op, dst } => {
+                self.holds(id, Kind::Floats)?;
                 for value in self.register(id, dst) {
                     *value = keep(unary(op, *value));
                 }
@@ -200,6 +205,20 @@ impl Machine<'_> {
         Ok(())
     }
 
+    /// Notes what the registers that math has hold, which is all of one kind.
+    fn holds(&mut self, id: u32, kind: Kind) -> Result<(), Error> {
+        let compute = &mut self.computes[id as usize];
+        let held = &mut compute.kinds[(compute.committed % 2) as usize];
+        if held.is_some_and(|held| held != kind) {
+            let who = self.who(id);
+            return Err(Error::Unsupported(format!(
+                "{who} mixes integers and floats in destination registers"
+            )));
+        }
+        *held = Some(kind);
+        Ok(())
+    }
+
     /// A tile of the registers that math has.
     fn register(&mut self, id: u32, dst: u32) -> &mut Tile {
         let compute = &mut self.computes[id as usize];
@@ -224,8 +243,17 @@ impl Machine<'_> {
                     format.name()
                 )));
             }
-            let memory = &mut self.memory.l1[usize::from(compute.core)];
+            let memory = &self.memory.l1[usize::from(compute.core)];
             let mut packed = vec![0; bytes as usize];
+            let kind = compute.kinds[(compute.released % 2) as usize];
+            let wanted = if format.is_float() { Kind::Floats } else { Kind::Integers };
+            if kind.is_some_and(|kind| kind != wanted) || compute.accumulate && wanted == Kind::Integers {
+                let (who, name) = (self.who(id), format.name());
+                return Err(Error::Unsupported(format!(
+                    "{who} packs {kind:?} to {name}: they are not converted, and only floats are added in L1"
+                )));
+            }
+            let core = compute.core;
             if !format.is_float() {
                 let integers = values.map(|value| value.to_bits() as i32);
                 encode_tile(format, &integers, &mut packed).map_err(|error| internal(&error))?;
@@ -242,7 +270,7 @@ impl Machine<'_> {
             } else {
                 encode_tile(format, values, &mut packed).map_err(|error| internal(&error))?;
             }
-            memory.write(address, &packed);
+            self.put(core, address, &packed);
         }
         Ok(())
     }
