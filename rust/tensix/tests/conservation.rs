@@ -136,3 +136,37 @@ fn run_pairs(pairs: &[(At, At)]) -> f64 {
     }
     chip.run(program, Options::default(), &Never).expect("an end").cycles() / 64.0
 }
+
+#[test]
+fn a_flag_does_not_overtake_what_it_tells_of() {
+    use prunus_tensix::kernel::kernel;
+    use prunus_tensix::program::{Launch, Program, Role};
+    use prunus_tensix::verbs::Place;
+
+    let mut chip = Simulator::new(ChipSpec::named("n150").expect("shipped"), true);
+    let (sender, receiver) = (chip.core(0, 0), chip.core(3, 2));
+    chip.write_l1(sender, 0, &[7; 8192]).expect("room");
+    chip.write_l1(receiver, 16384, &[1; 8192]).expect("room");
+    let mut program = Program { semaphores: vec![0], ..Program::default() };
+    let mut launch = |core, kernel| {
+        program.launches.push(Launch { core, role: Role::DataMovement0, noc: 0, name: "end".into(), kernel });
+    };
+    launch(
+        sender,
+        kernel(move |api| async move {
+            api.noc_async_write(0, Place::L1 { core: receiver, address: 16384 }, 8192).await;
+            api.noc_semaphore_inc(receiver, 0, 1).await;
+            api.noc_async_write_barrier().await;
+        }),
+    );
+    launch(
+        receiver,
+        kernel(move |api| async move {
+            api.noc_semaphore_wait(0, 1).await;
+            let last = api.l1_load(16384 + 8188).await;
+            api.l1_store(0, last).await;
+        }),
+    );
+    chip.run(program, Options::default(), &Never).expect("an end");
+    assert_eq!(chip.read_l1(receiver, 0, 4).expect("written"), &[7; 4]);
+}

@@ -227,13 +227,18 @@ impl<'a> Machine<'a> {
                 )));
             }
             let free = buffer.cores.iter().map(|core| top[usize::from(*core)]).max().unwrap_or(0);
+            // The other buffer's address, if all cores have it at one.
             let shared = buffer.shares.and_then(|id| {
-                let cbs = &self.cores[usize::from(*buffer.cores.first()?)].cbs;
-                cbs.get(usize::from(id))?.as_ref().map(|cb| cb.address)
+                let place = |core: &CoreId| {
+                    let cbs = &self.cores[usize::from(*core)].cbs;
+                    cbs.get(usize::from(id))?.as_ref().map(|cb| cb.address)
+                };
+                let first = place(buffer.cores.first()?)?;
+                buffer.cores.iter().all(|core| place(core) == Some(first)).then_some(first)
             });
             if let (Some(id), None) = (buffer.shares, shared) {
                 return Err(Error::Misused(format!(
-                    "circular buffer {} shares the place of {id}, which does not come before it",
+                    "circular buffer {} shares the place of {id}, which does not come before it on all of its cores",
                     buffer.id
                 )));
             }
@@ -242,6 +247,12 @@ impl<'a> Machine<'a> {
             let end = u64::from(address) + bytes;
             let placed = buffer.address.is_some() || shared.is_some();
             let limit = if placed { self.spec.l1.bytes } else { self.memory.tensors };
+            if !address.is_multiple_of(self.spec.l1.alignment) || address < self.spec.l1.reserved {
+                return Err(Error::Misused(format!(
+                    "circular buffer {} at {address}: from {} on, a multiple of {}",
+                    buffer.id, self.spec.l1.reserved, self.spec.l1.alignment
+                )));
+            }
             for core in &buffer.cores {
                 if end > u64::from(limit) {
                     return Err(Error::Misused(format!(
@@ -253,7 +264,7 @@ impl<'a> Machine<'a> {
                         buffer.page_bytes
                     )));
                 }
-                if !placed {
+                if end <= u64::from(self.memory.tensors) {
                     let top = &mut top[usize::from(*core)];
                     *top = (*top).max(end as u32);
                 }

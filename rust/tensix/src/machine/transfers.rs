@@ -247,6 +247,7 @@ impl Machine<'_> {
             length: 0,
             injection: 0,
             open: 1,
+            after: 0,
             load: Load::Request { thread: id, from, to, bytes },
         };
         self.noc.send(&mut self.queue, packet);
@@ -287,6 +288,7 @@ impl Machine<'_> {
             length: injection,
             injection,
             open: 1,
+            after: 0,
             load,
         };
         self.noc.send(&mut self.queue, packet);
@@ -362,6 +364,7 @@ impl Machine<'_> {
             length: injection,
             injection,
             open: receivers,
+            after: 0,
             load: load(id),
         };
         let flag = matches!(packet.load, Load::SetSemaphore { .. });
@@ -464,6 +467,7 @@ impl Machine<'_> {
         let Some(packet) = self.noc.receive(id) else { return Ok(()) };
         match packet.load {
             Load::Write { thread, to, data } => {
+                self.noc.settle(&mut self.queue, noc, source, node);
                 self.store(to, &data);
                 self.queue.at(back, Event::Acknowledged(thread, 1));
             }
@@ -551,6 +555,7 @@ impl Machine<'_> {
             length,
             injection,
             open: 1,
+            after: 0,
             load: Load::Reply { thread, to, data },
         };
         self.noc.send(&mut self.queue, reply);

@@ -7,6 +7,8 @@
 
 mod route;
 
+use std::collections::HashMap;
+
 pub use route::{Node, Target};
 pub(crate) use route::{Torus, port};
 
@@ -58,6 +60,8 @@ pub(crate) struct Packet<P> {
     pub(crate) injection: Time,
     /// Nodes that have still to get it.
     pub(crate) open: u32,
+    /// Of a small packet: how many with data went the same way before it.
+    pub(crate) after: u64,
     pub(crate) load: P,
 }
 
@@ -124,6 +128,15 @@ pub struct LinkUse {
     pub busy: Time,
 }
 
+/// Packets with data from one node to another, of which small ones that come later must not get ahead.
+#[derive(Debug, Default)]
+struct Order {
+    sent: u64,
+    done: u64,
+    /// Small packets at the target, and what they wait for.
+    waiting: Vec<(u64, u32)>,
+}
+
 pub(crate) struct Noc<P> {
     pub(crate) torus: Torus,
     hop: Time,
@@ -138,6 +151,7 @@ pub(crate) struct Noc<P> {
     packets: Vec<Option<Packet<P>>>,
     unused_packets: Vec<u32>,
     channels: Vec<Option<Channel>>,
+    orders: HashMap<(u8, Node, Node), Order>,
     pub(crate) hop_flits: u64,
 }
 
@@ -172,6 +186,7 @@ impl<P> Noc<P> {
             packets: Vec::new(),
             unused_packets: Vec::new(),
             channels,
+            orders: HashMap::new(),
             torus,
             hop_flits: 0,
         }
@@ -244,8 +259,15 @@ impl<P> Noc<P> {
     }
 
     /// Queues a packet at its source's interface. It must have someone to go to.
-    pub(crate) fn send<E: From<Event>>(&mut self, queue: &mut Queue<E>, packet: Packet<P>) -> u32 {
+    pub(crate) fn send<E: From<Event>>(&mut self, queue: &mut Queue<E>, mut packet: Packet<P>) -> u32 {
         let (noc, node, bytes, class) = (packet.noc, packet.source, packet.bytes, packet.class);
+        if let (Target::One(to), Class::Request) = (packet.target, class) {
+            if bytes > 4 {
+                self.orders.entry((noc, node, to)).or_default().sent += 1;
+            } else if let Some(order) = self.orders.get(&(noc, node, to)) {
+                packet.after = order.sent;
+            }
+        }
         let small = match packet.target {
             Target::One(to) if bytes <= 4 && class == Class::Request => Some(to),
             _ => None,
@@ -285,6 +307,19 @@ impl<P> Noc<P> {
         self.packets.get_mut(id as usize)?.as_mut()
     }
 
+    /// A packet with data is at its node: small ones that came behind it may be taken.
+    pub(crate) fn settle<E: From<Event>>(&mut self, queue: &mut Queue<E>, noc: u8, from: Node, to: Node) {
+        let Some(order) = self.orders.get_mut(&(noc, from, to)) else { return };
+        order.done += 1;
+        let done = order.done;
+        order.waiting.retain(|(after, id)| {
+            if *after <= done {
+                queue.at(queue.now(), Event::Arrived(*id, to).into());
+            }
+            *after > done
+        });
+    }
+
     /// Takes one delivery off a packet's account; the packet itself with the last one.
     pub(crate) fn receive(&mut self, id: u32) -> Option<Packet<P>> {
         let packet = self.packets.get_mut(id as usize)?;
@@ -319,7 +354,12 @@ impl<P> Noc<P> {
             }
             Event::Arrived(id, node) => {
                 let Some(packet) = self.packet(id) else { return };
+                let (noc, source, after) = (packet.noc, packet.source, packet.after);
                 let (bytes, moved, now) = (packet.bytes, packet.moved, queue.now());
+                if let Some(order) = self.orders.get_mut(&(noc, source, node)).filter(|o| o.done < after) {
+                    order.waiting.push((after, id));
+                    return;
+                }
                 let last = now + self.interface + Time::from(self.flits(bytes)) * TICKS;
                 let (done, _) = self.accept(node, bytes, moved, now, last);
                 queue.at(done, Event::Delivered(id, node).into());
