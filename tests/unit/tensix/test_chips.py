@@ -229,12 +229,21 @@ def test_never_written():
     with pytest.raises(tensix.UndefinedError, match="nothing was written"):
         run(loads, chip)
 
+    def pushes(k):
+        yield k.cb_reserve_back(0, 1)
+        yield k.cb_push_back(0, 1)
+
     def multiplies(k):
+        yield k.cb_wait_front(0, 1)
         yield k.tile_regs_acquire()
         yield k.matmul_tiles(0, 0, 0, 0, 0)
 
+    program = Program()
+    program.cb(0, CORE, "bfloat16", 1)
+    program.kernel(pushes, CORE, "reader")
+    program.kernel(multiplies, CORE, "compute")
     with pytest.raises(tensix.UndefinedError, match="reads tile 0 of circular buffer 0"):
-        run(multiplies, Chip("n150"), "compute", lambda p: p.cb(0, CORE))
+        Chip("n150").run(program)
 
 
 def test_timing_keeps_no_values():

@@ -34,8 +34,14 @@ impl Machine<'_> {
             };
             self.run_math(id)?;
             // While unpack and math wait, the pack thread goes on with what is its own further down the text.
-            while self.looks_ahead(id) && self.feed(id)? {}
-            self.run_pack(id)?;
+            loop {
+                while self.looks_ahead(id) && self.feed(id)? {}
+                let steps = self.computes[id as usize].pack.len();
+                self.run_pack(id)?;
+                if steps == 0 || !self.computes[id as usize].pack.is_empty() {
+                    break;
+                }
+            }
             let compute = &self.computes[id as usize];
             let registers = compute.math_pause == Pause::Registers || compute.pack_pause == Pause::Registers;
             if (compute.committed, compute.released) == before || !registers {

@@ -247,7 +247,8 @@ impl Machine<'_> {
             let mut packed = vec![0; bytes as usize];
             let kind = compute.kinds[(compute.released % 2) as usize];
             let wanted = if format.is_float() { Kind::Floats } else { Kind::Integers };
-            if kind.is_some_and(|kind| kind != wanted) || compute.accumulate && wanted == Kind::Integers {
+            let kind = kind.unwrap_or(wanted);
+            if kind != wanted || compute.accumulate && wanted == Kind::Integers {
                 let (who, name) = (self.who(id), format.name());
                 return Err(Error::Unsupported(format!(
                     "{who} packs {kind:?} to {name}: they are not converted, and only floats are added in L1"
