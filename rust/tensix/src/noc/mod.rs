@@ -213,7 +213,7 @@ impl<P> Noc<P> {
     }
 
     /// Sends a packet of a flit or two to one node. Its flits go between those of others, as virtual channels let
-    /// them: it never waits, and the links that it passes have that much less time for the others.
+    /// them: it waits for no link, and the links that it passes have that much less time for the others.
     fn slip<E: From<Event>>(&mut self, queue: &mut Queue<E>, id: u32, packet: &Packet<P>, to: Node) {
         let (noc, flits) = (packet.noc, self.flits(packet.bytes));
         let (mut node, mut out, mut when) = (packet.source, port::INJECT, queue.now());
