@@ -32,10 +32,6 @@ pub struct ChipSpec {
     pub unpack: Unpack,
     /// From the destination registers to L1.
     pub pack: Pack,
-    /// Links between chips.
-    pub ethernet: Ethernet,
-    /// Constants of the energy estimate.
-    pub energy: Energy,
 }
 
 /// Nodes of the NoC.
@@ -208,34 +204,6 @@ pub struct Pack {
     pub tile_cycles: f64,
 }
 
-/// Links between chips.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ethernet {
-    /// Bytes a cycle in each direction of one link.
-    pub bytes_per_cycle: f64,
-    /// From a message's last byte in the sender's L1 to its last byte in the receiver's, beside its length.
-    pub latency_cycles: f64,
-    /// Links between neighbours.
-    pub links: u32,
-}
-
-/// What a simple estimate of energy counts, in pJ.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Energy {
-    /// A multiplication and addition in one fidelity phase.
-    pub mac_pj: f64,
-    /// A byte to or from L1.
-    pub l1_byte_pj: f64,
-    /// A byte over one link of the NoC.
-    pub hop_byte_pj: f64,
-    /// A byte to or from DRAM.
-    pub dram_byte_pj: f64,
-    /// Leakage and clock of a core, each cycle.
-    pub core_cycle_pj: f64,
-}
-
 const SHIPPED: [(&str, &str); 5] = [
     ("n150", include_str!("../chips/n150.toml")),
     ("n300", include_str!("../chips/n300.toml")),
@@ -349,7 +317,6 @@ impl ChipSpec {
             ("unpack.joint_bytes_per_cycle", self.unpack.joint_bytes_per_cycle),
             ("pack.bytes_per_cycle", self.pack.bytes_per_cycle),
             ("pack.accumulate_bytes_per_cycle", self.pack.accumulate_bytes_per_cycle),
-            ("ethernet.bytes_per_cycle", self.ethernet.bytes_per_cycle),
         ];
         if let Some((name, value)) = positive.iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
             return wrong(format!("{name} must be positive, got {value}"));
@@ -368,7 +335,6 @@ impl ChipSpec {
             ("matrix.copy_cycles", self.matrix.copy_cycles),
             ("matrix.vector_cycles", self.matrix.vector_cycles),
             ("pack.tile_cycles", self.pack.tile_cycles),
-            ("ethernet.latency_cycles", self.ethernet.latency_cycles),
             ("software.read", software.read),
             ("software.read_stateful", software.read_stateful),
             ("software.write", software.write),
@@ -386,11 +352,6 @@ impl ChipSpec {
             ("software.tile_regs", software.tile_regs),
             ("software.l1_load", software.l1_load),
             ("software.l1_store", software.l1_store),
-            ("energy.mac_pj", self.energy.mac_pj),
-            ("energy.l1_byte_pj", self.energy.l1_byte_pj),
-            ("energy.hop_byte_pj", self.energy.hop_byte_pj),
-            ("energy.dram_byte_pj", self.energy.dram_byte_pj),
-            ("energy.core_cycle_pj", self.energy.core_cycle_pj),
         ];
         if let Some((name, value)) = counted.iter().find(|(_, v)| !(v.is_finite() && *v >= 0.0)) {
             return wrong(format!("{name} must not be negative, got {value}"));

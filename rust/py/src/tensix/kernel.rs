@@ -21,9 +21,6 @@ use super::context::KernelContext;
 use super::errors::{misused, raise};
 use super::verb::Verb;
 
-/// Verbs in a row that take no time: more of them are a loop without an end.
-const IDLE: u32 = 1 << 20;
-
 /// What the kernels of a run have in common.
 pub(super) struct Shared {
     /// What a kernel raised: the simulator's own error only says that one did.
@@ -37,12 +34,11 @@ pub(super) struct Written {
     pub(super) context: Py<KernelContext>,
     pub(super) shared: Rc<Shared>,
     answers: bool,
-    idle: u32,
 }
 
 impl Written {
     pub(super) fn new(generator: Py<PyIterator>, context: Py<KernelContext>, shared: Rc<Shared>) -> Self {
-        Self { generator, context, shared, answers: false, idle: 0 }
+        Self { generator, context, shared, answers: false }
     }
 
     fn go_on(&mut self, py: Python<'_>, reply: Reply) -> PyResult<Option<Asked>> {
@@ -84,15 +80,6 @@ impl Written {
         verb.yielded.store(true, Ordering::Relaxed);
         context.check_yielded(py, verb.name)?;
         self.answers = verb.answers();
-        self.idle = if verb.takes_time() { 0 } else { self.idle + 1 };
-        if self.idle > IDLE {
-            let text = format!(
-                "not finished: {} called {} and its like {IDLE} times without anything that takes time",
-                context.whose(),
-                verb.name
-            );
-            return Err(raise(py, "EndlessError", &text));
-        }
         Ok(Some(verb.asked.clone()))
     }
 }

@@ -124,15 +124,6 @@ impl Verb {
     pub(super) fn answers(&self) -> bool {
         matches!(self.asked, Asked::GetReadPtr { .. } | Asked::GetWritePtr { .. } | Asked::L1Load { .. })
     }
-
-    /// False for those that may be called for ever at one moment.
-    pub(super) fn takes_time(&self) -> bool {
-        match self.asked {
-            Asked::GetReadPtr { .. } | Asked::GetWritePtr { .. } | Asked::PackReconfigL1Acc { .. } => false,
-            Asked::Cycles(cycles) => cycles > 0.0,
-            _ => true,
-        }
-    }
 }
 
 #[pymethods]

@@ -5,10 +5,12 @@
 //! next router has room for it, so that what waits holds up those behind it, and nothing else). Links serve inputs in
 //! turn, one packet each, and are never idle while a packet that could pass waits.
 
+mod channel;
 mod route;
 
 use std::collections::HashMap;
 
+use channel::Channel;
 pub use route::{Node, Target};
 pub(crate) use route::{Torus, port};
 
@@ -56,7 +58,7 @@ pub(crate) struct Packet<P> {
     pub(crate) moved: u32,
     /// Ticks from its first flit to its last, where the source is slower than a link.
     pub(crate) length: Time,
-    /// Flits a tick... of the source's interface, as ticks for all flits.
+    /// Ticks that the source's interface takes for it.
     pub(crate) injection: Time,
     /// Nodes that have still to get it.
     pub(crate) open: u32,
@@ -98,19 +100,6 @@ struct Link {
     held: [u32; LANES],
     flits: u64,
     busy: Time,
-}
-
-/// Memory behind a node: a channel of DRAM.
-#[derive(Debug, Clone, Copy)]
-struct Channel {
-    free_at: Time,
-    read_ticks: f64,
-    write_ticks: f64,
-    latency: Time,
-    /// Work that it takes before packets wait in the network.
-    queue: Time,
-    busy: Time,
-    bytes: u64,
 }
 
 /// What passed a link.
@@ -160,16 +149,7 @@ impl<P> Noc<P> {
         let torus = Torus::new(spec.grid.columns, spec.grid.rows, &spec.workers.x, &spec.workers.y);
         let mut channels = vec![None; torus.nodes()];
         for [x, y] in &spec.dram.channels {
-            let write_ticks = TICKS as f64 / spec.dram.write_bytes_per_cycle;
-            channels[usize::from(torus.node(*x, *y))] = Some(Channel {
-                free_at: 0,
-                read_ticks: TICKS as f64 / spec.dram.read_bytes_per_cycle,
-                write_ticks,
-                latency: ticks(spec.dram.latency_cycles),
-                queue: (f64::from(spec.dram.queue_bytes) * write_ticks) as Time,
-                busy: 0,
-                bytes: 0,
-            });
+            channels[usize::from(torus.node(*x, *y))] = Some(Channel::new(&spec.dram));
         }
         let nodes = torus.nodes() as Node;
         let ports = |noc, node| (0..port::COUNT as u8).map(move |out| (noc, node, out));
@@ -243,19 +223,13 @@ impl<P> Noc<P> {
         queue.at(when, Event::Arrived(id, node).into());
     }
 
-    /// What a node's memory makes of a packet whose head is at its interface at `now` and whose tail at `last`: when it
-    /// is done, and for how long the next packet is held up.
+    /// When a node has taken a packet whose head is at its interface at `now` and whose tail at `last`, and for how long
+    /// the next packet is held up.
     fn accept(&mut self, node: Node, bytes: u32, moved: u32, now: Time, last: Time) -> (Time, Time) {
-        let Some(channel) = &mut self.channels[usize::from(node)] else { return (last, 0) };
-        let reads = moved > bytes;
-        let rate = if reads { channel.read_ticks } else { channel.write_ticks };
-        let work = (f64::from(moved) * rate).ceil() as Time;
-        let start = (now + self.interface).max(channel.free_at);
-        channel.free_at = start + work;
-        channel.busy += work;
-        channel.bytes += u64::from(moved);
-        let done = if reads { start + channel.latency } else { last.max(start + work) };
-        (done, (channel.free_at - now).saturating_sub(channel.queue))
+        match &mut self.channels[usize::from(node)] {
+            None => (last, 0),
+            Some(channel) => channel.accept((bytes, moved), now, now + self.interface, last),
+        }
     }
 
     /// Queues a packet at its source's interface. It must have someone to go to.

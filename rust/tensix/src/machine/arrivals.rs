@@ -1,0 +1,156 @@
+//! Where packets arrive: what is written, counted, answered and acknowledged.
+
+use crate::error::Error;
+use crate::noc::{Class, Node, Packet, Target};
+use crate::time::{TICKS, Time};
+use crate::verbs::{CoreId, Place};
+
+use super::transfers::Load;
+use super::{Event, Machine};
+
+impl Machine<'_> {
+    /// All of a packet is at a node.
+    pub(super) fn delivered(&mut self, id: u32, node: Node) -> Result<(), Error> {
+        let now = self.queue.now();
+        let Some(packet) = self.noc.packet(id) else { return Ok(()) };
+        let (noc, source) = (packet.noc, packet.source);
+        let receiver = self.node_cores[usize::from(node)];
+        if matches!(packet.load, Load::Request { .. }) {
+            if receiver.is_some() {
+                self.queue.at(now + self.costs.read_turnaround, Event::Turned(id, node));
+                return Ok(());
+            }
+            return self.respond(id, node);
+        }
+        let back = now + self.costs.write_turnaround + self.noc.acknowledgement(noc, node, source);
+        let Some(packet) = self.noc.packet(id) else { return Ok(()) };
+        let (mut set, mut landed) = (None, None);
+        match &mut packet.load {
+            Load::Multicast { address, data, last, .. } => {
+                *last = (*last).max(back);
+                if let (Some(core), false) = (receiver, data.is_empty()) {
+                    landed = Some((core, *address, std::mem::take(data)));
+                }
+            }
+            Load::SetSemaphore { semaphore, value, last, .. } => {
+                *last = (*last).max(back);
+                set = Some((*semaphore, *value));
+            }
+            _ => {}
+        }
+        if let Some((core, address, bytes)) = landed {
+            self.put(core, address, &bytes);
+            if let Some(Packet { load: Load::Multicast { data, .. }, .. }) = self.noc.packet(id) {
+                *data = bytes;
+            }
+        }
+        if let (Some((semaphore, value)), Some(core)) = (set, receiver) {
+            self.cores[usize::from(core)].semaphores[usize::from(semaphore)] = value;
+            self.stir(core)?;
+        }
+        let Some(packet) = self.noc.receive(id) else { return Ok(()) };
+        match packet.load {
+            Load::Write { thread, to, data } => {
+                self.noc.settle(&mut self.queue, noc, source, node);
+                self.store(to, &data);
+                self.queue.at(back, Event::Acknowledged(thread));
+            }
+            Load::Multicast { thread, last, .. } | Load::SetSemaphore { thread, last, .. } => {
+                self.queue.at(last, Event::Acknowledged(thread));
+            }
+            Load::IncrementSemaphore { thread, semaphore, by } => {
+                self.queue.at(back, Event::Acknowledged(thread));
+                if let Some(core) = receiver {
+                    let value = &mut self.cores[usize::from(core)].semaphores[usize::from(semaphore)];
+                    *value = value.wrapping_add(by);
+                    self.stir(core)?;
+                }
+            }
+            Load::Reply { thread, to, data } => {
+                let state = &mut self.threads[thread as usize];
+                state.reads -= 1;
+                let (core, left) = (state.core, state.reads);
+                if !data.is_empty() {
+                    self.put(core, to, &data);
+                }
+                if left == 0 {
+                    self.stir(core)?;
+                }
+            }
+            Load::Request { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, to: Place, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
+        match to {
+            Place::L1 { core, address } => self.put(core, address, data),
+            Place::Dram { buffer, page, offset } => {
+                let buffer = &mut self.memory.buffers[usize::from(buffer)];
+                let range = buffer.range(page, offset, data.len() as u32);
+                if let Some((bytes, written)) = &mut buffer.data {
+                    bytes[range].copy_from_slice(data);
+                    written[page as usize] = true;
+                }
+            }
+        }
+    }
+
+    /// Sends what a request asked for.
+    pub(super) fn respond(&mut self, id: u32, node: Node) -> Result<(), Error> {
+        let Some(packet) = self.noc.receive(id) else { return Ok(()) };
+        let Load::Request { thread, from, to, bytes } = packet.load else { return Ok(()) };
+        let mut data = Vec::new();
+        let mut injection = self.injection(bytes, self.spec.noc.read_rate);
+        if self.memory.values {
+            data = match from {
+                Place::L1 { core, address } => self.read_l1(thread, core, address, bytes)?,
+                Place::Dram { buffer, page, offset } => {
+                    let found = &self.memory.buffers[usize::from(buffer)];
+                    let range = found.range(page, offset, bytes);
+                    match &found.data {
+                        Some((all, written)) if written[page as usize] => all[range].to_vec(),
+                        _ => {
+                            return Err(Error::Undefined(format!(
+                                "{} reads page {page} of buffer {buffer} in DRAM, which was never written",
+                                self.whose(thread)
+                            )));
+                        }
+                    }
+                }
+            };
+        }
+        let mut length = injection;
+        if matches!(from, Place::Dram { .. }) {
+            injection = Time::from(self.noc.flits(bytes)) * TICKS;
+            let rate = self.spec.dram.read_bytes_per_cycle;
+            length = injection.max((f64::from(bytes) * TICKS as f64 / rate) as Time);
+        }
+        let reply = Packet {
+            noc: packet.noc,
+            class: Class::Reply,
+            source: node,
+            target: Target::One(packet.source),
+            bytes,
+            moved: bytes,
+            length,
+            injection,
+            open: 1,
+            after: 0,
+            load: Load::Reply { thread, to, data },
+        };
+        self.noc.send(&mut self.queue, reply);
+        Ok(())
+    }
+
+    /// Writes to a core's L1; what its compute side made ready from there is made ready again.
+    pub(super) fn put(&mut self, core: CoreId, address: u32, bytes: &[u8]) {
+        self.memory.l1[usize::from(core)].write(address, bytes);
+        if let Some(id) = self.cores[usize::from(core)].compute {
+            self.computes[id as usize].forget(address, bytes.len() as u32);
+        }
+    }
+}
