@@ -6,13 +6,16 @@ A product is compared with the same sum in float64 over the operands' stored val
 ``K`` terms, whatever their order, with or without fused multiply-adds, the error is at most
 
     (K + 2) * eps(sums) * (|a| @ |b|)  +  eps(result) * |exact|  +  tiny(result)
+    + rounding(operands) * (|a| @ |b|)
 
 (Higham, *Accuracy and Stability of Numerical Algorithms*, 3.1; eps is twice the unit roundoff, which covers
 the second-order terms). ``sums`` is float32, or float64 where an operand or the result is float64; the
-second term is the one rounding of the result, and ``tiny`` what it loses among subnormal numbers. Integers
-are exact.
+second term is the one rounding of the result, and ``tiny`` what it loses among subnormal numbers.
+``rounding`` is what the active engine declares that its products lose of their operands: nothing but on
+simulated chips. Integers are exact.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,6 +26,7 @@ import numpy as np
 import pytest
 
 import prunus as pr
+from prunus import engines
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 F16, F32, F64, I8, I32 = (np.dtype(t) for t in (np.float16, np.float32, np.float64, np.int8, np.int32))
@@ -88,16 +92,49 @@ def eps(dtype):
     return 0.0 if dtype.kind == "i" else float(ml_dtypes.finfo(dtype).eps)
 
 
+def rounding(dtype):
+    """What products of the active engine lose of operands of ``dtype``, before they are summed."""
+    return engines.active().rounding(dtype)
+
+
+def worst():
+    """The largest rounding of any operands."""
+    engine = engines.active()
+    return max(engine.rounding(dtype) for dtype in OPERANDS if dtype in engine.dtypes)
+
+
+def widest():
+    """The widest float that the active engine has."""
+    return F64 if F64 in engines.active().dtypes else F32
+
+
+def floats():
+    """The floats that the active engine has."""
+    return [dtype for dtype in FLOATS if dtype in engines.active().dtypes]
+
+
+@contextlib.contextmanager
+def declared(dtype):
+    """What is done with a dtype: as usual where the active engine declares it, refused by name elsewhere."""
+    if dtype in engines.active().dtypes:
+        yield
+        return
+    with pytest.raises(pr.tensix.UnsupportedError, match=f"has no {dtype.name}"):
+        yield
+
+
 def bound(a, b, kind, sums=None, more=0):
     """The largest error of ``a @ b`` (float64 arrays) that is rounded to ``kind``, with ``more`` terms."""
     if kind.kind == "i":
         return 0.0
+    # Operands of a result that was asked for may be of any dtype; and so may those of float32.
+    lost = worst() if sums is not None or kind == F32 else rounding(kind)
     sums = sums or (F64 if kind == F64 else F32)
     terms = a.shape[-1] + more
     with np.errstate(all="ignore"):
         size = np.abs(a) @ np.abs(b)
         tiny = float(ml_dtypes.finfo(kind).smallest_normal)
-        return (terms + 2) * eps(sums) * size + eps(kind) * np.abs(a @ b) + tiny
+        return ((terms + 2) * eps(sums) + lost) * size + eps(kind) * np.abs(a @ b) + tiny
 
 
 def check(got, a, b, kind, sums=None):

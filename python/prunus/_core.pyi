@@ -65,9 +65,14 @@ __all__ = [
     "set_level",
     "ssd",
     "tensix_blocking",
+    "tensix_covered",
     "tensix_dram",
     "tensix_estimate",
+    "tensix_multicast",
+    "tensix_multiply",
+    "tensix_norms",
     "tensix_product",
+    "tensix_streams",
     "tensix_traffic",
     "tilize",
     "untilize",
@@ -375,8 +380,21 @@ def tensix_estimate(
     format: str,
     fidelity: str,
     wide: bool,
+    decide: str = "static",
+    balance: bool = True,
     stop: Any | None = None,
 ) -> dict[str, Any]: ...
+def tensix_multiply(
+    spec_text: str,
+    tiles: tuple[int, int, int],
+    in0: bytes,
+    in1: bytes,
+    format: str,
+    fidelity: str,
+    wide: bool,
+    threads: int,
+    stop: Any | None = None,
+) -> tuple[dict[str, Any], bytes]: ...
 def tensix_blocking(
     spec_text: str,
     tiles: tuple[int, int, int],
@@ -403,6 +421,39 @@ def tensix_product(
     wide: bool,
     stop: Any | None = None,
 ) -> dict[str, float]: ...
+def tensix_covered(
+    chip: TensixChip, tiles: tuple[int, int, int], sparse: bool, formats: tuple[str, str], wide: bool
+) -> tuple[int, int, int]: ...
+def tensix_multicast(
+    chip: TensixChip,
+    tiles: tuple[int, int, int],
+    live: tuple[Sequence[int], Sequence[int]] | None,
+    buffers: tuple[int, int, int],
+    formats: tuple[str, str],
+    fidelity: str,
+    wide: bool,
+    timeline: int,
+    threads: int = 1,
+    stop: Any | None = None,
+) -> dict[str, Any]: ...
+def tensix_norms(branch: int, columns: int) -> tuple[int, int]: ...
+def tensix_streams(
+    chip: TensixChip,
+    buffers: Sequence[tuple[int, str, int, int]],
+    inputs: Sequence[tuple[int, int, int]],
+    outputs: Sequence[tuple[int, int, int]],
+    text: tuple[Sequence[Verb], Sequence[Verb], Sequence[Verb]],
+    repeats: NDArray[np.uint32],
+    groups: NDArray[np.uint32],
+    reads: tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint32]],
+    writes: tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint32]],
+    norms: tuple[int, int, int, str, bool, float | None, int, int, bytes | None] | None,
+    fidelity: str,
+    wide: bool,
+    timeline: int,
+    threads: int = 1,
+    stop: Any | None = None,
+) -> dict[str, Any]: ...
 
 # The Tensix simulator (rust/tensix). Cores are logical coordinates (x, y).
 def chip_names() -> list[str]: ...
@@ -482,6 +533,18 @@ class KernelContext:
     def exp_tile(self, dst: int) -> Verb: ...
     def recip_tile(self, dst: int) -> Verb: ...
     def abs_tile(self, dst: int) -> Verb: ...
+    def sqrt_tile(self, dst: int) -> Verb: ...
+    def square_tile(self, dst: int) -> Verb: ...
+    def softplus_tile(self, dst: int) -> Verb: ...
+    def mul_unary_tile(self, dst: int, value: float) -> Verb: ...
+    def add_unary_tile(self, dst: int, value: float) -> Verb: ...
+    def add_binary_tile(self, dst: int, other: int) -> Verb: ...
+    def sub_binary_tile(self, dst: int, other: int) -> Verb: ...
+    def mul_binary_tile(self, dst: int, other: int) -> Verb: ...
+    def binary_max_tile(self, dst: int, other: int) -> Verb: ...
+    def mask_tile(self, dst: int, mask: int) -> Verb: ...
+    def unary_bcast(self, broadcast: str, cb: int, tile: int, dst: int) -> Verb: ...
+    def reduce_tile(self, op: str, along: str, cb: int, tile: int, dst: int) -> Verb: ...
     def pack_tile(self, dst: int, cb: int, tile: int | None = None) -> Verb: ...
     def pack_tile_block(self, dst: int, cb: int, tiles: int) -> Verb: ...
     def pack_reconfig_l1_acc(self, on: bool) -> Verb: ...
@@ -498,6 +561,9 @@ class TensixChip:
     def context(
         self, core: tuple[int, int], name: str, pages: Sequence[tuple[int, int]]
     ) -> KernelContext: ...
+    def recorder(self) -> KernelContext: ...
+    def buffers(self) -> int: ...
+    def keep_buffers(self, count: int) -> None: ...
     def run(
         self,
         buffers: Sequence[tuple[int, Sequence[tuple[int, int]], str, int, int, int | None, int | None]],
@@ -507,4 +573,23 @@ class TensixChip:
         fp32_dest_acc: bool,
         limit: float,
         patience: float | None = None,
+        timeline: int = 0,
+        threads: int = 1,
     ) -> dict[str, Any]: ...
+    def pruned_columns(
+        self, tiles: tuple[int, int, int], format: str, out_format: str, fp32_dest_acc: bool
+    ) -> int: ...
+    def pruned_product(
+        self,
+        tiles: tuple[int, int, int],
+        buffers: tuple[int, int, int],
+        tau: float,
+        formats: tuple[str, str],
+        fidelity: str,
+        fp32_dest_acc: bool,
+        limit: float,
+        decide: str = "dynamic",
+        mask: bytes | None = None,
+        threads: int = 1,
+        stop: Any | None = None,
+    ) -> tuple[dict[str, Any], bytes]: ...

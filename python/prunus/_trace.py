@@ -111,6 +111,8 @@ class Span:
             return
         record = self._record
         record.seconds = perf_counter() - self._began
+        record.cycles += _CYCLES.get()
+        _CYCLES.set(0)
         record.thread = get_ident()
         ACTIVE.reset(self._token)
         self._trace._add(record, self._began)
@@ -156,6 +158,16 @@ class Span:
 _OFF: Final = Span(None, "")
 # The innermost trace of the calling context and the depth of the next operation.
 ACTIVE: Final[ContextVar[tuple[Trace, int] | None]] = ContextVar("prunus_trace", default=None)
+
+
+# Cycles that a simulated chip took since the last record was made.
+_CYCLES: Final[ContextVar[int]] = ContextVar("prunus_cycles", default=0)
+
+
+def spend(cycles: float) -> None:
+    """Count cycles of a simulated chip for the operation that runs, if anybody traces."""
+    if ACTIVE.get() is not None:
+        _CYCLES.set(_CYCLES.get() + round(cycles))
 
 
 def span(name: str) -> Span:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,6 +29,7 @@ def _on_disk(value: Any) -> bool:
     return type(value) is not np.ndarray and getattr(type(value), "on_disk", False)
 
 
+@engines.timed
 def matmul(
     a: Any,
     b: Any,
@@ -127,6 +129,9 @@ def _undone(value: Any) -> Array:
 
 def _dense(a: Array, b: Array, out: Array | None, kind: DType) -> Array:
     """Multiply two dense arrays under this package's dtype rules."""
+    engine = engines.active()
+    if engine.dense is not None:
+        return _dense_on(engine.dense, a, b, out, kind)
     inner = np.dtype(np.float32) if kind in HALVES else kind
     if kind in HALVES or kind == I32 or a.dtype != inner or b.dtype != inner:
         a, b = a.astype(inner, copy=False), b.astype(inner, copy=False)
@@ -134,6 +139,33 @@ def _dense(a: Array, b: Array, out: Array | None, kind: DType) -> Array:
     if out is None:
         return result
     _check_out(out, np.shape(result), kind)
+    out[...] = result
+    return out
+
+
+def _dense_on(multiply: Callable[..., None], a: Array, b: Array, out: Array | None, kind: DType) -> Array:
+    """Multiply by an engine's own product of (*batch, m, k) and (*batch, k, n)."""
+    left = a[None] if a.ndim == 1 else a
+    right = b[:, None] if b.ndim == 1 else b
+    if left.shape[-1] != right.shape[-2]:
+        raise ValueError(f"matmul: the inner sizes differ, a is {a.shape} and b is {b.shape}")
+    batch = _broadcast(left.shape[:-2], right.shape[:-2])
+    result = np.empty((*batch, left.shape[-2], right.shape[-1]), kind)
+    with span("matmul") as at:
+        multiply(
+            np.broadcast_to(left, (*batch, *left.shape[-2:])),
+            np.broadcast_to(right, (*batch, *right.shape[-2:])),
+            result,
+        )
+        if at:
+            at.ran(engines.active().name)
+    if a.ndim == 1:
+        result = result[..., 0, :]
+    if b.ndim == 1:
+        result = result[..., 0]
+    if out is None:
+        return result
+    _check_out(out, result.shape, kind)
     out[...] = result
     return out
 
@@ -335,6 +367,7 @@ def _narrow(data: Array, indices: Array, indptr: Array) -> tuple[Array, Array, A
 # Dense with dense, at chosen blocks ----------------------------------------------------------------------
 
 
+@engines.timed
 def sddmm(a: Any, b: Any, mask: BlockMask | BlockStorage, *, dtype: DTypeLike | None = None) -> Any:
     """Return ``a @ b`` at the blocks of ``mask`` only, as a BSR.
 

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prunus as pr
-from helpers import BF16, F16, F32, F64, layouts, values
+from helpers import BF16, F16, F32, F64, declared, floats, layouts, rounding, values
+from prunus import engines
 from prunus._trace import trace
 from prunus.pruning.policies import Fixed, Statistics, Threshold, TopK
 
@@ -48,14 +49,16 @@ def close(got, expected, dtype):
     assert type(got) is np.ndarray
     assert got.dtype == dtype
     assert got.shape == expected.shape
-    np.testing.assert_allclose(got.astype(np.float64), expected, rtol=CLOSE[dtype], atol=CLOSE[dtype])
+    # Weights are float32, whatever the operands are.
+    error = CLOSE[dtype] + 2 * rounding(F32)
+    np.testing.assert_allclose(got.astype(np.float64), expected, rtol=error, atol=error)
 
 
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_shape(data):
     draw = data.draw
-    dtype = draw(st.sampled_from([F32, F64, F16, BF16]))
+    dtype = draw(st.sampled_from(floats()))
     groups, share = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     n, m = draw(st.integers(1, 90)), draw(st.integers(1, 150))
     d, features = draw(st.integers(1, 70)), draw(st.integers(1, 70))
@@ -119,7 +122,12 @@ def test_scale(rng):
         close(pr.attention(q, k, v, scale=scale), dense(q, k, v, scale=scale), F32)
     # Scores in the thousands: a softmax without its maximum would overflow. Their own rounding shows.
     got = pr.attention(q, k, v, scale=300.0)
-    np.testing.assert_allclose(got, dense(q, k, v, scale=300.0), atol=2e-3)
+    if rounding(F32):
+        # Where products lose bits of their operands, thousands lose whole numbers: which keys win is open.
+        assert (got <= v.max(axis=1, keepdims=True) * (1 + rounding(F32)) + 1e-6).all()
+        assert (got >= v.min(axis=1, keepdims=True) * (1 + rounding(F32)) - 1e-6).all()
+    else:
+        np.testing.assert_allclose(got, dense(q, k, v, scale=300.0), atol=2e-3)
 
 
 def test_mixed_types(rng):
@@ -128,9 +136,10 @@ def test_mixed_types(rng):
     got = pr.attention(q, *half)
     close(got, dense(q, *half), F32)
     wide = [q.astype(F16), k.astype(F64), v]
-    close(pr.attention(*wide), dense(*wide), F64)
-    for a in CLOSE:
-        for b in CLOSE:
+    with declared(F64):
+        close(pr.attention(*wide), dense(*wide), F64)
+    for a in floats():
+        for b in floats():
             expected = a if a == b else F64 if F64 in (a, b) else F32
             for kinds in ([a, b, b], [b, a, b], [b, b, a]):
                 mixed = [x.astype(kind) for x, kind in zip((q, k, v), kinds, strict=True)]
@@ -163,7 +172,7 @@ def test_nothing_visible_gives_zeros(rng):
                 )
     no_features = pr.attention(q[..., :0], k[..., :0], v)
     np.testing.assert_allclose(
-        no_features, np.broadcast_to(v.mean(axis=1)[:, None], no_features.shape), atol=1e-6
+        no_features, np.broadcast_to(v.mean(axis=1)[:, None], no_features.shape), atol=1e-6 + rounding(F32)
     )
 
 
@@ -194,7 +203,20 @@ def test_all_scores_of_minus_infinity_are_nan_as_in_numpy():
 
 
 def pooled(q, k, size):
-    """Scores of blocks in float64: rows are blocks of queries, heads outermost."""
+    """Scores of blocks in float64: rows are blocks of queries, heads outermost.
+
+    Of an engine whose products lose bits they are its own, held against those: liveness is decided by them.
+    """
+    exact = pooled_exactly(q, k, size)
+    if not rounding(q.dtype):
+        return exact
+    own = np.zeros(exact.shape, F32)
+    engines.active().pooled_scores(q, k, own, 1 / math.sqrt(q.shape[-1]), size)
+    np.testing.assert_allclose(own, exact, atol=4 * rounding(q.dtype))
+    return own.astype(F64)
+
+
+def pooled_exactly(q, k, size):
     q, k = (x.astype(np.float64) for x in (q, k))
     k = np.repeat(k, q.shape[0] // k.shape[0], axis=0)
     means = [
@@ -309,7 +331,8 @@ def test_functions_see_scores_and_what_is_visible(rng):
         # The last block of keys that a block of queries sees, as far as it sees it.
         means = q[:, 16 * i : 16 * (i + 1)].mean(axis=1), k[:, first:end].mean(axis=1)
         expected[:, i, first // 16] = (means[0] * means[1]).sum(axis=1) / np.sqrt(8)
-    np.testing.assert_allclose(statistics.norms, expected.reshape(6, 3), rtol=1e-5, atol=1e-5)
+    error = 1e-5 + 2 * rounding(F32)
+    np.testing.assert_allclose(statistics.norms, expected.reshape(6, 3), rtol=error, atol=error)
     np.testing.assert_array_equal(statistics.visible[:3], [[1, 1, 0], [1, 1, 1], [1, 1, 1]])
     live = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1]], bool)  # the diagonal, here two blocks a row, is kept
     close(got, dense(q, k, v, elements(live, 16, 40, 48), causal=True), F32)

@@ -77,10 +77,10 @@ def test_integers(rng, activation, kind, n):
 def test_special_values(activation):
     W = pr.BSR(np.eye(16, dtype=np.float32), blocksize=(16, 16))
     x = np.zeros((16, 3), np.float32)
-    x[0], x[1], x[2], x[3] = np.nan, 1e30, -1e30, -0.0
+    x[0], x[1], x[2], x[3] = np.nan, 2.0**100, -(2.0**100), -0.0
     got = pr.matmul(pr.BSR(np.diag(np.ones(16, np.float32)), blocksize=1), x, activation=activation)
     assert np.isnan(got[0]).all()
-    np.testing.assert_array_equal(got[1], np.float32(1e30))
+    np.testing.assert_array_equal(got[1], np.float32(2.0**100))
     np.testing.assert_array_equal(got[2], 0)
     np.testing.assert_array_equal(got[3:], 0)
     # A whole block spreads the NaN to all of its rows, as NumPy does.

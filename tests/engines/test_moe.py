@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import prunus as pr
-from helpers import BF16, F16, F32, F64
+from helpers import BF16, F16, F32, F64, declared, widest, worst
 
 TOLERANCE = {F32: 1e-5, F64: 1e-12, F16: 5e-3, BF16: 4e-2}
 NAMES = ["relu", "gelu", "silu", None]
@@ -61,7 +61,9 @@ def weights(rng, experts, d, f, out, dtype=F32):
 def near(got, expected, dtype):
     assert got.dtype == dtype
     size = np.abs(expected).max(initial=1e-3)
-    np.testing.assert_allclose(got.astype(float), expected, rtol=0, atol=TOLERANCE[dtype] * 4 * size)
+    np.testing.assert_allclose(
+        got.astype(float), expected, rtol=0, atol=(TOLERANCE[dtype] + worst()) * 4 * size
+    )
 
 
 @pytest.mark.parametrize("dtype", [F32, F64, F16, BF16], ids=str)
@@ -112,7 +114,8 @@ def test_dtypes_mix(rng):
     x = rng.standard_normal((7, 12)).astype(np.float32)
     expected = plain(x, x.astype(float) @ router.astype(float).T, 2, up, down, gate)
     near(pr.moe(x, router, up, down, gate), expected, F32)
-    assert pr.moe(x.astype(np.float64), router, up, down).dtype == F64
+    with declared(F64):
+        assert pr.moe(x.astype(np.float64), router, up, down).dtype == F64
     assert pr.moe(x.astype(np.float16), router, up, down).dtype == F32
 
 
@@ -194,8 +197,10 @@ def test_shared_experts(rng):
 @pytest.mark.parametrize("form", ["stacked", "in line", "bsr", "ffn"])
 @pytest.mark.parametrize("gated", [False, True])
 def test_hidden_units_are_pruned(rng, form, gated):
-    router, up, down, gate = weights(rng, 4, 12, 30, 10, F64)
-    x = rng.standard_normal((8, 12))
+    dtype = widest()
+    # Values of few bits, so that no engine's rounding turns a decision over.
+    router, up, down, gate = (w.astype(BF16).astype(dtype) for w in weights(rng, 4, 12, 30, 10, dtype))
+    x = rng.standard_normal((8, 12)).astype(BF16).astype(dtype)
     tau = 0.3
     expected = plain(x, x @ router.T, 2, up, down, gate if gated else None, "relu", tau=tau)
     if form == "in line":
@@ -206,24 +211,25 @@ def test_hidden_units_are_pruned(rng, form, gated):
     if form == "ffn":
         decides = "gate" if gated else "up"
         parts = ([pr.FFN.pack(*p, decide=decides) for p in zip(*parts, strict=True)],)
-    near(pr.moe(x, router, *parts, activation="relu", prune=pr.Threshold(tau)), expected, F64)
+    near(pr.moe(x, router, *parts, activation="relu", prune=pr.Threshold(tau)), expected, dtype)
     # Branches, one policy for each expert, a mask that is known; nothing pruned by any of them.
     full = plain(x, x @ router.T, 2, up, down, gate if gated else None, "relu")
     for prune in (pr.TopK(fraction=1.0), [pr.Threshold(0.0, norm="l2")] * 4, pr.Fixed(np.ones(8, bool))):
-        near(pr.moe(x, router, *parts, activation="relu", prune=prune, branch=4), full, F64)
+        near(pr.moe(x, router, *parts, activation="relu", prune=prune, branch=4), full, dtype)
     # All dead: zeros.
     got = pr.moe(x, router, *parts, activation="relu", prune=pr.Threshold(1e9))
     np.testing.assert_array_equal(got, np.zeros((8, 10)))
 
 
 def test_dead_units_do_not_meet_infinities(rng):
-    router, up, down, _ = weights(rng, 3, 12, 20, 10, F64)
-    x = rng.standard_normal((4, 12))
+    dtype = widest()
+    router, up, down, _ = weights(rng, 3, 12, 20, 10, dtype)
+    x = rng.standard_normal((4, 12)).astype(dtype)
     mask = np.arange(20) % 3 != 0
     expected = pr.moe(x, router, up[:, mask], down[:, :, mask])
     down[:, :, ~mask] = np.inf
     up[:, ~mask] = np.nan
-    near(pr.moe(x, router, up, down, prune=pr.Fixed(mask)), expected, F64)
+    near(pr.moe(x, router, up, down, prune=pr.Fixed(mask)), expected, dtype)
 
 
 def test_counters(rng):

@@ -4,7 +4,23 @@ import numpy as np
 import pytest
 
 import prunus as pr
-from helpers import BF16, F16, F32, F64, FLOATS, I8, bound, close, dense, layouts, natural, sparse, values
+from helpers import (
+    BF16,
+    F16,
+    F32,
+    F64,
+    FLOATS,
+    I8,
+    bound,
+    close,
+    declared,
+    dense,
+    layouts,
+    natural,
+    sparse,
+    values,
+    worst,
+)
 
 SIZES = [
     # (m, k, n), blocks of a, of b
@@ -52,8 +68,8 @@ def test_mixed_dtypes(rng, a, b):
     got = A @ B
     assert got.dtype == kind
     compare(got, dense(A) @ dense(B), bound(dense(A), dense(B), kind))
-    wide = pr.matmul(A, B, dtype=np.float64)
-    assert wide.dtype == F64
+    with declared(F64):
+        assert pr.matmul(A, B, dtype=np.float64).dtype == F64
     x, y = values(rng, (37, 53), a), values(rng, (53, 29), b)
     mask = pr.BlockMask.random((37, 29), (8, 8), 0.5, rng)
     scores = pr.sddmm(x, y, mask)
@@ -77,7 +93,7 @@ def test_sparse_special_cases(rng):
     # Unsorted and duplicate blocks.
     data = values(rng, (3, 4, 8), F32)
     mixed = pr.BSR((data, [2, 0, 2], [0, 3, 3, 3, 3, 3]), shape=(20, 24))
-    compare(mixed @ B, dense(mixed) @ dense(B), 1e-4)
+    compare(mixed @ B, dense(mixed) @ dense(B), 1e-4 + 16 * worst())
     # Operands stay as they are.
     before = A.data.copy(), A.indices.copy(), B.data.copy()
     A @ B

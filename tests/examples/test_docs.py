@@ -68,6 +68,8 @@ def test_tensix(monkeypatch, capsys):
     assert not failed, capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
     lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.S)).splitlines()
+    # What a bench prints is its machine's.
+    lines = [line for line in lines if " matmul " in line]
     assert len(lines) == 4
     for line in lines[::3]:  # each takes seconds
         words = shlex.split(line)

@@ -127,7 +127,7 @@ def ways_table(ways: Sequence[Way]) -> str:
 
 
 def on_device(name: str, packed: Path, keep: float) -> str:
-    """Run the first layer of a packed model on an engine; return its table of operations.
+    """Run the first layer of a packed model on an engine; return what it did there, as tables.
 
     Raises
     ------
@@ -145,9 +145,10 @@ def on_device(name: str, packed: Path, keep: float) -> str:
         x = model.weights.embed(np.arange(1))
     policy = Ranked(keep, None, Tally())
     want = layer(x, "silu", prune=policy)
-    with pr.device(name), pr.trace() as traced:
+    with pr.device(name) as engine, pr.trace() as traced:
         found = layer(x, "silu", prune=policy)
     error = float(np.abs(found - want).max() / np.abs(want).max())
     if not error < 2e-2:
         raise WrongResultError(f"the layer on {name} is off by {error:.1e}")
-    return traced.table()
+    chip = getattr(engine, "chip", None)
+    return str(traced.table()) if chip is None else f"{traced.table()}\n\n{chip.report().table()}"

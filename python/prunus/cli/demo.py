@@ -37,7 +37,7 @@ live: units that were live for a row, and for at least one row (union), at thres
 skipped: shares of a dense layer's work and of its weights; error: of the outputs, relative, against float64;
 ms: median of one pass over all layers; dense: the fastest of NumPy (float32) and torch."""
 
-_TENSIX = "tensix"
+_TENSIX = "tensix:n150"
 
 
 def add(commands: Commands) -> None:

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunus.cli import tensix_bench
 from prunus.cli._arguments import Commands, densities, number, share
 from prunus.cli._files import refusing, writable
 from prunus.cli.errors import CommandError
 
 if TYPE_CHECKING:
+    from prunus.tensix.spec import ChipSpec
     from prunus.tensix.validation.rows import Row
     from prunus.tensix.validation.run import Prediction
 
@@ -21,7 +23,8 @@ _SWEEP = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 _MATMUL = """\
 Run the product of an M x K and a K x N matrix on a simulated chip, without values, and tell what it costs and
 what bounds it. With --density the left operand is block-sparse: blocks that are not live are neither read nor
-sent nor multiplied."""
+sent nor multiplied. Which ones are live is known before (static), or found out by the cores (dynamic).
+With --sweep the three are compared at several densities."""
 
 _KINDS = ("gemm", "noc", "dram")
 _SHOWN = 20
@@ -66,9 +69,11 @@ def add(commands: Commands) -> None:
         nargs="?",
         const=list(_SWEEP),
         metavar="DENSITIES",
-        help="dense, and sparse at several densities (default: 2%% to 100%%)",
+        help="dense, static and dynamic at several densities (default: 2%% to 100%%)",
     )
+    arg("--plot", metavar="PATH", type=Path, help="draw the sweep (needs matplotlib)")
     product.set_defaults(run=matmul)
+    tensix_bench.add(kinds)
 
 
 def validate(options: argparse.Namespace) -> int:
@@ -109,35 +114,49 @@ def validate(options: argparse.Namespace) -> int:
 
 def matmul(options: argparse.Namespace) -> int:
     """Run a product, or several of different densities, and print a row for each."""
-    from prunus._progress import Progress
-    from prunus._table import format_table
-    from prunus.tensix.estimate import Estimate, estimate_matmul, random_blocks
     from prunus.tensix.spec import ChipSpec
 
-    rows: list[tuple[str, Estimate]] = []
-    wanted = [options.density] if options.sweep is None else [None, *options.sweep]
+    if options.plot is not None and options.sweep is None:
+        raise CommandError("--plot draws a sweep: give --sweep too")
     with refusing():
+        if options.plot is not None:
+            writable(str(options.plot))
+            _require_matplotlib()
         chip = ChipSpec.load(options.chip) if options.chip.endswith(".toml") else ChipSpec.named(options.chip)
-        with Progress(len(wanted), "matmul") as bar:
-            for density in wanted:
-                live = None
-                if density is not None:
-                    blocks = (-(-options.m // options.block), -(-options.k // options.block))
-                    live = random_blocks(*blocks, density, options.seed)
-                found = estimate_matmul(
-                    options.m,
-                    options.k,
-                    options.n,
-                    chip,
-                    live=live,
-                    block=options.block,
-                    dtype=options.dtype,
-                    fidelity=options.fidelity,
-                )
-                rows.append(("dense" if density is None else f"{100 * density:g} %", found))
-                bar.step(rows[-1][0])
-    dense = rows[0][1].cycles if options.sweep is not None else None
-    header = ["live", "cycles", "us", "TFLOP/s", "of peak", "DRAM MB", "NoC MB", "bound"]
+        table = _one(options, chip) if options.sweep is None else _sweep(options, chip)
+    what = f"{options.m} x {options.k} x {options.n}, {options.dtype} {options.fidelity}"
+    print(f"{chip.name}: {what}, blocks of {options.block} x {options.block}\n")
+    print(table)
+    return 0
+
+
+def _one(options: argparse.Namespace, chip: "ChipSpec") -> str:
+    """Run a product, and return the table of what it costs."""
+    from prunus._progress import Progress
+    from prunus._table import format_table
+    from prunus.tensix.estimate import Estimate, estimate_matmul
+
+    ways = [("dense", "static")]
+    if options.density is not None:
+        ways = [("static", "static"), ("dynamic", "dynamic")]
+    rows: list[tuple[str, Estimate]] = []
+    with Progress(len(ways), "matmul") as bar:
+        for label, decide in ways:
+            found = estimate_matmul(
+                options.m,
+                options.k,
+                options.n,
+                chip,
+                live=options.density,
+                seed=options.seed,
+                block=options.block,
+                decide=decide,
+                dtype=options.dtype,
+                fidelity=options.fidelity,
+            )
+            rows.append((label if options.density is None else f"{100 * options.density:g} % {label}", found))
+            bar.step(label)
+    header = ["live", "cycles", "us", "TFLOP/s", "of peak", "DRAM MB", "hop MB", "bound"]
     cells = [
         [
             label,
@@ -146,19 +165,55 @@ def matmul(options: argparse.Namespace) -> int:
             f"{one.tflops:.2f}",
             f"{one.utilisation:.0%}",
             f"{one.dram_bytes / 1e6:.1f}",
-            f"{one.noc_bytes / 1e6:.1f}",
+            f"{one.hop_bytes / 1e6:.1f}",
             f"{one.bound} {max(one.busy.values()):.0%}",
         ]
         for label, one in rows
     ]
-    if dense is not None:
-        header.insert(3, "x dense")
-        for line, (_, one) in zip(cells, rows, strict=True):
-            line.insert(3, f"{dense / one.cycles:.2f}")
-    what = f"{options.m} x {options.k} x {options.n}, {options.dtype} {options.fidelity}"
-    print(f"{chip.name}: {what}, blocks of {options.block} x {options.block}\n")
-    print(format_table(header, cells))
-    return 0
+    return format_table(header, cells)
+
+
+def _sweep(options: argparse.Namespace, chip: "ChipSpec") -> str:
+    """Run a product at several densities; return the table, and where it breaks even with the dense one."""
+    from prunus._progress import Progress
+    from prunus._table import format_table
+    from prunus.tensix.sweep import plot, sweep
+
+    with Progress(1 + 2 * len(options.sweep), "matmul") as bar:
+        found = sweep(
+            options.m,
+            options.k,
+            options.n,
+            chip,
+            options.sweep,
+            seed=options.seed,
+            block=options.block,
+            dtype=options.dtype,
+            fidelity=options.fidelity,
+            done=bar.step,
+        )
+    kinds = {"static": found.static, "dynamic": found.dynamic}
+    header = ["live", "dense", *kinds, *(f"{kind} x" for kind in kinds), *(f"{kind} MB" for kind in kinds)]
+    cells = []
+    for i, density in enumerate(found.densities):
+        line = [f"{100 * density:g} %", f"{found.dense.cycles:.0f}"]
+        line += [f"{some[i].cycles:.0f}" for some in kinds.values()]
+        line += [f"{found.gains(some)[i]:.2f}" for some in kinds.values()]
+        line += [f"{some[i].dram_bytes / 1e6:.1f}" for some in kinds.values()]
+        cells.append(line)
+    lines = [format_table(header, cells), ""]
+    for kind, some in kinds.items():
+        even = found.break_even(some)
+        if even is not None:
+            lines.append(f"{kind}: as fast as dense at {even:.0%} live")
+        else:
+            faster = all(one.cycles <= found.dense.cycles for one in some)
+            said = "faster than dense at each" if faster else "no break-even at any"
+            lines.append(f"{kind}: {said} of these")
+    if options.plot is not None:
+        plot(options.plot, found)
+        lines.append(f"plot: {options.plot}")
+    return "\n".join(lines)
 
 
 def _require_matplotlib() -> None:

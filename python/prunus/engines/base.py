@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from prunus._core import Packed
@@ -82,6 +83,21 @@ class Engine(Protocol):
     """
 
     name: str
+    #: Dtypes of operands and results.
+    dtypes: frozenset[DType]
+
+    #: Whether results have values; an engine that only takes time leaves zeros.
+    computes: bool
+
+    def rounding(self, dtype: DType) -> float:
+        """Return the largest relative error of a product of two values of a dtype, before it is summed.
+
+        0 where products are exact or rounded as sums are, in float32 or better.
+        """
+        ...
+
+    #: Writes the product of (*batch, m, k) and (*batch, k, n) to its third argument; None leaves it to NumPy.
+    dense: Callable[[Array, Array, Array], None] | None
 
     def hold(self, x: Array, w: DType, out: DType, blocksize: tuple[int, int]) -> Any:
         """Return what makes many products with one dense operand faster, or None.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from prunus import _core
-from prunus._dtypes import Array, DType
+from prunus._dtypes import I32, OPERANDS, Array, DType
 from prunus._layout import Index
 from prunus._threads import THREADS
 from prunus.engines.base import Blocks, Found
@@ -21,6 +22,13 @@ class CpuEngine:
     """Products on the host's cores, with the SIMD level chosen when the package was loaded."""
 
     name = "cpu"
+    dtypes = OPERANDS | {I32}
+    computes = True
+    dense: Callable[[Array, Array, Array], None] | None = None
+
+    def rounding(self, dtype: DType) -> float:
+        """See :class:`prunus.engines.base.Engine`: sums round, products do not."""
+        return 0.0
 
     def hold(self, x: Array, w: DType, out: DType, blocksize: tuple[int, int]) -> Any:
         """See :class:`prunus.engines.base.Engine`."""

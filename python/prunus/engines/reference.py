@@ -6,14 +6,14 @@ It is slow and exact: floats accumulate in float64, int8 in int64, and one round
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from prunus import _layout as lay
 from prunus._arrays import from_panels
-from prunus._dtypes import F32, F64, I8, Array, DType
+from prunus._dtypes import F32, F64, I8, I32, OPERANDS, Array, DType
 from prunus._layout import Index
 from prunus.engines.base import Blocks, Found
 
@@ -62,6 +62,13 @@ class ReferenceEngine:
     """Products as a reader would write them down."""
 
     name = "reference"
+    dtypes = OPERANDS | {I32}
+    computes = True
+    dense: Callable[[Array, Array, Array], None] | None = None
+
+    def rounding(self, dtype: DType) -> float:
+        """See :class:`prunus.engines.base.Engine`: sums round, products do not."""
+        return 0.0
 
     def hold(self, x: Array, w: DType, out: DType, blocksize: tuple[int, int]) -> Any:
         """See :class:`prunus.engines.base.Engine`."""
@@ -268,7 +275,9 @@ class ReferenceEngine:
                     gain = (step * x)[:, None] * b[at][t].astype(np.float64)
                     h = np.exp(step[:, None] * rates) * h + gain
                     # A channel's sum by itself: a matrix product's order depends on how many there are.
-                    y = (h * c[at][t].astype(np.float64)).sum(axis=1) + skip * x
+                    y = (h * c[at][t].astype(np.float64)).sum(axis=1)
+                    if d is not None:
+                        y = y + skip * x
                     if z is not None:
                         y = y * _activate(z[at][t].astype(np.float64), "silu")
                     out[at][t] = np.where(every[member * length + t], y, 0)

@@ -24,6 +24,7 @@ __all__ = ["attention"]
 _TOGETHER: Final = 1 << 17
 
 
+@engines.timed
 def attention(
     q: Any,
     k: Any,

@@ -95,6 +95,7 @@ class FeedForward:
     ) -> None:
         raise NotImplementedError
 
+    @engines.timed
     def __call__(
         self,
         x: Any,
@@ -451,6 +452,7 @@ class FFN(FeedForward):
         )
 
 
+@engines.timed
 def ffn(
     x: Any,
     w_up: Any,

@@ -24,6 +24,7 @@ _MANY: Final = 5
 _READ: Final = 16 << 20
 
 
+@engines.timed
 def linear(
     x: Any,
     w: Any,

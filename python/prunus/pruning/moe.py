@@ -22,6 +22,7 @@ from prunus.pruning.policies import Fixed, Policy, Router, as_policy, decide
 __all__ = ["moe"]
 
 
+@engines.timed
 def moe(
     x: ArrayLike,
     router: ArrayLike | None,

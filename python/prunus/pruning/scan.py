@@ -20,6 +20,7 @@ __all__ = ["selective_scan", "selective_step"]
 _OPTIONAL: Final = frozenset({"D", "z", "delta_bias", "state"})
 
 
+@engines.timed
 def selective_scan(
     u: ArrayLike,
     delta: ArrayLike,
@@ -136,6 +137,7 @@ def selective_scan(
     return (y, before) if return_state else y
 
 
+@engines.timed
 def selective_step(
     u: ArrayLike,
     delta: ArrayLike,

@@ -18,6 +18,7 @@ from prunus._core import KernelContext, Place, Verb
 from prunus.tensix.buffers import Buffer, Matrix, tile_bytes, tilize, untilize
 from prunus.tensix.chip import Chip
 from prunus.tensix.cores import CoreRange
+from prunus.tensix.engine import TensixEngine
 from prunus.tensix.errors import (
     DeadlockError,
     EndlessError,
@@ -29,8 +30,9 @@ from prunus.tensix.errors import (
 )
 from prunus.tensix.estimate import Estimate, estimate_matmul, random_blocks
 from prunus.tensix.program import Kernel, Program
-from prunus.tensix.report import Report
+from prunus.tensix.report import Operation, Report
 from prunus.tensix.spec import ChipSpec
+from prunus.tensix.timeline import Interval, Timeline
 
 __all__ = [
     "Buffer",
@@ -40,15 +42,19 @@ __all__ = [
     "DeadlockError",
     "EndlessError",
     "Estimate",
+    "Interval",
     "Kernel",
     "KernelContext",
     "Matrix",
     "MisusedError",
+    "Operation",
     "Place",
     "Program",
     "Report",
     "SpecError",
+    "TensixEngine",
     "TensixError",
+    "Timeline",
     "UndefinedError",
     "UnsupportedError",
     "Verb",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from prunus import _core
+from prunus._threads import get_num_threads
 from prunus.tensix.buffers import Buffer, Matrix, format_of, shape_of, tile_bytes, tilize, untilize
 from prunus.tensix.cores import Core, CoreRange
 from prunus.tensix.errors import MisusedError, TensixError
 from prunus.tensix.program import Program
-from prunus.tensix.report import Report
+from prunus.tensix.report import Operation, Report
 from prunus.tensix.spec import ChipSpec
+from prunus.tensix.timeline import MOST
 
 __all__ = ["Chip", "Fidelity", "Mode"]
 
@@ -24,7 +28,8 @@ Fidelity: TypeAlias = Literal["LoFi", "HiFi2", "HiFi3", "HiFi4"]
 class Chip:
     """A simulated chip with its memory.
 
-    Runs are deterministic: the same program takes the same cycles and gives the same bits, every time.
+    Runs are deterministic: the same program takes the same cycles and gives the same bits, every time. Values
+    are computed on as many threads as `prunus.num_threads` says; neither cycles nor bits depend on it.
 
     Parameters
     ----------
@@ -32,6 +37,8 @@ class Chip:
         A chip that comes with the package, by its name, or a description.
     mode : {"full", "timing"}
         Whether values are computed, or only time; then memory holds nothing, and reading it is an error.
+    timeline : bool or int
+        Whether runs record what their threads do, and how many intervals of it at most; True is 2^20.
 
     Raises
     ------
@@ -50,7 +57,9 @@ class Chip:
     40.0
     """
 
-    def __init__(self, spec: str | ChipSpec = "n150", mode: Mode = "full") -> None:
+    def __init__(
+        self, spec: str | ChipSpec = "n150", mode: Mode = "full", *, timeline: bool | int = False
+    ) -> None:
         if mode not in ("full", "timing"):
             raise ValueError(f"mode is full or timing, got {mode!r}")
         if not isinstance(spec, str | ChipSpec):
@@ -59,7 +68,10 @@ class Chip:
         self._mode = mode
         self._core = _core.TensixChip(self._spec.text, mode == "full")
         self._running = False
-        self._report: Report | None = None
+        #: Of threads that use the chip as an engine.
+        self._turn = threading.RLock()
+        self._timeline = _intervals(timeline)
+        self._operations: list[Operation] = []
 
     @property
     def spec(self) -> ChipSpec:
@@ -253,6 +265,9 @@ class Chip:
         fp32_dest_acc: bool = False,
         limit: float = 1e9,
         patience: float | None = 10.0,
+        name: str | None = None,
+        flops: float | None = None,
+        timeline: bool | int | None = None,
     ) -> Report:
         """Run a program to its end.
 
@@ -268,11 +283,18 @@ class Chip:
             Cycles after which the program is stopped.
         patience : float or None
             Seconds after which a kernel that does not yield is stopped. None lets it be, for a debugger.
+        name : str, optional
+            What reports call the run; by default the program's name.
+        flops : float, optional
+            Useful operations; by default what the matrix units do, padding included.
+        timeline : bool or int, optional
+            Whether to record what threads do, and how many intervals of it at most; by default as the chip
+            does.
 
         Returns
         -------
         Report
-            What it took and moved.
+            What it took and moved; :meth:`report` has all runs.
 
         Raises
         ------
@@ -291,27 +313,55 @@ class Chip:
             raise TypeError(f"expected a Program, got {type(program).__name__}")
         if not limit > 0:
             raise MisusedError(f"misused: a limit of {limit} cycles")
+        room = self._timeline if timeline is None else _intervals(timeline)
         core = self._idle()
         self._running = True
         try:
             buffers, semaphores, kernels = program._start(core)
-            found = core.run(buffers, semaphores, kernels, fidelity, fp32_dest_acc, limit, patience)
+            found = core.run(
+                buffers,
+                semaphores,
+                kernels,
+                fidelity,
+                fp32_dest_acc,
+                limit,
+                patience,
+                room,
+                get_num_threads(),
+            )
         finally:
             self._running = False
-        self._report = Report(chip=self._spec.name, clock_ghz=self._spec.clock_ghz, **found)
-        return self._report
+        done = self._record(found, name=program.name if name is None else name, flops=flops)
+        return Report(self._spec, [done])
+
+    def _record(self, found: Mapping[str, Any], *, name: str, flops: float | None = None) -> Operation:
+        """Enter a run, as the compiled side reports it, and return its part of the report."""
+        done = Operation(self._spec, found, name=name, flops=flops)
+        self._operations.append(done)
+        return done
 
     def report(self) -> Report:
-        """Return what the last run took and moved.
+        """Return what all runs since the chip was made, or since :meth:`reset_report`, took and moved.
 
         Raises
         ------
         TensixError
             If nothing has run.
         """
-        if self._report is None:
+        if not self._operations:
             raise TensixError("nothing has run on this chip yet")
-        return self._report
+        return Report(self._spec, self._operations)
+
+    def reset_report(self) -> None:
+        """Forget the runs so far: reports begin anew."""
+        self._operations = []
 
     def __repr__(self) -> str:
         return f"<Chip {self._spec.name!r}, {self._mode}>"
+
+
+def _intervals(timeline: bool | int) -> int:
+    """Return how many intervals a timeline may have."""
+    if not 0 <= timeline < 2**32:
+        raise MisusedError(f"misused: a timeline of {timeline} intervals")
+    return MOST if timeline is True else int(timeline)

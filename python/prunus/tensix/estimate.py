@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus import _core
+from prunus.tensix.report import Operation
 from prunus.tensix.spec import ChipSpec
 
 __all__ = ["Estimate", "estimate_matmul", "random_blocks"]
@@ -17,8 +18,8 @@ __all__ = ["Estimate", "estimate_matmul", "random_blocks"]
 TILE = 32
 PHASES = {"LoFi": 1, "HiFi2": 2, "HiFi3": 3, "HiFi4": 4}
 
-# From this share of the time on, a part that works is what a product waits for.
-BINDS = 0.7
+# Who says what is live of the left operand.
+DECIDE = ("static", "dynamic", "epilogue", "host")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class Estimate:
         These, in 10^12 a second.
     utilisation : float
         Share of the peak of all cores of the compute grid at this fidelity.
-    dram_bytes, noc_bytes : int
-        To and from DRAM; over links of the networks, a byte counted on each link that it passes.
+    dram_bytes, noc_bytes, hop_bytes : int
+        To and from DRAM; into the networks; over links between routers, a byte counted on each that it
+        passes.
     busy : dict of str to float
         Share of the time for which the busiest matrix unit ("math"), unpacker, packer, link ("NoC") and
         channel of DRAM work.
@@ -50,7 +52,7 @@ class Estimate:
         Share of the busiest matrix unit's work that the mean one is short of.
     bound : str
         What the product waits for: one of the parts of ``busy``, "imbalance", or "latency" (hand-overs
-        between parts none of which works all the time).
+        between parts none of which works all the time); :mod:`prunus.tensix.bounds` has the rule.
     events : int
         Events of the simulation.
     """
@@ -65,6 +67,7 @@ class Estimate:
     utilisation: float
     dram_bytes: int
     noc_bytes: int
+    hop_bytes: int
     busy: dict[str, float]
     imbalance: float
     bound: str
@@ -104,8 +107,11 @@ def estimate_matmul(
     n: int,
     chip: str | ChipSpec = "n150",
     *,
-    live: NDArray[np.bool_] | None = None,
+    live: NDArray[np.bool_] | float | None = None,
+    seed: int = 0,
     block: int = TILE,
+    decide: str = "static",
+    balance: bool = True,
     dtype: str = "bfloat16",
     fidelity: str = "HiFi2",
     fp32_dest_acc: bool = False,
@@ -113,8 +119,8 @@ def estimate_matmul(
     """Run the product of an (m, k) and a (k, n) matrix on a simulated chip, without values.
 
     Operands lie in DRAM, a tile a page, and the result goes there. A dense product is cut as Tenstorrent's
-    benchmark does it. Of a sparse one dead tiles are neither read nor sent nor multiplied; rows of tiles are
-    dealt to rows of cores so that each has about as many live ones.
+    benchmark does it. Of a sparse one dead tiles are neither read nor sent nor multiplied. Its pattern is
+    known before the program runs, or found out as it runs; finding out is part of the program and its cost.
 
     Parameters
     ----------
@@ -122,11 +128,23 @@ def estimate_matmul(
         Sizes, at least 1; padded to tiles of 32.
     chip : str or ChipSpec
         The chip.
-    live : ndarray of bool, optional
-        Shape (ceil(m / block), ceil(k / block)): which blocks of the left operand exist. None: all, as a
-        dense product.
+    live : ndarray of bool, or float, optional
+        Shape (ceil(m / block), ceil(k / block)): which blocks of the left operand are live; or the share of
+        them that is, drawn by :func:`random_blocks`. None: all, as a dense product.
+    seed : int
+        Of the blocks that are drawn.
     block : int
         Rows and columns of a block, a multiple of 32.
+    decide : str
+        Who says which blocks are live. "static": they are known before, DRAM holds no others, and each kernel
+        has its list. With the other three the operand lies in DRAM with all its tiles and rows of tiles stay
+        where they are. "dynamic": the cores find the largest magnitude of each tile, tell each other what is
+        live, and make their lists. "epilogue": the operation before has left with each core which of its
+        share of tiles are live; that is told and listed. "host": as "dynamic", but the magnitudes go to the
+        host, and what is live comes back; the host's own work costs nothing.
+    balance : bool
+        Of a pattern that is known before: rows of tiles are dealt to rows of cores so that each has about as
+        many live ones. False: they stay where they are.
     dtype : str
         Format of the tiles: "bfloat16", "bfloat8_b", "bfloat4_b", "float32", ...
     fidelity : str
@@ -142,13 +160,16 @@ def estimate_matmul(
     Raises
     ------
     ValueError
-        If sizes, blocks, dtype or fidelity are wrong, or nothing fits into L1.
+        If sizes, blocks, density, dtype, fidelity or ``decide`` are wrong, or nothing fits into L1.
 
     Examples
     --------
     >>> dense = estimate_matmul(512, 512, 512)
     >>> sparse = estimate_matmul(512, 512, 512, live=random_blocks(16, 16, 0.1))
     >>> sparse.dram_bytes < dense.dram_bytes
+    True
+    >>> pruned = estimate_matmul(512, 512, 512, live=0.1, decide="dynamic")
+    >>> pruned.cycles > sparse.cycles  # what is live had to be found out
     True
     """
     spec = ChipSpec.named(chip) if isinstance(chip, str) else chip
@@ -158,16 +179,22 @@ def estimate_matmul(
         raise ValueError(f"block must be a multiple of {TILE}, got {block}")
     if fidelity not in PHASES:
         raise ValueError(f"fidelity must be one of {', '.join(PHASES)}, got {fidelity!r}")
+    if decide not in DECIDE:
+        raise ValueError(f"decide must be one of {', '.join(DECIDE)}, got {decide!r}")
+    if live is None and decide != "static":
+        raise ValueError(f'decide="{decide}" needs to know what will be live: give a mask or a density')
     tiles = (-(-m // TILE), -(-k // TILE), -(-n // TILE))
     rows = None
     share = 1.0
     if live is not None:
         blocks = (-(-m // block), -(-k // block))
+        if not isinstance(live, np.ndarray):
+            live = random_blocks(*blocks, live, seed)
         if live.shape != blocks or live.dtype != np.bool_:
             raise ValueError(f"live must be bool of shape {blocks}, got {live.dtype} of shape {live.shape}")
         share = float(live.mean())
         rows = _tile_rows(live, block // TILE, tiles)
-    run = _core.tensix_estimate(spec.text, tiles, rows, dtype, fidelity, fp32_dest_acc)
+    run = _core.tensix_estimate(spec.text, tiles, rows, dtype, fidelity, fp32_dest_acc, decide, balance)
     return _estimate(spec, (m, k, n), share, fidelity, run)
 
 
@@ -184,39 +211,24 @@ def _estimate(
     spec: ChipSpec, shape: tuple[int, int, int], share: float, fidelity: str, run: dict[str, Any]
 ) -> Estimate:
     m, k, n = shape
-    cycles = run["cycles"]
-    seconds = cycles / (spec.clock_ghz * 1e9)
     flops = 2.0 * m * k * n * share
+    done = Operation(spec, run, name="matmul", flops=flops)
     across, down = spec.workers["compute_grid"]
     peak = 2.0 * TILE**3 / (16 * PHASES[fidelity]) * across * down * spec.clock_ghz * 1e9
-    math = [core["math_busy"] for core in run["cores"]]
-    busiest = max(math, default=0.0)
-    busy = {
-        "math": busiest,
-        "unpack": max((max(core["unpack_busy"]) for core in run["cores"]), default=0.0),
-        "pack": max((core["pack_busy"] for core in run["cores"]), default=0.0),
-        "NoC": max((link[4] for link in run["links"]), default=0.0),
-        "DRAM": max((channel[2] for channel in run["channels"]), default=0.0),
-    }
-    busy = {part: work / cycles if cycles else 0.0 for part, work in busy.items()}
-    imbalance = 1 - sum(math) / len(math) / busiest if busiest else 0.0
-    part = max(busy, key=lambda name: busy[name])
-    bound = part if busy[part] >= BINDS else "latency"
-    if bound in {"math", "unpack"} and imbalance > 1 - BINDS:
-        bound = "imbalance"
     return Estimate(
         chip=spec.name,
         shape=shape,
         density=share,
-        cycles=cycles,
-        seconds=seconds,
+        cycles=done.cycles,
+        seconds=done.seconds,
         flops=flops,
-        tflops=flops / seconds / 1e12 if seconds else 0.0,
-        utilisation=flops / seconds / peak if seconds else 0.0,
-        dram_bytes=sum(channel[1] for channel in run["channels"]),
-        noc_bytes=run["hop_bytes"],
-        busy=busy,
-        imbalance=imbalance,
-        bound=bound,
-        events=run["events"],
+        tflops=done.tflops,
+        utilisation=flops / done.seconds / peak if done.seconds else 0.0,
+        dram_bytes=done.dram_bytes,
+        noc_bytes=done.noc_bytes,
+        hop_bytes=done.hop_bytes,
+        busy=done.busiest,
+        imbalance=done.imbalance,
+        bound=done.bound,
+        events=done.events,
     )

@@ -46,6 +46,11 @@ class _Launch:
 class Program:
     """What runs on a chip at once. A program can run many times, and on several chips.
 
+    Parameters
+    ----------
+    name : str, optional
+        What reports call it; by default the name of its first compute kernel, or else of its first kernel.
+
     Examples
     --------
     A kernel is a generator function. What it asks of the hardware it yields:
@@ -64,10 +69,20 @@ class Program:
     ([(0, 0), (1, 0)], True)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str | None = None) -> None:
+        self._name = name
         self._buffers: list[_CircularBuffer] = []
         self._semaphores: list[int] = []
         self._launches: list[_Launch] = []
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        if self._name is not None:
+            return self._name
+        named = [launch.name for launch in self._launches if launch.role == "compute"]
+        named += [launch.name for launch in self._launches]
+        return named[0] if named else "nothing"
 
     def cb(
         self,

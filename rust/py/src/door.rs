@@ -78,14 +78,20 @@ pub(crate) fn pager_to_python(py: Python<'_>, error: pager::Error) -> PyErr {
     }
 }
 
-/// Looks for Python signals now and then.
+/// Looks now and then for Python signals, which only the main thread sees, and at an event that others may have set.
 pub(crate) struct Signals {
     state: RefCell<(Instant, Option<PyErr>)>,
+    stop: Option<Py<PyAny>>,
 }
 
 impl Signals {
     pub(crate) fn new() -> Self {
-        Self { state: RefCell::new((Instant::now(), None)) }
+        Self::until(None)
+    }
+
+    /// `stop` is an object with `is_set`, as `threading.Event`: work ends when it is set.
+    pub(crate) fn until(stop: Option<Py<PyAny>>) -> Self {
+        Self { state: RefCell::new((Instant::now(), None)), stop }
     }
 
     /// What a signal handler raised.
@@ -100,12 +106,15 @@ impl Interrupt for Signals {
         if state.0.elapsed() < PATIENCE {
             return false;
         }
-        if let Err(raised) = Python::attach(|py| py.check_signals()) {
-            state.1 = Some(raised);
-            return true;
-        }
+        let asked = Python::attach(|py| {
+            py.check_signals()?;
+            self.stop.as_ref().map_or(Ok(false), |stop| stop.call_method0(py, "is_set")?.is_truthy(py))
+        });
         state.0 = Instant::now();
-        false
+        asked.unwrap_or_else(|raised| {
+            state.1 = Some(raised);
+            true
+        })
     }
 }
 

@@ -68,9 +68,13 @@ mod _core {
     #[pymodule_export]
     use super::ssd::ssd;
     #[pymodule_export]
-    use super::tensix::estimate::tensix_estimate;
+    use super::tensix::estimate::{tensix_estimate, tensix_multiply};
+    #[pymodule_export]
+    use super::tensix::products::{tensix_covered, tensix_multicast};
     #[pymodule_export]
     use super::tensix::program::{TensixChip, check_chip, chip_names, chip_text};
+    #[pymodule_export]
+    use super::tensix::streams::{tensix_norms, tensix_streams};
     #[pymodule_export]
     use super::tensix::tiles::{tilize, untilize};
     #[pymodule_export]

@@ -32,6 +32,10 @@ pub struct ChipSpec {
     pub unpack: Unpack,
     /// From the destination registers to L1.
     pub pack: Pack,
+    /// The way to the host.
+    pub host: Host,
+    /// What parts take, for estimates.
+    pub energy: Energy,
 }
 
 /// Nodes of the NoC.
@@ -204,6 +208,32 @@ pub struct Pack {
     pub tile_cycles: f64,
 }
 
+/// The way to the host, by PCIe.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// From a core that tells the host something to its having the answer, beside what the bytes take.
+    pub round_trip_us: f64,
+    /// Bytes, in 10^9 a second, either way.
+    pub gb_per_s: f64,
+}
+
+/// Energy that parts take, in picojoules: estimates.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Energy {
+    /// A product of two tiles with the phases of LoFi, HiFi2, HiFi3 and HiFi4.
+    pub product_pj: [f64; 4],
+    /// A byte read from or written to a core's L1.
+    pub l1_pj_per_byte: f64,
+    /// A byte on a link between routers.
+    pub noc_pj_per_byte_hop: f64,
+    /// A byte to or from DRAM.
+    pub dram_pj_per_byte: f64,
+    /// Power of the chip whatever it does.
+    pub static_watts: f64,
+}
+
 const SHIPPED: [(&str, &str); 5] = [
     ("n150", include_str!("../chips/n150.toml")),
     ("n300", include_str!("../chips/n300.toml")),
@@ -317,6 +347,7 @@ impl ChipSpec {
             ("unpack.joint_bytes_per_cycle", self.unpack.joint_bytes_per_cycle),
             ("pack.bytes_per_cycle", self.pack.bytes_per_cycle),
             ("pack.accumulate_bytes_per_cycle", self.pack.accumulate_bytes_per_cycle),
+            ("host.gb_per_s", self.host.gb_per_s),
         ];
         if let Some((name, value)) = positive.iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
             return wrong(format!("{name} must be positive, got {value}"));
@@ -335,6 +366,7 @@ impl ChipSpec {
             ("matrix.copy_cycles", self.matrix.copy_cycles),
             ("matrix.vector_cycles", self.matrix.vector_cycles),
             ("pack.tile_cycles", self.pack.tile_cycles),
+            ("host.round_trip_us", self.host.round_trip_us),
             ("software.read", software.read),
             ("software.read_stateful", software.read_stateful),
             ("software.write", software.write),
@@ -352,6 +384,14 @@ impl ChipSpec {
             ("software.tile_regs", software.tile_regs),
             ("software.l1_load", software.l1_load),
             ("software.l1_store", software.l1_store),
+            ("energy.product_pj", self.energy.product_pj[0]),
+            ("energy.product_pj", self.energy.product_pj[1]),
+            ("energy.product_pj", self.energy.product_pj[2]),
+            ("energy.product_pj", self.energy.product_pj[3]),
+            ("energy.l1_pj_per_byte", self.energy.l1_pj_per_byte),
+            ("energy.noc_pj_per_byte_hop", self.energy.noc_pj_per_byte_hop),
+            ("energy.dram_pj_per_byte", self.energy.dram_pj_per_byte),
+            ("energy.static_watts", self.energy.static_watts),
         ];
         if let Some((name, value)) = counted.iter().find(|(_, v)| !(v.is_finite() && *v >= 0.0)) {
             return wrong(format!("{name} must not be negative, got {value}"));

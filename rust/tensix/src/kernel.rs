@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use crate::error::Error;
-use crate::verbs::{Area, Binary, CoreId, Place, Reply, Unary, Verb};
+use crate::verbs::{Along, Area, Binary, Broadcast, CoreId, Place, Reply, Unary, Verb};
 
 /// A program of one thread.
 pub trait Kernel {
@@ -192,11 +192,15 @@ impl Api {
         in1: u32,
         dst: u32,
     ) -> Call<'_> {
-        self.call(Verb::BinaryTiles { op, in0_cb, in1_cb, in0, in1, dst })
+        self.call(Verb::BinaryTiles { op, broadcast: Broadcast::None, in0_cb, in1_cb, in0, in1, dst })
     }
 
     pub fn unary_tile(&self, op: Unary, dst: u32) -> Call<'_> {
         self.call(Verb::UnaryTile { op, dst })
+    }
+
+    pub fn reduce_tile(&self, op: Binary, along: Along, cb: u8, tile: u32, dst: u32) -> Call<'_> {
+        self.call(Verb::ReduceTile { op, along, cb, tile, dst })
     }
 
     pub fn pack_tiles(&self, dst: u32, cb: u8, tile: u32, tiles: u32) -> Call<'_> {

@@ -13,6 +13,7 @@ pub mod programs;
 pub mod report;
 mod simulator;
 pub mod time;
+pub mod timeline;
 pub mod verbs;
 
 pub use chip::ChipSpec;

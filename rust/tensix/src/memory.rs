@@ -10,6 +10,7 @@ const GRAIN: u32 = 16;
 #[derive(Debug, Clone)]
 pub(crate) struct Bytes {
     size: usize,
+    /// As much of it as writes have reached: most programs use a small part.
     data: Vec<u8>,
     written: Vec<u64>,
 }
@@ -19,33 +20,67 @@ impl Bytes {
         Self { size: size as usize, data: Vec::new(), written: Vec::new() }
     }
 
-    /// Has all of the memory with the first write: the system gives pages of zeros as they are touched.
-    fn grow(&mut self) {
-        if self.data.is_empty() {
-            self.data = vec![0; self.size];
+    pub(crate) fn write(&mut self, address: u32, bytes: &[u8]) {
+        cover(&mut self.data, address + bytes.len() as u32);
+        self.mark(address, bytes.len() as u32);
+        self.data[address as usize..address as usize + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Notes that a range is written, whose bytes are elsewhere while a program runs.
+    pub(crate) fn mark(&mut self, address: u32, bytes: u32) {
+        if self.written.is_empty() {
             self.written = vec![0; self.size.div_ceil(GRAIN as usize).div_ceil(64)];
+        }
+        for (word, bits) in grains(address, bytes) {
+            self.written[word] |= bits;
         }
     }
 
-    pub(crate) fn write(&mut self, address: u32, bytes: &[u8]) {
-        let (from, end) = (address as usize, address as usize + bytes.len());
-        self.grow();
-        self.data[from..end].copy_from_slice(bytes);
-        for grain in from / GRAIN as usize..end.div_ceil(GRAIN as usize) {
-            self.written[grain / 64] |= 1 << (grain % 64);
+    /// Whether all of a range has been written; otherwise the first address that has not.
+    pub(crate) fn check(&self, address: u32, bytes: u32) -> Result<(), u32> {
+        for (word, bits) in grains(address, bytes) {
+            let missing = bits & !self.written.get(word).copied().unwrap_or(0);
+            if missing != 0 {
+                let grain = word as u32 * 64 + missing.trailing_zeros();
+                return Err((grain * GRAIN).max(address));
+            }
         }
+        Ok(())
     }
 
     /// The bytes of a range that has been written; or the first address that has not.
     pub(crate) fn read(&self, address: u32, bytes: u32) -> Result<&[u8], u32> {
-        let (from, end) = (address as usize, (address + bytes) as usize);
-        for grain in from / GRAIN as usize..end.div_ceil(GRAIN as usize) {
-            if self.written.get(grain / 64).is_none_or(|word| word & (1 << (grain % 64)) == 0) {
-                return Err((grain as u32 * GRAIN).max(address));
-            }
-        }
-        Ok(&self.data[from..end])
+        self.check(address, bytes)?;
+        Ok(&self.data[address as usize..(address + bytes) as usize])
     }
+
+    /// Hands the bytes to who changes them while a program runs.
+    pub(crate) fn lend(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.data)
+    }
+
+    /// Takes them back.
+    pub(crate) fn restore(&mut self, data: Vec<u8>) {
+        self.data = data;
+    }
+}
+
+/// Has a memory's bytes reach up to an address.
+pub(crate) fn cover(data: &mut Vec<u8>, end: u32) {
+    /// Bytes by which they grow, so that writes one behind the other do not move them each time.
+    const PART: usize = 1 << 16;
+    if data.len() < end as usize {
+        data.resize((end as usize).next_multiple_of(PART), 0);
+    }
+}
+
+/// Words of the marks of a range, and the bits in each.
+fn grains(address: u32, bytes: u32) -> impl Iterator<Item = (usize, u64)> {
+    let (from, end) = (address / GRAIN, (address + bytes).div_ceil(GRAIN));
+    (from / 64..end.div_ceil(64)).map(move |word| {
+        let (first, last) = (from.max(word * 64) - word * 64, end.min(word * 64 + 64) - word * 64);
+        (word as usize, u64::MAX.checked_shr(64 - (last - first)).unwrap_or(0) << first)
+    })
 }
 
 /// A buffer in DRAM: pages one after the other over all channels.
@@ -110,6 +145,18 @@ impl Memory {
         let data = self.values.then(|| (vec![0; bytes as usize], vec![false; pages as usize]));
         self.buffers.push(Buffer { page_bytes, pages, channel, data });
         Ok((self.buffers.len() - 1) as u16)
+    }
+
+    /// Buffers in DRAM that there are.
+    pub(crate) fn count(&self) -> usize {
+        self.buffers.len()
+    }
+
+    /// Gives all buffers in DRAM back but the first ones.
+    pub(crate) fn keep(&mut self, count: usize) {
+        for buffer in self.buffers.drain(count.min(self.buffers.len())..) {
+            self.dram_bytes -= u64::from(buffer.page_bytes) * u64::from(buffer.pages);
+        }
     }
 
     /// Writes a whole buffer.

@@ -1,7 +1,9 @@
 //! What a run used.
 
 use crate::noc::{LinkUse, Node};
+use crate::numerics::Fidelity;
 use crate::time::{Time, cycles};
+use crate::timeline::{Lane, Timeline};
 
 /// What a core did.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +18,16 @@ pub struct CoreUse {
     pub pack_busy: Time,
     /// Ticks that unpack waited for pages, math for registers, pack for room.
     pub waits: [Time; 3],
+    /// Products of two tiles.
+    pub products: u64,
+    /// Bytes of L1 that were unpacked.
+    pub unpack_bytes: u64,
+    /// Bytes that were packed to L1.
+    pub pack_bytes: u64,
+    /// It has a compute kernel.
+    pub computes: bool,
+    /// Its data-movement threads that have a kernel, as the next two list them.
+    pub lanes: Vec<Lane>,
     /// When its data-movement threads ended.
     pub thread_ends: Vec<Time>,
     /// Ticks that they waited.
@@ -39,6 +51,10 @@ pub struct Run {
     pub channels: Vec<(Node, u64, Time)>,
     /// Flits times hops.
     pub hop_flits: u64,
+    /// Phases of the matrix unit.
+    pub fidelity: Fidelity,
+    /// What threads did, if that was recorded.
+    pub timeline: Option<Timeline>,
 }
 
 impl Run {

@@ -29,6 +29,12 @@ impl Simulator {
         &self.spec
     }
 
+    /// Whether its programs compute, and not only take time.
+    #[must_use]
+    pub fn keeps_values(&self) -> bool {
+        self.memory.values
+    }
+
     /// A buffer in DRAM, its pages in turn in all channels, or all in one.
     ///
     /// # Errors
@@ -43,6 +49,17 @@ impl Simulator {
     /// If L1 is too small.
     pub fn tensor(&mut self, bytes: u32) -> Result<u32, Error> {
         self.memory.tensor(&self.spec, bytes)
+    }
+
+    /// Buffers in DRAM that there are.
+    #[must_use]
+    pub fn buffers(&self) -> usize {
+        self.memory.count()
+    }
+
+    /// Gives all buffers in DRAM back but the first ones.
+    pub fn keep_buffers(&mut self, count: usize) {
+        self.memory.keep(count);
     }
 
     /// Writes all bytes of a buffer in DRAM.

@@ -48,7 +48,31 @@ pub enum Binary {
     Max,
 }
 
-/// Functions of one value, by the vector unit.
+/// What of a tile stands for the whole of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broadcast {
+    /// The tile itself.
+    None,
+    /// Its first row, for all rows.
+    Row,
+    /// Its first column, for all columns.
+    Column,
+    /// Its first value.
+    Scalar,
+}
+
+/// What a tile is reduced along, and where the results are: the rest of the result is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Along {
+    /// Each row, to the first column.
+    Row,
+    /// Each column, to the first row.
+    Column,
+    /// All of it, to the first value.
+    Both,
+}
+
+/// Functions of one value, by the vector unit. Parameters are the bits of `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unary {
     /// max(x, 0).
@@ -63,6 +87,16 @@ pub enum Unary {
     Recip,
     /// Absolute value.
     Abs,
+    /// Square root.
+    Sqrt,
+    /// x * x.
+    Square,
+    /// log(1 + exp(x)).
+    Softplus,
+    /// x times a number.
+    Scale(u32),
+    /// x plus a number.
+    Offset(u32),
 }
 
 /// A call of the kernel API.
@@ -94,7 +128,11 @@ pub enum Verb {
     TileRegsRelease,
     MatmulBlock { in0_cb: u8, in1_cb: u8, in0: u32, in1: u32, dst: u32, h: u32, w: u32, in0_stride: u32 },
     CopyTile { cb: u8, tile: u32, dst: u32 },
-    BinaryTiles { op: Binary, in0_cb: u8, in1_cb: u8, in0: u32, in1: u32, dst: u32 },
+    BinaryTiles { op: Binary, broadcast: Broadcast, in0_cb: u8, in1_cb: u8, in0: u32, in1: u32, dst: u32 },
+    BroadcastTile { broadcast: Broadcast, cb: u8, tile: u32, dst: u32 },
+    ReduceTile { op: Binary, along: Along, cb: u8, tile: u32, dst: u32 },
+    BinaryDst { op: Binary, dst: u32, other: u32 },
+    MaskTile { dst: u32, mask: u32 },
     UnaryTile { op: Unary, dst: u32 },
     PackTile { dst: u32, cb: u8, tile: u32, tiles: u32 },
     PackReconfigL1Acc { on: bool },
@@ -113,6 +151,10 @@ impl Verb {
                 | Self::MatmulBlock { .. }
                 | Self::CopyTile { .. }
                 | Self::BinaryTiles { .. }
+                | Self::BroadcastTile { .. }
+                | Self::ReduceTile { .. }
+                | Self::BinaryDst { .. }
+                | Self::MaskTile { .. }
                 | Self::UnaryTile { .. }
                 | Self::PackTile { .. }
                 | Self::PackReconfigL1Acc { .. }

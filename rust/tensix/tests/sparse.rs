@@ -41,7 +41,7 @@ fn product(blocking: &Blocking, live: &[bool], wide: bool) -> Run {
     chip.write_buffer(buffers.0, &kept).expect("a");
     chip.write_buffer(buffers.1, &tilize(format, &Matrix::new(&b, k, n).expect("b")).expect("b")).expect("b");
     let formats = (format, Format::Float32);
-    let program = program(&chip, blocking, &pattern, formats, buffers, wide).expect("a program");
+    let program = program(&chip, blocking, &pattern, formats, buffers, wide, true).expect("a program");
     let options = Options { fidelity: Fidelity::HiFi4, wide, ..Options::default() };
     let run = chip.run(program, options, &Never).expect("an end");
     let mut got = vec![0.0_f32; m * n];

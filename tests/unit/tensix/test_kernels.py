@@ -88,7 +88,7 @@ def test_bytes_travel():
     assert chip.read_l1((2, 1), there, 1024) == data[:1024].tobytes()
     assert report.dram_bytes == 2 * data.size
     assert [core["core"] for core in report.cores] == [CORE, (2, 1)]
-    assert report is chip.report()
+    assert report == chip.report()
     assert report.seconds == pytest.approx(report.cycles * 1e-9)
 
 
@@ -397,9 +397,14 @@ def test_ctrl_c(kernel):
         while True:
             yield k.cycles(1)
 
-    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
-        run(turns if kernel == "turns" else kernel, limit=1e12)
+    # Whoever started the tests may have the signal ignored, as shells do for what runs in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            run(turns if kernel == "turns" else kernel, limit=1e12)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_cycle_limit():
@@ -458,3 +463,24 @@ def test_the_chip_is_its_programs_own():
     with pytest.raises(tensix.MisusedError, match="its program's own"):
         run(meddles, chip=chip)
     assert chip.to_numpy(buffer).sum() == 1024
+
+
+def test_a_compute_kernel_acts_on_a_word_of_l1():
+    chip, program = Chip("n150"), Program()
+    place = 65536
+    seen = []
+
+    def writer(k):
+        yield k.cycles(500)
+        yield k.l1_store(place, 7)
+        yield k.cb_push_back(0, 1)
+
+    def compute(k):
+        yield k.cb_wait_front(0, 1)
+        seen.append((yield k.l1_load(place)))
+
+    program.cb(0, (0, 0), "bfloat16", pages=1)
+    program.kernel(writer, (0, 0), "writer")
+    program.kernel(compute, (0, 0), "compute")
+    chip.run(program)
+    assert seen == [7]

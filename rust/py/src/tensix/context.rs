@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prunus_tensix::verbs::{self, Area, Binary, Unary, Verb as Asked};
+use prunus_tensix::verbs::{self, Along, Area, Binary, Broadcast, Unary, Verb as Asked};
 use pyo3::prelude::*;
 
 use super::errors::misused;
@@ -18,6 +18,8 @@ pub(crate) struct KernelContext {
     /// Bytes of a page of each circular buffer.
     pub(super) pages: Vec<(u8, u32)>,
     state: Mutex<State>,
+    /// Verbs are only made, for a text that is run later.
+    records: bool,
 }
 
 #[derive(Default)]
@@ -29,7 +31,12 @@ struct State {
 
 impl KernelContext {
     pub(super) fn new(cores: Arc<Cores>, at: (u32, u32), name: String, pages: Vec<(u8, u32)>) -> Self {
-        Self { cores, at, name, pages, state: Mutex::default() }
+        Self { cores, at, name, pages, state: Mutex::default(), records: false }
+    }
+
+    /// A context whose verbs become a text.
+    pub(super) fn recorder(cores: Arc<Cores>) -> Self {
+        Self { records: true, ..Self::new(cores, (0, 0), "text".into(), Vec::new()) }
     }
 
     pub(super) fn whose(&self) -> String {
@@ -56,7 +63,9 @@ impl KernelContext {
     }
 
     fn make(&self, py: Python<'_>, name: &'static str, asked: Asked) -> PyResult<Py<Verb>> {
-        self.check_yielded(py, name)?;
+        if !self.records {
+            self.check_yielded(py, name)?;
+        }
         let verb = Py::new(py, Verb { name, asked, yielded: AtomicBool::new(false) })?;
         self.state().last = Some(verb.clone_ref(py));
         Ok(verb)
@@ -432,6 +441,98 @@ impl KernelContext {
         self.make(py, "abs_tile", Asked::UnaryTile { op: Unary::Abs, dst: dst.0 })
     }
 
+    /// Replace each x of a tile of the destination registers by its square root.
+    fn sqrt_tile(&self, py: Python<'_>, dst: Tile) -> PyResult<Py<Verb>> {
+        self.make(py, "sqrt_tile", Asked::UnaryTile { op: Unary::Sqrt, dst: dst.0 })
+    }
+
+    /// Replace each x of a tile of the destination registers by x * x.
+    fn square_tile(&self, py: Python<'_>, dst: Tile) -> PyResult<Py<Verb>> {
+        self.make(py, "square_tile", Asked::UnaryTile { op: Unary::Square, dst: dst.0 })
+    }
+
+    /// Replace each x of a tile of the destination registers by log(1 + exp(x)).
+    fn softplus_tile(&self, py: Python<'_>, dst: Tile) -> PyResult<Py<Verb>> {
+        self.make(py, "softplus_tile", Asked::UnaryTile { op: Unary::Softplus, dst: dst.0 })
+    }
+
+    /// Multiply a tile of the destination registers by a number.
+    fn mul_unary_tile(&self, py: Python<'_>, dst: Tile, value: f32) -> PyResult<Py<Verb>> {
+        let op = Unary::Scale(value.to_bits());
+        self.make(py, "mul_unary_tile", Asked::UnaryTile { op, dst: dst.0 })
+    }
+
+    /// Add a number to a tile of the destination registers.
+    fn add_unary_tile(&self, py: Python<'_>, dst: Tile, value: f32) -> PyResult<Py<Verb>> {
+        let op = Unary::Offset(value.to_bits());
+        self.make(py, "add_unary_tile", Asked::UnaryTile { op, dst: dst.0 })
+    }
+
+    /// Add tile ``other`` of the destination registers to tile ``dst`` of them.
+    fn add_binary_tile(&self, py: Python<'_>, dst: Tile, other: Tile) -> PyResult<Py<Verb>> {
+        self.make(py, "add_binary_tile", registers(Binary::Add, dst, other))
+    }
+
+    /// Subtract tile ``other`` of the destination registers from tile ``dst`` of them.
+    fn sub_binary_tile(&self, py: Python<'_>, dst: Tile, other: Tile) -> PyResult<Py<Verb>> {
+        self.make(py, "sub_binary_tile", registers(Binary::Sub, dst, other))
+    }
+
+    /// Multiply tile ``dst`` of the destination registers by tile ``other`` of them, value by value.
+    fn mul_binary_tile(&self, py: Python<'_>, dst: Tile, other: Tile) -> PyResult<Py<Verb>> {
+        self.make(py, "mul_binary_tile", registers(Binary::Mul, dst, other))
+    }
+
+    /// Replace each value of tile ``dst`` of the destination registers by the larger one of it and tile ``other``'s.
+    fn binary_max_tile(&self, py: Python<'_>, dst: Tile, other: Tile) -> PyResult<Py<Verb>> {
+        self.make(py, "binary_max_tile", registers(Binary::Max, dst, other))
+    }
+
+    /// Set tile ``dst`` of the destination registers to 0 where tile ``mask`` of them is 0.
+    fn mask_tile(&self, py: Python<'_>, dst: Tile, mask: Tile) -> PyResult<Py<Verb>> {
+        self.make(py, "mask_tile", Asked::MaskTile { dst: dst.0, mask: mask.0 })
+    }
+
+    /// Copy a tile of a circular buffer of which the first "row", "col" or "scalar" stands for all.
+    fn unary_bcast(
+        &self,
+        py: Python<'_>,
+        broadcast: &str,
+        cb: Byte,
+        tile: Tile,
+        dst: Tile,
+    ) -> PyResult<Py<Verb>> {
+        let broadcast = broadcast_of(py, broadcast)?;
+        let asked = Asked::BroadcastTile { broadcast, cb: cb.byte(), tile: tile.0, dst: dst.0 };
+        self.make(py, "unary_bcast", asked)
+    }
+
+    /// Put the sums ("sum") or the largest values ("max") of a tile's rows ("row"), of its columns ("col") or of all of it
+    /// ("scalar") into the first column, row or value of tile ``dst`` of the destination registers.
+    fn reduce_tile(
+        &self,
+        py: Python<'_>,
+        op: &str,
+        along: &str,
+        cb: Byte,
+        tile: Tile,
+        dst: Tile,
+    ) -> PyResult<Py<Verb>> {
+        let op = match op {
+            "sum" => Binary::Add,
+            "max" => Binary::Max,
+            _ => return Err(misused(py, &format!("misused: tiles are reduced by sum or max, got {op:?}"))),
+        };
+        let along = match along {
+            "row" => Along::Row,
+            "col" => Along::Column,
+            "scalar" => Along::Both,
+            _ => return Err(misused(py, &format!("misused: expected row, col or scalar, got {along:?}"))),
+        };
+        let asked = Asked::ReduceTile { op, along, cb: cb.byte(), tile: tile.0, dst: dst.0 };
+        self.make(py, "reduce_tile", asked)
+    }
+
     /// Write a tile of the destination registers to page ``tile`` of those reserved.
     ///
     /// By default tiles go to one page after the other, from each ``cb_push_back`` on.
@@ -471,5 +572,18 @@ impl KernelContext {
 
 fn binary(op: Binary, cbs: (Byte, Byte), in0: Tile, in1: Tile, dst: Tile) -> Asked {
     let (in0_cb, in1_cb) = (cbs.0.byte(), cbs.1.byte());
-    Asked::BinaryTiles { op, in0_cb, in1_cb, in0: in0.0, in1: in1.0, dst: dst.0 }
+    Asked::BinaryTiles { op, broadcast: Broadcast::None, in0_cb, in1_cb, in0: in0.0, in1: in1.0, dst: dst.0 }
+}
+
+fn registers(op: Binary, dst: Tile, other: Tile) -> Asked {
+    Asked::BinaryDst { op, dst: dst.0, other: other.0 }
+}
+
+fn broadcast_of(py: Python<'_>, name: &str) -> PyResult<Broadcast> {
+    match name {
+        "row" => Ok(Broadcast::Row),
+        "col" => Ok(Broadcast::Column),
+        "scalar" => Ok(Broadcast::Scalar),
+        _ => Err(misused(py, &format!("misused: expected row, col or scalar, got {name:?}"))),
+    }
 }

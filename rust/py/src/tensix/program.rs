@@ -5,10 +5,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use numpy::PyArray1;
 use prunus_tensix::numerics::Fidelity;
 use prunus_tensix::program::{CircularBuffer, Launch, Program, Role};
 use prunus_tensix::report::Run;
 use prunus_tensix::time::{TICKS, Time};
+use prunus_tensix::timeline::{About, Timeline};
 use prunus_tensix::{ChipSpec, Error, Options, Simulator};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -17,8 +19,10 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use super::context::KernelContext;
 use super::errors::to_python;
 use super::kernel::{Shared, Watch, Written, annotate, generator_of};
+use super::products::{Product, Pruned, grid};
 use super::tiles::format_of;
 use super::verb::Cores;
+use super::watch::enter;
 use crate::door::Signals;
 
 /// Number, cores, format, bytes of a page, pages, address, and the buffer whose place it shares.
@@ -47,7 +51,7 @@ pub(crate) fn check_chip(py: Python<'_>, text: &str) -> PyResult<()> {
 /// A simulated chip with its memory.
 #[pyclass(module = "prunus._core")]
 pub(crate) struct TensixChip {
-    simulator: Simulator,
+    pub(super) simulator: Simulator,
     cores: Arc<Cores>,
     values: bool,
 }
@@ -115,8 +119,23 @@ impl TensixChip {
         Ok(KernelContext::new(Arc::clone(&self.cores), core, name, pages))
     }
 
+    /// What makes verbs for a text that is run later.
+    fn recorder(&self) -> KernelContext {
+        KernelContext::recorder(Arc::clone(&self.cores))
+    }
+
+    /// Buffers in DRAM that there are.
+    fn buffers(&self) -> usize {
+        self.simulator.buffers()
+    }
+
+    /// Gives all buffers in DRAM back but the first ones.
+    fn keep_buffers(&mut self, count: usize) {
+        self.simulator.keep_buffers(count);
+    }
+
     /// Runs a program to its end; kernels run with the GIL, on the calling thread.
-    #[pyo3(signature = (buffers, semaphores, kernels, fidelity, fp32_dest_acc, limit, patience=None))]
+    #[pyo3(signature = (buffers, semaphores, kernels, fidelity, fp32_dest_acc, limit, patience=None, timeline=0, threads=1))]
     #[allow(clippy::too_many_arguments, reason = "the parts of a program, and how to run it")]
     fn run<'py>(
         &mut self,
@@ -128,8 +147,11 @@ impl TensixChip {
         fp32_dest_acc: bool,
         limit: f64,
         patience: Option<f64>,
+        timeline: u32,
+        threads: usize,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let options = Options { fidelity: fidelity_of(fidelity)?, wide: fp32_dest_acc, limit };
+        let options =
+            Options { fidelity: fidelity_of(fidelity)?, wide: fp32_dest_acc, limit, timeline, threads };
         let patience = patience.map(|seconds| {
             Duration::try_from_secs_f64(seconds)
                 .ok()
@@ -167,7 +189,60 @@ impl TensixChip {
             (Err(error), ..) => Err(to_python(py, &error)),
         }
     }
+
+    /// How many columns of tiles `in1` and the output of [`Self::pruned_product`] have: those wanted, or some more.
+    #[pyo3(signature = (tiles, format, out_format, fp32_dest_acc))]
+    fn pruned_columns(
+        &self,
+        py: Python<'_>,
+        tiles: (u32, u32, u32),
+        format: &str,
+        out_format: &str,
+        fp32_dest_acc: bool,
+    ) -> PyResult<u32> {
+        let (format, out_format) = (format_of(format)?, format_of(out_format)?);
+        let spec = self.simulator.spec();
+        let product = Product { tiles, grid: grid(spec, tiles), format, wide: fp32_dest_acc };
+        Pruned::columns(spec, &product, out_format).map_err(|error| to_python(py, &error))
+    }
+
+    /// Runs the product of an (m, k) and a (k, n) matrix of tiles in DRAM whose left one is pruned as the program runs: a
+    /// tile is live unless its largest magnitude is at most `tau`. `decide` says who finds that: the cores ("dynamic"),
+    /// the operation before ("epilogue", with its `mask`) or the host ("host", which takes some DRAM each time). A chip
+    /// without values is given the mask.
+    #[pyo3(signature = (
+        tiles, buffers, tau, formats, fidelity, fp32_dest_acc, limit, decide="dynamic", mask=None, threads=1, stop=None
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "what a product is")]
+    fn pruned_product<'py>(
+        &mut self,
+        py: Python<'py>,
+        tiles: (u32, u32, u32),
+        buffers: (u16, u16, u16),
+        tau: f32,
+        formats: (String, String),
+        fidelity: &str,
+        fp32_dest_acc: bool,
+        limit: f64,
+        decide: &str,
+        mask: Option<&[u8]>,
+        threads: usize,
+        stop: Option<Py<PyAny>>,
+    ) -> PyResult<Reported<'py>> {
+        let fidelity = fidelity_of(fidelity)?;
+        let options = Options { fidelity, wide: fp32_dest_acc, limit, threads, ..Options::default() };
+        let formats = (format_of(&formats.0)?, format_of(&formats.1)?);
+        let mask = mask.map(|mask| mask.iter().map(|live| *live != 0).collect());
+        let pruned = Pruned { tiles, buffers, formats, tau, by: decide, mask, options };
+        let simulator = &mut self.simulator;
+        let (run, found) = enter(py, stop, |interrupt| pruned.run(simulator, interrupt))?;
+        let found: Vec<u8> = found.into_iter().map(u8::from).collect();
+        Ok((report(py, self.simulator.spec(), &run)?, PyBytes::new(py, &found)))
+    }
 }
+
+/// What a run used, and the mask of live tiles, a byte each.
+type Reported<'py> = (Bound<'py, PyDict>, Bound<'py, PyBytes>);
 
 fn cycles(time: Time) -> f64 {
     time as f64 / TICKS as f64
@@ -193,6 +268,7 @@ pub(super) fn report<'py>(py: Python<'py>, spec: &ChipSpec, run: &Run) -> PyResu
     report.set_item("cycles", run.cycles())?;
     report.set_item("math_cycles", run.math_cycles())?;
     report.set_item("events", run.events)?;
+    report.set_item("fidelity", format!("{:?}", run.fidelity))?;
     report.set_item("hop_bytes", run.hop_flits * u64::from(spec.noc.flit_bytes))?;
     let cores = PyList::empty(py);
     for (id, core) in run.cores.iter().enumerate().filter(|(_, core)| core.took_part) {
@@ -203,6 +279,11 @@ pub(super) fn report<'py>(py: Python<'py>, spec: &ChipSpec, run: &Run) -> PyResu
         one.set_item("unpack_busy", core.unpack_busy.map(cycles))?;
         one.set_item("pack_busy", cycles(core.pack_busy))?;
         one.set_item("waits", core.waits.map(cycles))?;
+        one.set_item("products", core.products)?;
+        one.set_item("unpack_bytes", core.unpack_bytes)?;
+        one.set_item("pack_bytes", core.pack_bytes)?;
+        one.set_item("computes", core.computes)?;
+        one.set_item("threads", core.lanes.iter().map(|lane| *lane as usize).collect::<Vec<_>>())?;
         let list = |times: &[Time]| times.iter().copied().map(cycles).collect::<Vec<_>>();
         one.set_item("thread_ends", list(&core.thread_ends))?;
         one.set_item("thread_waits", list(&core.thread_waits))?;
@@ -220,7 +301,36 @@ pub(super) fn report<'py>(py: Python<'py>, spec: &ChipSpec, run: &Run) -> PyResu
         .iter()
         .map(|(node, bytes, busy)| ((node % columns, node / columns), *bytes, cycles(*busy)));
     report.set_item("channels", channels.collect::<Vec<_>>())?;
+    if let Some(timeline) = &run.timeline {
+        report.set_item("timeline", threads(py, across, timeline)?)?;
+    }
     Ok(report)
+}
+
+/// What threads did, a column for each figure.
+fn threads<'py>(py: Python<'py>, across: usize, timeline: &Timeline) -> PyResult<Bound<'py, PyDict>> {
+    let place = |core: u16| (usize::from(core) % across, usize::from(core) / across);
+    let columns = PyDict::new(py);
+    let all = timeline.intervals.as_slice();
+    columns.set_item("core", PyArray1::from_iter(py, all.iter().map(|one| one.core)))?;
+    columns.set_item("thread", PyArray1::from_iter(py, all.iter().map(|one| one.lane as u8)))?;
+    columns.set_item("label", PyArray1::from_iter(py, all.iter().map(|one| one.label)))?;
+    columns.set_item("calls", PyArray1::from_iter(py, all.iter().map(|one| one.calls)))?;
+    columns.set_item("start", PyArray1::from_iter(py, all.iter().map(|one| cycles(one.start))))?;
+    columns.set_item("end", PyArray1::from_iter(py, all.iter().map(|one| cycles(one.end))))?;
+    columns.set_item("busy", PyArray1::from_iter(py, all.iter().map(|one| cycles(one.busy))))?;
+    let labels = timeline.labels.iter().map(|label| match label.about {
+        About::None => (label.name.to_owned(), label.waits),
+        About::Cb(cb) => (format!("{} cb {cb}", label.name), label.waits),
+        About::Semaphore(semaphore) => (format!("{} semaphore {semaphore}", label.name), label.waits),
+    });
+    columns.set_item("labels", labels.collect::<Vec<_>>())?;
+    let kernels = timeline.kernels.iter().map(|(core, lane, name)| (*core, *lane as usize, name.as_str()));
+    columns.set_item("kernels", kernels.collect::<Vec<_>>())?;
+    let cores: std::collections::BTreeSet<_> = timeline.kernels.iter().map(|(core, ..)| *core).collect();
+    columns.set_item("places", cores.into_iter().map(|core| (core, place(core))).collect::<Vec<_>>())?;
+    columns.set_item("dropped", timeline.dropped)?;
+    Ok(columns)
 }
 
 pub(super) fn fidelity_of(name: &str) -> PyResult<Fidelity> {

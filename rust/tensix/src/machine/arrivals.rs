@@ -1,11 +1,14 @@
 //! Where packets arrive: what is written, counted, answered and acknowledged.
 
+use std::sync::Arc;
+
 use crate::error::Error;
 use crate::noc::{Class, Node, Packet, Target};
 use crate::time::{TICKS, Time};
 use crate::verbs::{CoreId, Place};
 
 use super::transfers::Load;
+use super::work::{Block, Op};
 use super::{Event, Machine};
 
 impl Machine<'_> {
@@ -28,8 +31,8 @@ impl Machine<'_> {
         match &mut packet.load {
             Load::Multicast { address, data, last, .. } => {
                 *last = (*last).max(back);
-                if let (Some(core), false) = (receiver, data.is_empty()) {
-                    landed = Some((core, *address, std::mem::take(data)));
+                if let (Some(core), Some(data)) = (receiver, data) {
+                    landed = Some((core, *address, Arc::clone(data)));
                 }
             }
             Load::SetSemaphore { semaphore, value, last, .. } => {
@@ -38,11 +41,8 @@ impl Machine<'_> {
             }
             _ => {}
         }
-        if let Some((core, address, bytes)) = landed {
-            self.put(core, address, &bytes);
-            if let Some(Packet { load: Load::Multicast { data, .. }, .. }) = self.noc.packet(id) {
-                *data = bytes;
-            }
+        if let Some((core, address, data)) = landed {
+            self.put(core, address, &data);
         }
         if let (Some((semaphore, value)), Some(core)) = (set, receiver) {
             self.cores[usize::from(core)].semaphores[usize::from(semaphore)] = value;
@@ -52,7 +52,9 @@ impl Machine<'_> {
         match packet.load {
             Load::Write { thread, to, data } => {
                 self.noc.settle(&mut self.queue, noc, source, node);
-                self.store(to, &data);
+                if let Some(data) = data {
+                    self.store(to, &data);
+                }
                 self.queue.at(back, Event::Acknowledged(thread));
             }
             Load::Multicast { thread, last, .. } | Load::SetSemaphore { thread, last, .. } => {
@@ -70,7 +72,7 @@ impl Machine<'_> {
                 let state = &mut self.threads[thread as usize];
                 state.reads -= 1;
                 let (core, left) = (state.core, state.reads);
-                if !data.is_empty() {
+                if let Some(data) = data {
                     self.put(core, to, &data);
                 }
                 if left == 0 {
@@ -82,17 +84,14 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn store(&mut self, to: Place, data: &[u8]) {
-        if data.is_empty() {
-            return;
-        }
+    fn store(&mut self, to: Place, data: &Arc<Block>) {
         match to {
             Place::L1 { core, address } => self.put(core, address, data),
             Place::Dram { buffer, page, offset } => {
                 let buffer = &mut self.memory.buffers[usize::from(buffer)];
-                let range = buffer.range(page, offset, data.len() as u32);
+                let range = buffer.range(page, offset, data.bytes.len() as u32);
                 if let Some((bytes, written)) = &mut buffer.data {
-                    bytes[range].copy_from_slice(data);
+                    bytes[range].copy_from_slice(&data.bytes);
                     written[page as usize] = true;
                 }
             }
@@ -103,16 +102,16 @@ impl Machine<'_> {
     pub(super) fn respond(&mut self, id: u32, node: Node) -> Result<(), Error> {
         let Some(packet) = self.noc.receive(id) else { return Ok(()) };
         let Load::Request { thread, from, to, bytes } = packet.load else { return Ok(()) };
-        let mut data = Vec::new();
+        let mut data = None;
         let mut injection = self.injection(bytes, self.spec.noc.read_rate);
         if self.memory.values {
-            data = match from {
+            data = Some(match from {
                 Place::L1 { core, address } => self.read_l1(thread, core, address, bytes)?,
                 Place::Dram { buffer, page, offset } => {
                     let found = &self.memory.buffers[usize::from(buffer)];
                     let range = found.range(page, offset, bytes);
                     match &found.data {
-                        Some((all, written)) if written[page as usize] => all[range].to_vec(),
+                        Some((all, written)) if written[page as usize] => Block::new(&all[range]),
                         _ => {
                             return Err(Error::Undefined(format!(
                                 "{} reads page {page} of buffer {buffer} in DRAM, which was never written",
@@ -121,7 +120,7 @@ impl Machine<'_> {
                         }
                     }
                 }
-            };
+            });
         }
         let mut length = injection;
         if matches!(from, Place::Dram { .. }) {
@@ -146,11 +145,9 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Writes to a core's L1; what its compute side made ready from there is made ready again.
-    pub(super) fn put(&mut self, core: CoreId, address: u32, bytes: &[u8]) {
-        self.memory.l1[usize::from(core)].write(address, bytes);
-        if let Some(id) = self.cores[usize::from(core)].compute {
-            self.computes[id as usize].forget(address, bytes.len() as u32);
-        }
+    /// Writes to a core's L1.
+    pub(super) fn put(&mut self, core: CoreId, address: u32, data: &Arc<Block>) {
+        self.memory.l1[usize::from(core)].mark(address, data.bytes.len() as u32);
+        self.pool.add(core, Op::Put { address, data: Arc::clone(data) });
     }
 }

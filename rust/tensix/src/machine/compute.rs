@@ -4,12 +4,12 @@
 //! and its verbs are dealt to a queue for unpacking and math, and one for packing. Each has a clock of its own; what
 //! concerns other threads (circular buffers) happens as an event at its own time.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use crate::kernel::Kernel;
-use crate::numerics::{Accumulate, Fidelity, SrcA, SrcB, Tile};
+use crate::numerics::{Accumulate, Fidelity};
 use crate::time::Time;
-use crate::verbs::{Binary, Unary, Verb};
+use crate::verbs::{Along, Binary, Broadcast, Reply, Unary, Verb};
 
 use super::units::Units;
 
@@ -43,11 +43,35 @@ pub(super) enum Step {
     },
     Binary {
         op: Binary,
+        broadcast: Broadcast,
         in0_cb: u8,
         in1_cb: u8,
         in0: u32,
         in1: u32,
         dst: u32,
+    },
+    Broadcast {
+        broadcast: Broadcast,
+        cb: u8,
+        tile: u32,
+        dst: u32,
+    },
+    Reduce {
+        op: Binary,
+        along: Along,
+        cb: u8,
+        tile: u32,
+        dst: u32,
+    },
+    /// Of two tiles of the destination registers, to the first one.
+    Registers {
+        op: Binary,
+        dst: u32,
+        other: u32,
+    },
+    Mask {
+        dst: u32,
+        mask: u32,
     },
     Unary {
         op: Unary,
@@ -55,6 +79,10 @@ pub(super) enum Step {
     },
     /// Work of the RISC-V core of the queue.
     Cycles(Time),
+    /// A word of L1, on which the rest of the text depends.
+    Load {
+        address: u32,
+    },
     // Steps of the pack queue.
     Wait,
     Release,
@@ -128,18 +156,17 @@ pub(super) struct Compute {
     pub(super) waited: bool,
     pub(super) accumulate: bool,
     pub(super) pack_busy: Time,
+    pub(super) pack_bytes: u64,
     /// Ticks that each thread waited: unpack for pages, math for registers, pack for room.
     pub(super) waits: [Time; 3],
-    /// Two halves of the destination registers, where values are wanted.
-    pub(super) registers: [Vec<Tile>; 2],
-    /// What the values of each half are, once there are some.
+    /// What the values of each half of the destination registers are, once there are some.
     pub(super) kinds: [Option<Kind>; 2],
+    /// The kernel waits for a word: its text goes on when that is known. The word, once it is.
+    pub(super) asked: bool,
+    pub(super) reply: Reply,
     /// Verbs in a row in which no clock went on.
     pub(super) idle: u32,
     pub(super) clock: Time,
-    /// Tiles of circular buffers as the matrix unit takes them, by buffer and address, until some are popped.
-    pub(super) left: HashMap<(u8, u32), SrcB>,
-    pub(super) right: HashMap<(u8, u32), SrcA>,
 }
 
 impl Compute {
@@ -172,13 +199,13 @@ impl Compute {
             waited: false,
             accumulate: false,
             pack_busy: 0,
+            pack_bytes: 0,
             waits: [0; 3],
-            registers: [Vec::new(), Vec::new()],
             kinds: [None; 2],
+            asked: false,
+            reply: 0,
             idle: 0,
             clock: 0,
-            left: HashMap::new(),
-            right: HashMap::new(),
         }
     }
 
@@ -193,10 +220,18 @@ impl Compute {
                 Step::Matmul { in0_cb, in1_cb, in0, in1, dst, h, w, in0_stride }
             }
             Verb::CopyTile { cb, tile, dst } => Step::Copy { cb, tile, dst },
-            Verb::BinaryTiles { op, in0_cb, in1_cb, in0, in1, dst } => {
-                Step::Binary { op, in0_cb, in1_cb, in0, in1, dst }
+            Verb::BinaryTiles { op, broadcast, in0_cb, in1_cb, in0, in1, dst } => {
+                Step::Binary { op, broadcast, in0_cb, in1_cb, in0, in1, dst }
             }
+            Verb::BroadcastTile { broadcast, cb, tile, dst } => Step::Broadcast { broadcast, cb, tile, dst },
+            Verb::ReduceTile { op, along, cb, tile, dst } => Step::Reduce { op, along, cb, tile, dst },
+            Verb::BinaryDst { op, dst, other } => Step::Registers { op, dst, other },
+            Verb::MaskTile { dst, mask } => Step::Mask { dst, mask },
             Verb::UnaryTile { op, dst } => Step::Unary { op, dst },
+            Verb::L1Load { address } => {
+                self.asked = true;
+                Step::Load { address }
+            }
             Verb::Cycles(cycles) => Step::Cycles(crate::time::ticks(cycles)),
             Verb::TileRegsWait => return self.deal_pack(Step::Wait),
             Verb::TileRegsRelease => return self.deal_pack(Step::Release),
@@ -215,13 +250,6 @@ impl Compute {
     fn deal_pack(&mut self, step: Step) -> Result<(), Verb> {
         self.pack.push_back(step);
         Ok(())
-    }
-
-    /// Drops tiles that were made ready from a range of L1 that is written now. Tiles have at most 4096 bytes.
-    pub(super) fn forget(&mut self, address: u32, bytes: u32) {
-        let outside = |at: u32| at >= address.saturating_add(bytes) || at.saturating_add(4096) <= address;
-        self.left.retain(|(_, at), _| outside(*at));
-        self.right.retain(|(_, at), _| outside(*at));
     }
 
     /// What the destination registers hold.

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::time::{Time, cycles};
+use crate::timeline::{About, Lane};
 
 use super::cb::Cb;
 use super::compute::{Pause, Step};
@@ -56,7 +57,7 @@ impl Machine<'_> {
         waits && compute.pack.is_empty() && compute.math.len() < LOOK
     }
 
-    /// Takes the next verb of the kernel; false at its end.
+    /// Takes the next verb of the kernel; false at its end, and while it waits for a word.
     fn feed(&mut self, id: u32) -> Result<bool, Error> {
         // The text is read ahead of time: without a wait in it the clock of events stands still.
         if cycles(self.computes[id as usize].end()) > self.options.limit {
@@ -70,8 +71,12 @@ impl Machine<'_> {
             let who = self.who(id);
             return Err(Error::Endless(format!("{who} asks for {STILL} things in a row that take no time")));
         }
+        if compute.asked {
+            return Ok(false);
+        }
+        let reply = std::mem::take(&mut compute.reply);
         let Some(kernel) = &mut compute.kernel else { return Ok(false) };
-        let Some(verb) = kernel.step(0)? else {
+        let Some(verb) = kernel.step(reply)? else {
             compute.kernel = None;
             return Ok(false);
         };
@@ -100,7 +105,7 @@ impl Machine<'_> {
         self.cb(core, cb).ok_or_else(|| Error::Misused(format!("no circular buffer {cb}")))
     }
 
-    fn page_bytes(&mut self, id: u32, cb: u8) -> Result<u32, Error> {
+    pub(super) fn page_bytes(&mut self, id: u32, cb: u8) -> Result<u32, Error> {
         self.compute_cb(id, cb).map(|cb| cb.page_bytes)
     }
 
@@ -146,11 +151,19 @@ impl Machine<'_> {
                     }
                     let cost = self.costs.cb_wait;
                     let compute = &mut self.computes[id as usize];
+                    let since = compute.unpack_at;
                     if matches!(compute.math_pause, Pause::Front { .. }) {
-                        compute.waits[0] += now - compute.unpack_at;
+                        compute.waits[0] += now - since;
                         compute.unpack_at = now;
                     }
+                    let start = compute.unpack_at;
                     compute.unpack_at += cost;
+                    self.note_compute(
+                        id,
+                        Lane::Unpack,
+                        ("cb_wait_front", About::Cb(cb)),
+                        (since, start, start + cost),
+                    );
                 }
                 Step::PopFront { cb, pages } => {
                     let cost = self.costs.cb_pop;
@@ -163,11 +176,11 @@ impl Machine<'_> {
                         )));
                     }
                     buffer.read += u64::from(pages);
+                    self.popped_values(id, cb);
                     let compute = &mut self.computes[id as usize];
-                    compute.left.retain(|(of, _), _| *of != cb);
-                    compute.right.retain(|(of, _), _| *of != cb);
                     let at = compute.unpack_at.max(compute.units.unpacked_at());
                     compute.unpack_at = at + cost;
+                    self.note_compute(id, Lane::Unpack, ("cb_pop_front", About::Cb(cb)), (at, at, at + cost));
                     self.queue.at(at + cost, Event::Pop { core, cb, pages });
                 }
                 Step::Acquire => {
@@ -185,8 +198,15 @@ impl Machine<'_> {
                         if compute.committed >= 2 { compute.releases.pop_front().unwrap_or(0) } else { 0 };
                     let ready = compute.math_at.max(compute.units.math_at);
                     compute.waits[1] += free.saturating_sub(ready);
-                    compute.math_at = ready.max(free) + cost;
+                    let start = ready.max(free);
+                    compute.math_at = start + cost;
                     compute.acquired = true;
+                    self.note_compute(
+                        id,
+                        Lane::Math,
+                        ("tile_regs_acquire", About::None),
+                        (ready, start, start + cost),
+                    );
                     self.clear_registers(id);
                 }
                 Step::Commit => {
@@ -199,15 +219,46 @@ impl Machine<'_> {
                         )));
                     }
                     compute.acquired = false;
-                    compute.math_at = compute.math_at.max(compute.units.math_at) + cost;
+                    let start = compute.math_at.max(compute.units.math_at);
+                    compute.math_at = start + cost;
                     compute.commits.push_back(compute.math_at);
                     compute.committed += 1;
+                    self.note_compute(
+                        id,
+                        Lane::Math,
+                        ("tile_regs_commit", About::None),
+                        (start, start, start + cost),
+                    );
+                }
+                Step::Load { address } => {
+                    let compute = &mut self.computes[id as usize];
+                    if compute.unpack_at > now {
+                        if compute.math_pause != Pause::Timer {
+                            compute.math_pause = Pause::Timer;
+                            self.queue.at(compute.unpack_at, Event::Compute(id));
+                        }
+                        return Ok(());
+                    }
+                    let cost = self.costs.load;
+                    let (unpack, math) = (compute.unpack_at, compute.math_at);
+                    compute.unpack_at += cost;
+                    compute.math_at += cost;
+                    compute.asked = false;
+                    let what = ("l1_load", About::None);
+                    self.note_compute(id, Lane::Unpack, what, (unpack, unpack, unpack + cost));
+                    self.note_compute(id, Lane::Math, what, (math, math, math + cost));
+                    let word = self.word_of(|machine| machine.who(id), core, address)?;
+                    self.computes[id as usize].reply = word;
                 }
                 Step::Cycles(work) => {
                     // All RISC-V cores of the compute side run the same text.
                     let compute = &mut self.computes[id as usize];
+                    let (unpack, math) = (compute.unpack_at, compute.math_at);
                     compute.unpack_at += work;
                     compute.math_at += work;
+                    let what = ("cycles", About::None);
+                    self.note_compute(id, Lane::Unpack, what, (unpack, unpack, unpack + work));
+                    self.note_compute(id, Lane::Math, what, (math, math, math + work));
                 }
                 other => self.calculate(id, &other)?,
             }
@@ -217,90 +268,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Steps that fill destination registers.
-    fn calculate(&mut self, id: u32, step: &Step) -> Result<(), Error> {
-        if !self.computes[id as usize].acquired {
-            let who = self.who(id);
-            return Err(Error::Misused(format!("{who} computes into registers that it has not acquired")));
-        }
-        let tiles = self.rates.dst_tiles / if self.computes[id as usize].wide { 2 } else { 1 };
-        let last = match step {
-            Step::Matmul { dst, h, w, .. } => u64::from(*dst) + u64::from(*h) * u64::from(*w),
-            Step::Copy { dst, .. } | Step::Binary { dst, .. } | Step::Unary { dst, .. } => {
-                u64::from(*dst) + 1
-            }
-            _ => 0,
-        };
-        if matches!(step, Step::Matmul { h: 0, .. } | Step::Matmul { w: 0, .. }) {
-            let who = self.who(id);
-            return Err(Error::Misused(format!("{who} multiplies a block of no tiles")));
-        }
-        if last > u64::from(tiles) {
-            let who = self.who(id);
-            return Err(Error::Misused(format!(
-                "{who} uses {last} tiles of destination registers, half of them holds {tiles}"
-            )));
-        }
-        match *step {
-            Step::Matmul { in0_cb, in1_cb, in0, in1, h, w, in0_stride, .. } => {
-                let below = u64::from(h - 1) * u64::from(in0_stride);
-                self.check_tile(id, in0_cb, u64::from(in0) + below)?;
-                self.check_tile(id, in1_cb, u64::from(in1) + u64::from(w - 1))?;
-            }
-            Step::Binary { in0_cb, in1_cb, in0, in1, .. } => {
-                self.check_tile(id, in0_cb, u64::from(in0))?;
-                self.check_tile(id, in1_cb, u64::from(in1))?;
-            }
-            Step::Copy { cb, tile, .. } => self.check_tile(id, cb, u64::from(tile))?,
-            _ => {}
-        }
-        let bytes = match step {
-            Step::Matmul { in0_cb, in1_cb, .. } | Step::Binary { in0_cb, in1_cb, .. } => {
-                (self.page_bytes(id, *in0_cb)?, self.page_bytes(id, *in1_cb)?)
-            }
-            Step::Copy { cb, .. } => (self.page_bytes(id, *cb)?, 0),
-            _ => (0, 0),
-        };
-        let rates = &self.rates;
-        let compute = &mut self.computes[id as usize];
-        let (from, ready) = (compute.unpack_at, compute.math_at);
-        match step {
-            Step::Matmul { h, w, .. } => {
-                let math = rates.math(compute.fidelity);
-                compute.units.matmul(rates, (*h, *w), bytes, math, from, ready);
-            }
-            Step::Copy { .. } => compute.units.copy(rates, bytes.0, from, ready),
-            Step::Binary { .. } => compute.units.binary(rates, bytes, from, ready),
-            _ => compute.units.vector(rates, ready),
-        }
-        compute.unpack_at = compute.unpack_at.max(compute.units.unpacked_at());
-        compute.math_at = compute.units.math_at;
-        if self.memory.values { self.calculate_values(id, step) } else { Ok(()) }
-    }
-
-    /// Checks that a tile of a circular buffer has been pushed, and lies before the buffer's end: an index does not go on
-    /// at its start.
-    fn check_tile(&mut self, id: u32, cb: u8, tile: u64) -> Result<(), Error> {
-        let buffer = self.compute_cb(id, cb)?;
-        let (filled, all) = (u64::from(buffer.filled()), u64::from(buffer.pages));
-        let end = buffer.read % all + tile;
-        if tile >= filled {
-            let who = self.who(id);
-            return Err(Error::Misused(format!(
-                "{who} uses tile {tile} of circular buffer {cb}, which holds {filled}"
-            )));
-        }
-        if end >= all {
-            let who = self.who(id);
-            return Err(Error::Undefined(format!(
-                "{who} uses tile {tile} of circular buffer {cb}, which is behind the buffer's end: tiles that are used by \
-                 their numbers must not be pushed across it"
-            )));
-        }
-        Ok(())
-    }
-
-    /// The same of pages that are packed to.
+    /// Checks that pages that are packed to are free, and lie before the buffer's end.
     fn check_pack(&mut self, id: u32, (dst, cb, tile, tiles): (u32, u8, u32, u32)) -> Result<(), Error> {
         let half = self.rates.dst_tiles / if self.computes[id as usize].wide { 2 } else { 1 };
         if u64::from(dst) + u64::from(tiles) > u64::from(half) {
@@ -342,8 +310,15 @@ impl Machine<'_> {
                         compute.pack_pause = Pause::Registers;
                         return Ok(());
                     };
-                    compute.pack_at = compute.pack_at.max(committed) + cost;
+                    let (since, start) = (compute.pack_at, compute.pack_at.max(committed));
+                    compute.pack_at = start + cost;
                     compute.waited = true;
+                    self.note_compute(
+                        id,
+                        Lane::Pack,
+                        ("tile_regs_wait", About::None),
+                        (since, start, start + cost),
+                    );
                 }
                 Step::ReserveBack { cb, pages } => {
                     let compute = &mut self.computes[id as usize];
@@ -363,11 +338,19 @@ impl Machine<'_> {
                     }
                     let cost = self.costs.cb_reserve;
                     let compute = &mut self.computes[id as usize];
+                    let since = compute.pack_at;
                     if matches!(compute.pack_pause, Pause::Back { .. }) {
-                        compute.waits[2] += now - compute.pack_at;
+                        compute.waits[2] += now - since;
                         compute.pack_at = now;
                     }
+                    let start = compute.pack_at;
                     compute.pack_at += cost;
+                    self.note_compute(
+                        id,
+                        Lane::Pack,
+                        ("cb_reserve_back", About::Cb(cb)),
+                        (since, start, start + cost),
+                    );
                 }
                 Step::PushBack { cb, pages } => {
                     let cost = self.costs.cb_push;
@@ -381,8 +364,15 @@ impl Machine<'_> {
                     }
                     buffer.written += u64::from(pages);
                     let compute = &mut self.computes[id as usize];
+                    let start = compute.pack_at;
                     compute.pack_at += cost;
-                    self.queue.at(compute.pack_at, Event::Push { core, cb, pages });
+                    self.queue.at(start + cost, Event::Push { core, cb, pages });
+                    self.note_compute(
+                        id,
+                        Lane::Pack,
+                        ("cb_push_back", About::Cb(cb)),
+                        (start, start, start + cost),
+                    );
                 }
                 Step::Pack { dst, cb, tile, tiles } => {
                     self.check_pack(id, (dst, cb, tile, tiles))?;
@@ -395,8 +385,16 @@ impl Machine<'_> {
                     let bytes = self.page_bytes(id, cb)?;
                     let compute = &mut self.computes[id as usize];
                     let work = Time::from(tiles) * self.rates.pack(bytes, compute.accumulate);
+                    let start = compute.pack_at;
                     compute.pack_at += work;
                     compute.pack_busy += work;
+                    compute.pack_bytes += u64::from(bytes) * u64::from(tiles);
+                    self.note_compute(
+                        id,
+                        Lane::Pack,
+                        ("pack_tile", About::Cb(cb)),
+                        (start, start, start + work),
+                    );
                     if self.memory.values {
                         self.pack_values(id, &step)?;
                     }
@@ -411,9 +409,16 @@ impl Machine<'_> {
                         )));
                     }
                     compute.waited = false;
+                    let start = compute.pack_at;
                     compute.pack_at += cost;
                     compute.releases.push_back(compute.pack_at);
                     compute.released += 1;
+                    self.note_compute(
+                        id,
+                        Lane::Pack,
+                        ("tile_regs_release", About::None),
+                        (start, start, start + cost),
+                    );
                 }
                 Step::Accumulate(on) => self.computes[id as usize].accumulate = on,
                 _ => {}

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::program::{Program, Role};
+use crate::timeline::Lane;
 use crate::verbs::CoreId;
 
 use super::cb::Cb;
@@ -123,6 +124,14 @@ impl Machine<'_> {
                 )));
             }
             taken.push((launch.core, launch.role as u8));
+            let lane = match launch.role {
+                Role::DataMovement0 => Lane::DataMovement0,
+                Role::DataMovement1 => Lane::DataMovement1,
+                Role::Compute => Lane::Unpack,
+            };
+            if let Some(timeline) = &mut self.timeline {
+                timeline.kernels.push((launch.core, lane, launch.name.clone()));
+            }
             let core = &mut self.cores[usize::from(launch.core)];
             if launch.role == Role::Compute {
                 let id = self.computes.len() as u32;
@@ -133,7 +142,7 @@ impl Machine<'_> {
             } else {
                 let id = self.threads.len() as u32;
                 core.threads.push(id);
-                self.threads.push(Thread::new(launch.core, launch.noc, launch.name, launch.kernel));
+                self.threads.push(Thread::new(launch.core, launch.noc, lane, launch.name, launch.kernel));
                 self.queue.at(0, Event::Thread(id));
             }
         }

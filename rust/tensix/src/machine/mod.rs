@@ -1,16 +1,22 @@
 //! The machine: cores, networks and memory, event by event.
 
 mod arrivals;
+mod calculate;
 mod cb;
 mod compute;
 mod costs;
 mod deadlock;
 mod engines;
 mod loading;
+mod pool;
+mod recording;
+mod reduce;
 mod threads;
 mod transfers;
 mod units;
 mod values;
+mod vectors;
+mod work;
 
 use prunus_core::Interrupt;
 
@@ -22,13 +28,16 @@ use crate::numerics::Fidelity;
 use crate::program::Program;
 use crate::report::{CoreUse, Run};
 use crate::time::{Queue, cycles, ticks};
+use crate::timeline::Timeline;
 use crate::verbs::CoreId;
 use cb::Cb;
 use compute::Compute;
 use costs::Costs;
+use pool::Pool;
 use threads::{Thread, Wait};
 use transfers::Load;
 use units::Rates;
+use work::Values;
 
 /// Verbs in a row without any time passing, after which a kernel is taken not to end.
 const STILL: u32 = 1 << 20;
@@ -92,11 +101,15 @@ pub struct Options {
     pub wide: bool,
     /// Cycles after which a program is stopped.
     pub limit: f64,
+    /// Intervals of threads' time that are recorded at most; 0 records nothing.
+    pub timeline: u32,
+    /// Threads that may work on values; none of what a run gives depends on their number.
+    pub threads: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { fidelity: Fidelity::HiFi4, wide: false, limit: 1e10 }
+        Self { fidelity: Fidelity::HiFi4, wide: false, limit: 1e10, timeline: 0, threads: 1 }
     }
 }
 
@@ -113,6 +126,9 @@ pub(crate) struct Machine<'a> {
     computes: Vec<Compute>,
     node_cores: Vec<Option<CoreId>>,
     costs: Costs,
+    timeline: Option<Box<Timeline>>,
+    /// What values become, where they are kept.
+    pool: Pool,
 }
 
 impl<'a> Machine<'a> {
@@ -141,12 +157,15 @@ impl<'a> Machine<'a> {
                 });
             }
         }
+        let lent = memory.l1.iter_mut().map(|l1| Values::new(l1.lend()));
+        let pool = Pool::new(lent, options.threads);
         Self {
             rates: Rates::new(spec),
             costs: Costs::new(spec),
             queue: Queue::new(),
             threads: Vec::new(),
             computes: Vec::new(),
+            timeline: (options.timeline > 0).then(|| Box::new(Timeline::new(options.timeline, spec.cores()))),
             spec,
             memory,
             interrupt,
@@ -154,6 +173,7 @@ impl<'a> Machine<'a> {
             noc,
             cores,
             node_cores,
+            pool,
         }
     }
 
@@ -164,6 +184,15 @@ impl<'a> Machine<'a> {
     }
 
     pub(crate) fn run(mut self, program: Program) -> Result<Run, Error> {
+        let ended = self.events(program);
+        let (l1, values) = self.pool.finish();
+        self.memory.l1.iter_mut().zip(l1).for_each(|(memory, l1)| memory.restore(l1));
+        ended?;
+        values.map_err(|error| Error::Misused(error.to_string()))?;
+        Ok(self.report())
+    }
+
+    fn events(&mut self, program: Program) -> Result<(), Error> {
         self.load(program)?;
         let limit = ticks(self.options.limit.min(1e15));
         let mut looked = 0;
@@ -192,7 +221,7 @@ impl<'a> Machine<'a> {
                 )),
             ));
         }
-        Ok(self.report())
+        Ok(())
     }
 
     fn handle(&mut self, event: Event) -> Result<(), Error> {
@@ -247,8 +276,10 @@ impl<'a> Machine<'a> {
             if let Some(after) = self.satisfied(id) {
                 let now = self.queue.now();
                 let thread = &mut self.threads[id as usize];
-                thread.waited += now - thread.waits_since;
+                let (wait, since) = (thread.wait, thread.waits_since);
+                thread.waited += now - since;
                 thread.wait = Wait::Timer;
+                self.note_wait(id, wait, since, after);
                 self.queue.at(now + after, Event::Thread(id));
             }
         }
@@ -268,6 +299,11 @@ impl<'a> Machine<'a> {
                 unpack_busy: compute.map_or([0; 2], |c| c.units.unpack_busy),
                 pack_busy: compute.map_or(0, |c| c.pack_busy),
                 waits: compute.map_or([0; 3], |c| c.waits),
+                products: compute.map_or(0, |c| c.units.products),
+                unpack_bytes: compute.map_or(0, |c| c.units.unpack_bytes),
+                pack_bytes: compute.map_or(0, |c| c.pack_bytes),
+                lanes: core.threads.iter().map(|id| self.threads[*id as usize].lane).collect(),
+                computes: compute.is_some(),
                 thread_ends: core.threads.iter().map(|id| self.threads[*id as usize].end).collect(),
                 thread_waits: core.threads.iter().map(|id| self.threads[*id as usize].waited).collect(),
                 took_part: !core.threads.is_empty() || core.compute.is_some(),
@@ -281,6 +317,8 @@ impl<'a> Machine<'a> {
             links: self.noc.uses(),
             channels: self.noc.channel_uses().collect(),
             hop_flits: self.noc.hop_flits,
+            fidelity: self.options.fidelity,
+            timeline: self.timeline.map(|timeline| *timeline),
         }
     }
 }

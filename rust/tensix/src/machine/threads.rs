@@ -3,9 +3,11 @@
 use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::time::{Time, ticks};
+use crate::timeline::Lane;
 use crate::verbs::{CoreId, Place, Reply, Verb};
 
 use super::cb::Cb;
+use super::work::Block;
 use super::{Event, Machine, STILL};
 
 /// What a thread waits for.
@@ -39,6 +41,7 @@ pub(super) enum Wait {
 pub(super) struct Thread {
     pub(super) core: u16,
     pub(super) noc: u8,
+    pub(super) lane: Lane,
     pub(super) name: String,
     pub(super) kernel: Option<Box<dyn Kernel>>,
     /// A verb whose cost has been paid when the thread's event comes.
@@ -56,10 +59,11 @@ pub(super) struct Thread {
 }
 
 impl Thread {
-    pub(super) fn new(core: u16, noc: u8, name: String, kernel: Box<dyn Kernel>) -> Self {
+    pub(super) fn new(core: u16, noc: u8, lane: Lane, name: String, kernel: Box<dyn Kernel>) -> Self {
         Self {
             core,
             noc,
+            lane,
             name,
             kernel: Some(kernel),
             pending: None,
@@ -118,6 +122,9 @@ impl Machine<'_> {
                 return Ok(());
             };
             let cost = self.cost(&verb);
+            if cost > 0 {
+                self.note_verb(id, &verb, cost);
+            }
             let thread = &mut self.threads[id as usize];
             thread.kernel = Some(kernel);
             thread.pending = Some(verb);
@@ -215,11 +222,13 @@ impl Machine<'_> {
                 Wait::Semaphore { semaphore, value, at_least }
             }
             Verb::Cycles(_) => return Ok(Some(0)),
-            Verb::L1Load { address } => return self.load_word(id, address).map(Some),
+            Verb::L1Load { address } => {
+                return self.word_of(|machine| machine.whose(id), core, address).map(Some);
+            }
             Verb::L1Store { address, value } => {
-                self.check_word(id, core, address)?;
+                self.check_word(|machine| machine.whose(id), address)?;
                 if self.memory.values {
-                    self.put(core, address, &value.to_le_bytes());
+                    self.put(core, address, &Block::new(&value.to_le_bytes()));
                 }
                 return Ok(Some(0));
             }
@@ -241,6 +250,7 @@ impl Machine<'_> {
             if after == 0 {
                 return Ok(Some(0));
             }
+            self.note_wait(id, wait, now, after);
             self.queue.at(now + after, Event::Thread(id));
         }
         Ok(None)
@@ -266,23 +276,42 @@ impl Machine<'_> {
         self.cb(core, cb).ok_or_else(|| Error::Misused(format!("no circular buffer {cb}")))
     }
 
-    fn check_word(&self, id: u32, core: CoreId, address: u32) -> Result<(), Error> {
+    fn check_word(&self, whose: impl Fn(&Self) -> String, address: u32) -> Result<(), Error> {
         if !address.is_multiple_of(4) {
-            let whose = self.whose(id);
+            let whose = whose(self);
             return Err(Error::Misused(format!(
                 "{whose} takes a word at {address}, which no multiple of 4 is"
             )));
         }
-        self.check_l1(id, core, address, 4)
+        if u64::from(address) + 4 > u64::from(self.spec.l1.bytes) {
+            let (whose, all) = (whose(self), self.spec.l1.bytes);
+            return Err(Error::Misused(format!(
+                "{whose} takes a word at {address} of L1, which has {all} B"
+            )));
+        }
+        Ok(())
     }
 
-    fn load_word(&mut self, id: u32, address: u32) -> Result<Reply, Error> {
-        let core = self.threads[id as usize].core;
-        self.check_word(id, core, address)?;
+    /// A word of a core's own L1; 0 where values are left out.
+    pub(super) fn word_of(
+        &self,
+        whose: impl Fn(&Self) -> String,
+        core: CoreId,
+        address: u32,
+    ) -> Result<Reply, Error> {
+        self.check_word(&whose, address)?;
         if !self.memory.values {
             return Ok(0);
         }
-        let bytes = self.read_l1(id, core, address, 4)?;
-        Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+        self.memory.l1[usize::from(core)].check(address, 4).map_err(|at| {
+            Error::Undefined(format!(
+                "{} loads a word, nothing was written at {at} of its L1{}",
+                whose(self),
+                self.buffer_at(core, at)
+            ))
+        })?;
+        let mut word = [0; 4];
+        word.copy_from_slice(self.pool.values(core).bytes(address, 4));
+        Ok(u32::from_le_bytes(word))
     }
 }

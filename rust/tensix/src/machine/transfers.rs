@@ -1,26 +1,29 @@
 //! Transfers over the networks: what leaves a core as packets.
 
+use std::sync::Arc;
+
 use crate::error::Error;
 use crate::noc::{Class, Node, Packet, Target};
 use crate::time::{TICKS, Time};
 use crate::verbs::{Area, CoreId, Place, Reply, Verb};
 
 use super::threads::Wait;
+use super::work::Block;
 use super::{Event, Machine};
 
-/// What a packet carries. `data` is empty where values are left out.
+/// What a packet carries; no `data` where values are left out.
 #[derive(Debug)]
 pub(super) enum Load {
     Write {
         thread: u32,
         to: Place,
-        data: Vec<u8>,
+        data: Option<Arc<Block>>,
     },
     /// To the same address of all receivers; the latest acknowledgement so far.
     Multicast {
         thread: u32,
         address: u32,
-        data: Vec<u8>,
+        data: Option<Arc<Block>>,
         last: Time,
     },
     SetSemaphore {
@@ -43,7 +46,7 @@ pub(super) enum Load {
     Reply {
         thread: u32,
         to: u32,
-        data: Vec<u8>,
+        data: Option<Arc<Block>>,
     },
 }
 
@@ -74,16 +77,23 @@ impl Machine<'_> {
     }
 
     /// The bytes of a range of L1, which must have been written.
-    pub(super) fn read_l1(&self, id: u32, core: CoreId, address: u32, bytes: u32) -> Result<Vec<u8>, Error> {
+    pub(super) fn read_l1(
+        &self,
+        id: u32,
+        core: CoreId,
+        address: u32,
+        bytes: u32,
+    ) -> Result<Arc<Block>, Error> {
         self.check_l1(id, core, address, bytes)?;
-        self.memory.l1[usize::from(core)].read(address, bytes).map(<[u8]>::to_vec).map_err(|at| {
+        self.memory.l1[usize::from(core)].check(address, bytes).map_err(|at| {
             Error::Undefined(format!(
                 "{} reads {bytes} B at {address} of core {}'s L1, nothing was written at {at}{}",
                 self.whose(id),
                 self.describe(core),
                 self.buffer_at(core, at)
             ))
-        })
+        })?;
+        Ok(Block::new(self.pool.values(core).bytes(address, bytes)))
     }
 
     /// Which circular buffer an address is in, for messages.
@@ -213,6 +223,7 @@ impl Machine<'_> {
             Verb::NocAsyncWrite { stateful, .. } => self.costs.write[usize::from(*stateful)],
             _ => self.costs.multicast,
         };
+        self.note_verb(id, &rest, cost);
         self.threads[id as usize].pending = Some(rest);
         self.queue.at(self.queue.now() + cost, Event::Thread(id));
         Ok(None)
@@ -246,12 +257,9 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn own_bytes(&self, id: u32, from: u32, bytes: u32) -> Result<Vec<u8>, Error> {
-        if self.memory.values {
-            self.read_l1(id, self.threads[id as usize].core, from, bytes)
-        } else {
-            Ok(Vec::new())
-        }
+    fn own_bytes(&self, id: u32, from: u32, bytes: u32) -> Result<Option<Arc<Block>>, Error> {
+        let core = self.threads[id as usize].core;
+        self.memory.values.then(|| self.read_l1(id, core, from, bytes)).transpose()
     }
 
     fn write(&mut self, id: u32, from: u32, to: Place, bytes: u32) -> Result<(), Error> {

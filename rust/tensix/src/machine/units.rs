@@ -9,6 +9,9 @@ use crate::chip::ChipSpec;
 use crate::numerics::Fidelity;
 use crate::time::{TICKS, Time, ticks};
 
+/// Bytes of the factors that a tile is reduced with: a face of 16 x 16 values of 16 bits.
+const FACTORS: u32 = 512;
+
 /// Rates in ticks, for one chip.
 #[derive(Debug, Clone)]
 pub(crate) struct Rates {
@@ -18,7 +21,7 @@ pub(crate) struct Rates {
     tile: Time,
     phase: Time,
     product: Time,
-    latency: Time,
+    pub(crate) latency: Time,
     copy: Time,
     pub(crate) vector: Time,
     pairs: bool,
@@ -79,6 +82,12 @@ pub(crate) struct Units {
     /// Ticks of work, of the matrix unit and of the unpackers.
     pub(crate) math_busy: Time,
     pub(crate) unpack_busy: [Time; 2],
+    /// When the unpackers and the matrix unit began with the last step.
+    pub(crate) unpack_from: Time,
+    pub(crate) math_from: Time,
+    /// Products of two tiles, and bytes that were unpacked.
+    pub(crate) products: u64,
+    pub(crate) unpack_bytes: u64,
 }
 
 impl Units {
@@ -94,6 +103,8 @@ impl Units {
     fn unpack(&mut self, rates: &Rates, which: usize, bytes: u32, from: Time) -> (usize, Time) {
         let (bank, start) = self.claim(which, from);
         let work = (f64::from(bytes) * rates.alone) as Time;
+        self.unpack_from = self.unpack_from.min(start);
+        self.unpack_bytes += u64::from(bytes);
         self.unpackers[which].free_at = start + work;
         self.unpack_busy[which] += work;
         (bank, start + work)
@@ -103,6 +114,8 @@ impl Units {
     fn unpack_both(&mut self, rates: &Rates, bytes: [u32; 2], from: Time) -> [(usize, Time); 2] {
         let claims = [self.claim(0, from), self.claim(1, from)];
         let starts = [claims[0].1, claims[1].1];
+        self.unpack_from = self.unpack_from.min(starts[0]).min(starts[1]);
+        self.unpack_bytes += u64::from(bytes[0]) + u64::from(bytes[1]);
         let first = usize::from(starts[1] < starts[0]);
         let second = 1 - first;
         let slow = rates.beside.max(rates.alone);
@@ -126,6 +139,11 @@ impl Units {
         [(claims[0].0, ends[0]), (claims[1].0, ends[1])]
     }
 
+    /// A step begins: when its parts begin is not known yet.
+    fn begin(&mut self) {
+        (self.unpack_from, self.math_from) = (Time::MAX, Time::MAX);
+    }
+
     /// When the unpack thread's last transfer ends: what it pops then is free.
     pub(crate) fn unpacked_at(&self) -> Time {
         self.unpackers[0].free_at.max(self.unpackers[1].free_at)
@@ -142,6 +160,8 @@ impl Units {
         from: Time,
         ready: Time,
     ) {
+        self.begin();
+        self.products += u64::from(h) * u64::from(w);
         self.math_at = self.math_at.max(ready);
         // The operand with fewer tiles is held: in0 in SrcB, or in1 in SrcA. The other one streams through.
         let (held, stream, groups, steps, held_bytes, stream_bytes) =
@@ -166,6 +186,7 @@ impl Units {
                 let (bank, there) = here.unwrap_or_else(|| self.unpack(rates, stream, stream_bytes, from));
                 for (held_bank, held_there) in kept.iter().take(together as usize) {
                     let start = self.math_at.max(there).max(*held_there);
+                    self.math_from = self.math_from.min(start);
                     self.math_at = start + math;
                     self.math_busy += math;
                     if step + 1 == steps {
@@ -177,26 +198,43 @@ impl Units {
         }
     }
 
-    /// A tile from L1 by SrcA to the destination registers.
-    pub(crate) fn copy(&mut self, rates: &Rates, bytes: u32, from: Time, ready: Time) {
+    /// A tile from L1 by SrcA to the destination registers, which takes the matrix unit so many passes.
+    pub(crate) fn copy(&mut self, rates: &Rates, bytes: u32, from: Time, ready: Time, passes: u64) {
+        self.begin();
         let (bank, there) = self.unpack(rates, 0, bytes, from);
-        self.math_at = self.math_at.max(ready).max(there + rates.latency) + rates.copy;
-        self.math_busy += rates.copy;
+        self.math_from = self.math_at.max(ready).max(there + rates.latency);
+        self.math_at = self.math_from + passes * rates.copy;
+        self.math_busy += passes * rates.copy;
         self.unpackers[0].banks[bank] = self.math_at + rates.latency;
     }
 
     /// Two tiles, one by each source register, to one of the destination.
     pub(crate) fn binary(&mut self, rates: &Rates, bytes: (u32, u32), from: Time, ready: Time) {
+        self.begin();
         let [(a, first), (b, second)] = self.unpack_both(rates, [bytes.0, bytes.1], from);
-        self.math_at = self.math_at.max(ready).max(first).max(second) + rates.copy;
+        self.math_from = self.math_at.max(ready).max(first).max(second);
+        self.math_at = self.math_from + rates.copy;
         self.math_busy += rates.copy;
         self.unpackers[0].banks[a] = self.math_at + rates.latency;
         self.unpackers[1].banks[b] = self.math_at + rates.latency;
     }
 
-    /// Work of the vector unit on destination registers.
-    pub(crate) fn vector(&mut self, rates: &Rates, ready: Time) {
-        self.math_at = self.math_at.max(ready) + rates.vector;
-        self.math_busy += rates.vector;
+    /// A tile by SrcA, and beside it the face of factors by SrcB, reduced in `work` ticks.
+    pub(crate) fn reduce(&mut self, rates: &Rates, bytes: u32, work: Time, from: Time, ready: Time) {
+        self.begin();
+        let [(a, first), (b, second)] = self.unpack_both(rates, [bytes, FACTORS], from);
+        self.math_from = self.math_at.max(ready).max(first).max(second);
+        self.math_at = self.math_from + work;
+        self.math_busy += work;
+        self.unpackers[0].banks[a] = self.math_at + rates.latency;
+        self.unpackers[1].banks[b] = self.math_at + rates.latency;
+    }
+
+    /// Work of the vector unit on destination registers, of so many passes.
+    pub(crate) fn vector(&mut self, rates: &Rates, ready: Time, passes: u64) {
+        self.begin();
+        self.math_from = self.math_at.max(ready);
+        self.math_at = self.math_from + passes * rates.vector;
+        self.math_busy += passes * rates.vector;
     }
 }

@@ -81,10 +81,22 @@ fn rule(format: Format, part: (u32, u32, u32)) -> Option<[u32; 3]> {
 /// If the product is empty, or not even single tiles fit.
 pub fn sparse(
     spec: &ChipSpec,
+    tiles: (u32, u32, u32),
+    grid: (u16, u16),
+    formats: (Format, Format),
+    wide: bool,
+) -> Result<Blocking, Error> {
+    sparse_beside(spec, tiles, grid, formats, wide, 0)
+}
+
+/// The same, where other things take so many bytes of L1.
+pub(super) fn sparse_beside(
+    spec: &ChipSpec,
     (m, k, n): (u32, u32, u32),
     grid: (u16, u16),
     (format, out_format): (Format, Format),
     wide: bool,
+    beside: u64,
 ) -> Result<Blocking, Error> {
     let (columns, rows) = (u32::from(grid.0), u32::from(grid.1));
     if [m, k, n, columns, rows].contains(&0) || [m, k, n].iter().any(|side| *side > MOST) {
@@ -93,7 +105,7 @@ pub fn sparse(
     let per_core = (m.div_ceil(rows), n.div_ceil(columns));
     let most = spec.matrix.dst_tiles / if wide { 2 } else { 1 };
     let partial = if wide { Format::Float32 } else { Format::Bfloat16 };
-    let room = u64::from(spec.l1.bytes - spec.l1.reserved);
+    let room = u64::from(spec.l1.bytes - spec.l1.reserved).saturating_sub(beside);
     for h in divisors(per_core.0) {
         for w in divisors(per_core.1) {
             for in0_block_w in divisors(k).filter(|part| *part <= 8) {

@@ -63,7 +63,9 @@ pub(super) const IN0_VALID: u8 = 1;
 pub(super) const IN1_READY: u8 = 2;
 pub(super) const IN1_VALID: u8 = 3;
 /// Always 1: what flags are set to.
-const VALID: u8 = 4;
+pub(super) const VALID: u8 = 4;
+/// What semaphores are at the start.
+pub(super) const SEMAPHORES: [u32; 5] = [0, 0, 0, 0, 1];
 
 impl Blocking {
     fn k_blocks(&self) -> u32 {
@@ -420,7 +422,7 @@ pub fn program(
     let tile = operands.format.tile_bytes() as u32;
     let deep = if blocking.k_blocks() > 1 { 2 } else { 1 };
     let (bh, bw) = blocking.out_block;
-    let mut program = Program { semaphores: vec![0, 0, 0, 0, 1], ..Program::default() };
+    let mut program = Program { semaphores: SEMAPHORES.to_vec(), ..Program::default() };
     let mut buffer = |id, format: Format, pages, address, shares| {
         let (page_bytes, cores) = (format.tile_bytes() as u32, cores.clone());
         program.buffers.push(CircularBuffer { id, cores, format, page_bytes, pages, address, shares });

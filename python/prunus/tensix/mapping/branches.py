@@ -1,0 +1,252 @@
+"""Layers whose dead branches are left out: products with chosen units, and norms of branches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunus import _core
+from prunus._dtypes import F32, Array
+from prunus.engines.base import Found
+from prunus.tensix.mapping import job as jobs
+from prunus.tensix.mapping import multicast, tiles
+from prunus.tensix.mapping.job import CHUNK, Job, Outcome, Run, in_turn, reach_of
+from prunus.tensix.mapping.products import Epilogue, Steps, multiply
+
+__all__ = ["Layer", "gates"]
+
+
+def _units(live: Array | None, branch: int, shape: tuple[int, int]) -> Array | None:
+    """Return the liveness of every unit from that of branches; None where all are live."""
+    if live is None or live.all():
+        return None
+    each: Array = np.repeat(live, branch, axis=1)[:, : shape[1]]
+    return each
+
+
+def _by_tiles(each: Array) -> Array:
+    """Return which tiles hold something live."""
+    rows, cols = (tiles.ceil_tiles(length) for length in each.shape)
+    padded = np.zeros((rows * tiles.TILE, cols * tiles.TILE), bool)
+    padded[: each.shape[0], : each.shape[1]] = each
+    some: Array = padded.reshape(rows, tiles.TILE, cols, tiles.TILE).max(axis=(1, 3), initial=False)
+    return some
+
+
+def _write(found: Found, outcome: Outcome, rows: int, columns: int) -> None:
+    """Write norms, and which are live, from the pages that the chip wrote."""
+    if outcome.norms is None:
+        return
+    _write_norms(found.norms, outcome.norms, found.branch, rows, columns)
+    _decide(found)
+
+
+def _decide(found: Found) -> None:
+    if found.live is not None:
+        found.live[...] = ~(found.norms <= np.float64(found.tau))
+
+
+def _write_norms(norms: Array, pages: Array, branch: int, rows: int, columns: int) -> None:
+    wide = _core.tensix_norms(branch, columns)[0]
+    across = -(-tiles.ceil_tiles(columns) // wide)
+    each = -(-min(wide * tiles.TILE, columns) // branch)
+    count = norms.shape[1]
+    down = tiles.ceil_tiles(rows)
+    words = pages[:, : each * tiles.TILE].reshape(down, across, tiles.TILE, each)
+    whole = words.transpose(0, 2, 1, 3).reshape(down * tiles.TILE, across * each)
+    norms[...] = whole[:rows, :count]
+
+
+# Values of rows of their own that are copied at a time.
+_TOGETHER = 1 << 24
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Products of rows with chosen units, on a chip."""
+
+    run: Run
+    formats: tuple[str, str, str]
+
+    def dots(
+        self,
+        x: Array,
+        w: Array,
+        out: Array,
+        live: Array | None,
+        branch: int,
+        bias: Array | None,
+        activation: str | None,
+        scale: Array | None,
+        found: Found | None,
+    ) -> Outcome | None:
+        """Write what :meth:`prunus.engines.base.Engine.dots` says; return what ran, if anything."""
+        (rows, depth), units = x.shape, len(w)
+        if not out.size:
+            if found is not None and found.norms.size and self.run.values:
+                found.norms[...] = 0
+                _decide(found)
+            return None
+        each = _units(live, branch, out.shape)
+        down, inner, across = (tiles.ceil_tiles(length) for length in (rows, depth, units))
+        wanted = np.ones((down, across), bool)
+        e = Epilogue(activation=activation, extent=(rows, units))
+        if each is not None:
+            wanted = _by_tiles(each)
+            # Units that nobody needs are not read, tile by tile; within a tile of others they hold zeros.
+            if self.run.values:
+                w = np.where(each.max(axis=0, initial=False)[:, None], w, w.dtype.type(0))
+            e.mask = tiles.dense(each.astype(F32), "bfloat16")
+        if bias is not None:
+            e.row = tiles.rows_of(bias.astype(F32), "float32")
+        if scale is not None:
+            e.scale = tiles.dense(scale.astype(F32), "float32")
+        if found is not None and found.norms.size:
+            tau = None if found.live is None else found.tau
+            known = None if self.run.values or found.live is None else np.ascontiguousarray(found.live)
+            e.found = jobs.Found(found.branch, found.norm == "l2", tau, known)
+        steps = np.arange(inner)
+        lists = [Steps(i * inner + steps, steps, np.flatnonzero(wanted[i])) for i in range(down)]
+        left, right = tiles.dense(x, self.formats[0]), tiles.dense(w.T, self.formats[1])
+        outcome = multiply(self.run, left, right, across, lists, self.formats[2], e)
+        if outcome.outputs:
+            out[...] = outcome.outputs[0][:rows, :units]
+        if e.found is not None and found is not None:
+            _write(found, outcome, rows, units)
+        return outcome
+
+    def combine(
+        self,
+        h: Array,
+        w: Array,
+        out: Array,
+        live: Array | None,
+        branch: int,
+        bias: Array | None,
+        add: bool,
+    ) -> Iterator[Outcome]:
+        """Write what :meth:`prunus.engines.base.Engine.combine` says; yield what ran."""
+        if not out.size:
+            return
+        each = _units(live, branch, h.shape)
+        start = out.copy() if add else None
+        clean = w
+        if each is not None and self.run.values:
+            h = np.where(each, h, h.dtype.type(0))
+            w = np.where(each.max(axis=0, initial=False)[:, None], w, w.dtype.type(0))
+            clean = w
+            if not tiles.finite(w):
+                # An infinity of a unit that is live for one row would meet the zeros of others.
+                clean = tiles.cleaned(w)
+        yield self._combine(h, clean, out, each, bias, start)
+        if each is None or clean is w:
+            return
+        needs = np.flatnonzero(each[:, ~np.isfinite(w).all(axis=1)].max(axis=1, initial=False))
+        most = int(each[needs].sum(axis=1).max(initial=0))
+        together = max(1, _TOGETHER // max(1, most * w.shape[1]))
+        for first in range(0, len(needs), together):
+            yield self._apart(h, w, out, each, needs[first : first + together], bias, start)
+
+    def _apart(
+        self, h: Array, w: Array, out: Array, each: Array, few: Array, bias: Array | None, start: Array | None
+    ) -> Outcome:
+        """Sum some rows, each with a tile of its own, over the units that are live for it.
+
+        Of their results, what is not finite counts.
+        """
+        most, columns = int(each[few].sum(axis=1).max()), w.shape[1]
+        left, right = np.zeros((len(few), 1, most), h.dtype), np.zeros((len(few), most, columns), w.dtype)
+        for number, row in enumerate(few):
+            at = np.flatnonzero(each[row])
+            left[number, 0, : len(at)], right[number, : len(at)] = h[row, at], w[at]
+        inner, across = tiles.ceil_tiles(most), tiles.ceil_tiles(columns)
+        steps = np.arange(inner)
+        lists = [Steps(number * inner + steps, number * inner + steps) for number in range(len(few))]
+        e = self._sums(bias, None if start is None else start[few][:, None])
+        formats = self.formats
+        operands = tiles.dense(left, formats[0]), tiles.dense(right, formats[1])
+        outcome = multiply(self.run, *operands, across, lists, formats[2], e)
+        if outcome.outputs:
+            alone = outcome.outputs[0][:: tiles.TILE, :columns]
+            out[few] = np.where(np.isfinite(alone), out[few], alone)
+        return outcome
+
+    def _sums(self, bias: Array | None, start: Array | None) -> Epilogue:
+        """Return what sums begin with, and what is added to them."""
+        e = Epilogue()
+        if bias is not None:
+            e.row = tiles.rows_of(bias.astype(F32), "float32")
+        if start is not None:
+            e.add = tiles.dense(start, "float32" if start.dtype == F32 else start.dtype.name)
+        return e
+
+    def _combine(
+        self, h: Array, w: Array, out: Array, each: Array | None, bias: Array | None, start: Array | None
+    ) -> Outcome:
+        (rows, units), columns = h.shape, w.shape[1]
+        if (
+            each is not None
+            and bias is None
+            and start is None
+            and multicast.pays(rows, units, columns, self.formats[:2])
+        ):
+            outcome = multicast.pruned(self.run, h, w, _by_tiles(each), self.formats[1:])
+            if outcome.outputs:
+                out[...] = outcome.outputs[0][:rows, :columns]
+            return outcome
+        down, inner, across = (tiles.ceil_tiles(length) for length in (rows, units, columns))
+        wanted = np.ones((down, inner), bool) if each is None else _by_tiles(each)
+        e = self._sums(bias, start)
+        lists = []
+        for i in range(down):
+            steps = np.flatnonzero(wanted[i])
+            lists.append(Steps(i * inner + steps, steps))
+        left, right = tiles.dense(h, self.formats[0]), tiles.dense(w, self.formats[1])
+        outcome = multiply(self.run, left, right, across, lists, self.formats[2], e)
+        if outcome.outputs:
+            out[...] = outcome.outputs[0][:rows, :columns]
+        return outcome
+
+
+_IN, _OUT, _NORMS = 0, 16, 17
+
+
+@in_turn
+def gates(run: Run, z: Array, branch: int, norm: str, norms: Array) -> Outcome | None:
+    """Write the norms of branches of ``silu(z)``; see :meth:`prunus.engines.base.Engine.gates`."""
+    columns = z.shape[-1]
+    rows = norms.shape[0]
+    if not norms.size:
+        return None
+    values = z.reshape(rows, columns)
+    down, across = tiles.ceil_tiles(rows), tiles.ceil_tiles(columns)
+    wide = reach_of(branch, columns)
+    job = Job(run)
+    k = job.k
+    source = job.input(_IN, tiles.dense(values, values.dtype.name))
+    out = job.output(_OUT, "float32", (down, across), max(2 * CHUNK, wide + 1))
+    job.last = [
+        k.cb_wait_front(_IN, 1),
+        k.tile_regs_acquire(),
+        k.copy_tile(_IN, 0, 0),
+        k.silu_tile(0),
+        k.tile_regs_commit(),
+        k.cb_pop_front(_IN, 1),
+        k.cb_reserve_back(_OUT, 1),
+        k.tile_regs_wait(),
+        k.pack_tile(0, _OUT, 0),
+        k.tile_regs_release(),
+        k.cb_push_back(_OUT, 1),
+    ]
+    for i in range(down):
+        for first in range(0, across, wide):
+            pages = i * across + np.arange(first, min(first + wide, across))
+            count = len(pages)
+            job.piece(([source] * count, pages), ([out] * count, pages), 0, count)
+    found = jobs.Found(branch, norm == "l2", None)
+    outcome = job.run((found, rows, columns, _NORMS))
+    if outcome.norms is not None:
+        _write_norms(norms, outcome.norms, branch, rows, columns)
+    return outcome

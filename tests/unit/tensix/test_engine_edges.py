@@ -1,0 +1,116 @@
+"""What goes wrong on a chip at the ends of what numbers and memory hold."""
+
+import threading
+from contextvars import copy_context
+
+import numpy as np
+import pytest
+
+import prunus as pr
+from prunus.tensix.mapping.job import Job
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(3)
+
+
+@pytest.mark.parametrize("size", [300, 1e6, 1e15])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_attention_with_large_scores_is_finite(rng, size, sign):
+    q = np.abs(rng.standard_normal((2, 70, 16)) * size).astype(np.float32)
+    v = rng.standard_normal((2, 70, 5)).astype(np.float32)
+    with pr.device("tensix:n150"):
+        y = pr.attention(q, sign * q, v, scale=1.0, causal=True)
+    assert np.isfinite(y).all()
+    assert np.abs(y).max() <= np.abs(v).max() * 1.01
+
+
+def test_integers_with_relu_and_a_stripe_without_blocks():
+    W = pr.BSR(np.kron(np.eye(3, 2), np.full((32, 32), 3)).astype(np.int8), blocksize=32)
+    x = np.ones((64, 3), np.int8)
+    with pr.device("tensix:n150"):
+        y = pr.matmul(W, x, activation="relu")
+    np.testing.assert_array_equal(y[:, 0], [96] * 64 + [0] * 32)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_l2_norms_whose_squares_no_float32_holds(rng, size):
+    x, w = (rng.standard_normal((3, 4)) * size).astype(np.float32), np.eye(8, 4, dtype=np.float32)
+    with pr.device("tensix:n150"):
+        y = pr.linear(x, w, prune=pr.Threshold(0.0, norm="l2"), branch=4)
+    assert np.count_nonzero(y.toarray()) == x.size
+    with pr.device("tensix:n150"):
+        none = pr.linear(x, w, prune=pr.Threshold(10 * size, norm="l2"), branch=4)
+    assert np.count_nonzero(none.toarray()) == 0
+
+
+def test_scans_with_128_states(rng):
+    u, b, c = (rng.standard_normal(s).astype(np.float32) for s in ((3, 8), (3, 128), (3, 128)))
+    a = -rng.uniform(0.1, 2, (8, 128)).astype(np.float32)
+    with pr.device("tensix:n150"):
+        got = pr.selective_scan(u, np.abs(u), a, b, c)
+    np.testing.assert_allclose(got, pr.selective_scan(u, np.abs(u), a, b, c), rtol=1e-4, atol=1e-4)
+
+
+def test_top_k_of_queries_without_an_inner_dimension(rng):
+    q, v = np.zeros((2, 90, 0), np.float32), rng.standard_normal((2, 90, 5)).astype(np.float32)
+    with pr.device("tensix:n150"):
+        got = pr.attention(q, q, v, prune=pr.TopK(count=2), blocksize=16, scale=1.0)
+    expected = pr.attention(q, q, v, prune=pr.TopK(count=2), blocksize=16, scale=1.0)
+    np.testing.assert_allclose(got, expected, rtol=0.01, atol=0.01)
+
+
+def test_padding_beside_infinities_is_zero(rng):
+    w = rng.standard_normal((13, 13)).astype(np.float32)
+    w[0, 0] = np.inf
+    with pr.device("tensix:n150"):
+        got = pr.BSR.from_dense(w, blocksize=(8, 8)) @ pr.BSR.from_dense(w, blocksize=(8, 8))
+    blocks = got.data.reshape(2, 2, 8, 8).swapaxes(1, 2).reshape(16, 16)
+    assert not blocks[13:].any()
+    assert not blocks[:, 13:].any()
+
+
+def test_threads_take_turns_and_interrupts_leave_nothing(rng, monkeypatch):
+    W = pr.BSR(rng.standard_normal((128, 128)).astype(np.float32), blocksize=32)
+    x = rng.standard_normal((128, 128)).astype(np.float32)
+    found, errors = [], []
+
+    def work():
+        try:
+            found.extend(W @ x for _ in range(5))
+        except BaseException as error:
+            errors.append(error)
+
+    with pr.device("tensix:n150") as engine:
+        expected = W @ x
+        threads = [threading.Thread(target=copy_context().run, args=(work,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert len(found) == 20
+        assert all(np.array_equal(one, expected) for one in found)
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Job, "piece", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            W @ x
+        assert engine.chip._core.buffers() == 0
+
+
+def test_branches_beyond_a_core_are_refused(rng):
+    x, w = rng.standard_normal((2, 4)).astype(np.float32), rng.standard_normal((20000, 4)).astype(np.float32)
+    with pr.device("tensix:n150"), pytest.raises(pr.tensix.UnsupportedError, match="20000 columns"):
+        pr.linear(x, w, prune=pr.Threshold(0.0), branch=20000)
+
+
+def test_useful_operations_of_sparse_times_sparse(rng):
+    W = pr.BSR(rng.standard_normal((24, 24)).astype(np.float32), blocksize=8)
+    with pr.device("tensix:n150") as engine:
+        W @ W
+    (ran,) = engine.chip._operations
+    assert ran.flops == 2 * 24**3
