@@ -117,6 +117,11 @@ class Pager:
     def flush(self) -> None: ...
     def stats(self) -> dict[str, int | float]: ...
 
+# Removes the file when it is dropped.
+@final
+class Leftover:
+    def __new__(cls, path: str | PathLike[str]) -> Self: ...
+
 @final
 class DiskFile:
     @property

@@ -4,6 +4,7 @@ Every case ends in an exception that says what is wrong, or in a right answer: n
 memory beyond the file's own size, or half a file.
 """
 
+import itertools
 import json
 import os
 import random
@@ -546,6 +547,45 @@ def test_interrupted_while_saving(path, tmp_path, cases):
                 value = int(f["k"].load())
                 assert (f["a"].load() == value).all()
             assert os.listdir(tmp_path) == [path.name]
+
+
+def interrupt_at(moment):
+    """Return a trace function that interrupts :class:`Output` at its so-many-th line."""
+    lines = itertools.count()
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename != output.__file__:
+            return None
+        if event in ("call", "line") and next(lines) == moment:
+            raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+def test_interrupted_at_every_line_of_saving(path, tmp_path, cases):
+    """Also before the first line of what tidies up: the file is an old or new one, alone in its folder."""
+    value, ended, before = 0.0, False, sys.gettrace()
+    pr.save(path, {"a": np.full(5000, value, np.float32)})
+    for moment in range(1, 1000):
+        with cases:
+            try:
+                sys.settrace(interrupt_at(moment))
+                pr.save(path, {"a": np.full(5000, moment, np.float32)})
+                ended = True
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(before)
+            assert os.listdir(tmp_path) == [path.name], moment
+            with pr.open(path) as f:
+                found = set(f["a"].load().tolist())
+            assert found == {moment} or (found == {value} and not ended)
+            (value,) = found
+        if ended:
+            break
+    assert ended
+    assert moment > 40
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process")

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from prunus import _core
 from prunus.paged.pagers import panel_of
 
 __all__ = ["Output"]
@@ -21,8 +22,9 @@ class Output:
 
     As a context manager: bytes are written in order; leaving without an error makes the file durable
     (fsync), puts it in the place of what was there (rename) and makes that durable (fsync of the folder).
-    Leaving with an error, Ctrl-C included, removes it and leaves what was there. Only a killed process leaves
-    the temporary file behind: ``.prunus-*.tmp`` in the same folder, which may be deleted.
+    Leaving with an error, Ctrl-C included, removes it (at the latest when the error is forgotten) and leaves
+    what was there. Only a killed process leaves the temporary file behind: ``.prunus-*.tmp`` in the same
+    folder, which may be deleted.
 
     Parameters
     ----------
@@ -50,6 +52,9 @@ class Output:
         self._panel: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._filled = 0
         self._left = size
+        # Ctrl-C may come before the first line of what tidies up: then the file goes with this object. It is
+        # the last attribute, so that what has the file open goes before it.
+        self._leftover = _core.Leftover(self._temporary)
 
     def __enter__(self) -> Self:
         try:

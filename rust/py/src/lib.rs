@@ -12,6 +12,7 @@ mod dsd;
 mod elementwise;
 mod formats;
 mod info;
+mod leftover;
 mod moments;
 mod operand;
 mod packed;
@@ -49,6 +50,8 @@ mod _core {
         set_level,
     };
 
+    #[pymodule_export]
+    use super::leftover::Leftover;
     #[pymodule_export]
     use super::moments::moments;
     #[pymodule_export]
