@@ -18,6 +18,7 @@ __all__ = [
     "DiskFile",
     "Elementwise",
     "KernelContext",
+    "Leftover",
     "Packed",
     "PackedColumns",
     "Pager",

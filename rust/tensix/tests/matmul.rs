@@ -2,6 +2,7 @@
 
 use prunus_core::Never;
 use prunus_tensix::numerics::{Fidelity, Format, Matrix, MatrixMut, tilize, untilize};
+use prunus_tensix::programs::blocking::Request;
 use prunus_tensix::programs::matmul::{Blocking, Handles, Operands, program};
 use prunus_tensix::{ChipSpec, Options, Simulator};
 
@@ -162,4 +163,20 @@ fn one_block_and_one_core() {
         out_subblock: (2, 2),
     };
     check(&Case { blocking, format: Format::Bfloat16, sharded: false, wide: false }, 0.01);
+}
+
+#[test]
+fn a_long_product_is_not_cut_into_slivers() {
+    // 2048 x 8192 x 4096: with the library's widest blocks along K a core has room for few tiles of the output, gets
+    // its operands many times over and waits for them.
+    let operands =
+        Operands { in0_sharded: false, out_sharded: false, format: Format::Bfloat16, packer_l1_acc: true };
+    let cycles = |tuned| {
+        let spec = ChipSpec::named("n150").expect("shipped");
+        let request = Request { tiles: (64, 256, 128), grid: (8, 8), operands, wide: false, tuned };
+        let blocking = request.choose(&spec).expect("it fits");
+        run(&Case { blocking, format: Format::Bfloat16, sharded: false, wide: false }, false).0
+    };
+    let (library, tuned) = (cycles(false), cycles(true));
+    assert!(tuned < 0.85 * library, "{tuned} cycles, {library} as the library cuts it");
 }
