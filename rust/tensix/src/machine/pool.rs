@@ -97,6 +97,9 @@ pub(super) struct Pool {
     shared: Arc<Shared>,
     /// How many threads may work, with the machine's own; the others are started when there is work.
     threads: usize,
+    /// The machine's own thread does all, at once: nothing is ever left for later. Not so where the system gives no more
+    /// threads than that one: what was asked for before is still to be done then.
+    alone: bool,
     helpers: Vec<JoinHandle<()>>,
     /// Work of each core since a thread was last called for it.
     added: Vec<u32>,
@@ -108,6 +111,7 @@ impl Pool {
             cores.map(|values| Seat { values: Mutex::new(values), ops: Mutex::default() }).collect();
         Self {
             threads,
+            alone: threads <= 1,
             helpers: Vec::new(),
             added: vec![0; seats.len()],
             shared: Arc::new(Shared {
@@ -123,7 +127,7 @@ impl Pool {
     /// Has something done to the values of a core, after all that was asked for before.
     pub(super) fn add(&mut self, core: CoreId, op: Op) {
         let seat = &self.shared.seats[usize::from(core)];
-        if self.threads <= 1 {
+        if self.alone {
             self.shared.apply(&mut lock(&seat.values), op);
             return;
         }
@@ -142,13 +146,12 @@ impl Pool {
     }
 
     fn call(&mut self, core: CoreId) {
-        // Where the system has no thread to give, the machine's own does all when it needs it.
         while self.helpers.len() + 1 < self.threads {
             let shared = Arc::clone(&self.shared);
             let name = "prunus-tensix".to_owned();
             match std::thread::Builder::new().name(name).spawn(move || shared.serve()) {
                 Ok(helper) => self.helpers.push(helper),
-                Err(_) => self.threads = self.helpers.len() + 1,
+                Err(_) => self.no_more_threads(),
             }
         }
         let mut calls = lock(&self.shared.calls);
@@ -156,6 +159,11 @@ impl Pool {
         if calls.idle > 0 {
             self.shared.wake.notify_one();
         }
+    }
+
+    /// The system has no thread to give: those that are there do all, the machine's own when it needs it.
+    fn no_more_threads(&mut self) {
+        self.threads = self.helpers.len() + 1;
     }
 
     /// A core's values, with all done that was asked for.
@@ -193,5 +201,25 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::work::Block;
+    use super::*;
+
+    #[test]
+    fn work_is_done_in_order_where_the_system_has_no_threads() {
+        let mut pool = Pool::new(std::iter::once(Values::new(Vec::new())), 2);
+        let put = |byte: u8| Op::Put { address: 0, data: Block::new(&[byte; 4]) };
+        pool.add(0, put(1));
+        pool.no_more_threads();
+        pool.add(0, put(2));
+        assert_eq!(pool.values(0).bytes(0, 4), [2; 4]);
+        pool.add(0, put(3));
+        let (l1, done) = pool.finish();
+        assert!(done.is_ok());
+        assert_eq!(l1[0][..4], [3; 4]);
     }
 }
