@@ -1,6 +1,6 @@
 //! No link and no controller passes more than its width, and what goes in comes out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 use prunus_core::Never;
@@ -96,6 +96,47 @@ proptest! {
             prop_assert!(*busy as f64 >= least * TICKS as f64);
             prop_assert!(run.cycles() >= least - 1.0, "{} cycles for {bytes} B", run.cycles());
         }
+    }
+}
+
+#[test]
+fn partners_are_as_many_as_are_said() {
+    // Who sends or reads alone, and how many others get something; or how many there are in all.
+    for (kind, partners, multicast, found) in [
+        (Traffic::OneToRow, 3, false, 3),
+        (Traffic::OneToRow, 3, true, 3),
+        (Traffic::OneToRow, 7, false, 7),
+        (Traffic::OneToRow, 8, false, 7),
+        (Traffic::RowToRow, 3, false, 2),
+        (Traffic::OneToColumn, 2, false, 2),
+        (Traffic::OneToAll, 0, false, 55),
+        (Traffic::OneToAll, 9, false, 9),
+        (Traffic::OneToAll, 8, true, 9),
+        (Traffic::OneToAll, 10, false, 10),
+        (Traffic::OneToAll, 55, false, 55),
+        (Traffic::OneToAll, 60, false, 60),
+        (Traffic::OneFromAll, 10, false, 10),
+        (Traffic::AllToAll, 10, false, 9),
+    ] {
+        let mut chip = chip("n150");
+        let pattern = Pattern { multicast, partners, ..pattern(kind, 120, 64, 0) };
+        let program = traffic(&chip, &pattern).expect("a program");
+        let alone = program.launches[0].core;
+        let run = chip.run(program, Options::default(), &Never).expect("an end");
+        let nodes: HashSet<_> =
+            run.links.iter().filter(|link| link.port == 2).map(|link| link.node).collect();
+        let own = chip.place(alone);
+        let node = own.1 * chip.spec().grid.columns + own.0;
+        assert_eq!(nodes.iter().filter(|at| **at != node).count(), found, "{kind:?} {partners} {multicast}");
+    }
+    for (kind, partners, multicast, said) in [
+        (Traffic::OneToAll, 73, false, "room for 72"),
+        (Traffic::OneToOne, 2, false, "room for 1"),
+        (Traffic::OneToAll, 11, true, "as many as a square has"),
+    ] {
+        let pattern = Pattern { multicast, partners, ..pattern(kind, 1, 64, 0) };
+        let error = traffic(&chip("n150"), &pattern).err().expect("refused").to_string();
+        assert!(error.contains(said), "{error}");
     }
 }
 

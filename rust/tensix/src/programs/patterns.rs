@@ -75,7 +75,7 @@ pub struct Pattern {
     pub linked: bool,
     /// Transactions of a core, over all its partners.
     pub transactions: u32,
-    /// Partners of a core; where they lie in squares, this says in which. Otherwise all cores are meant.
+    /// Partners of a core, whether or not it is itself among them ([`targets`]); 0 where all are meant.
     pub partners: u32,
     /// The partner is in the same column.
     pub same_axis: bool,
@@ -89,8 +89,15 @@ pub struct Pattern {
     pub bytes: u32,
 }
 
-/// Columns and rows of cores that took part in the measurements (tt_metal/impl/experimental/noc_estimator).
-fn extent(spec: &ChipSpec) -> (u16, u16) {
+/// Columns and rows of cores that took part in the measurements (tt_metal/impl/experimental/noc_estimator), or all where
+/// a pattern asks for more.
+fn extent(spec: &ChipSpec, pattern: &Pattern) -> (u16, u16) {
+    let (columns, rows) = (spec.workers.x.len() as u16, spec.workers.y.len() as u16);
+    let measured = measured(spec);
+    if pattern.partners > cells(area(pattern.traffic, measured)) { (columns, rows) } else { measured }
+}
+
+fn measured(spec: &ChipSpec) -> (u16, u16) {
     let (columns, rows) = (spec.workers.x.len() as u16, spec.workers.y.len() as u16);
     if spec.arch == "wormhole_b0" { (8.min(columns), 7.min(rows)) } else { (11.min(columns), 10.min(rows)) }
 }
@@ -144,17 +151,56 @@ async fn multicasts(api: Api, area: Area, pattern: Pattern) {
     api.noc_async_write_barrier().await;
 }
 
-/// Columns and rows of the target area, which begins at the first core.
-fn target(pattern: &Pattern, (columns, rows): (u16, u16)) -> (u16, u16) {
-    match pattern.traffic {
+/// The cores that take part, which lie from the first one on.
+enum Targets {
+    /// So many columns and rows.
+    Area(u16, u16),
+    /// So many, row by row of all.
+    First(u32),
+}
+
+/// Columns and rows of all that can be partners.
+fn area(traffic: Traffic, (columns, rows): (u16, u16)) -> (u16, u16) {
+    match traffic {
         Traffic::OneToOne | Traffic::OneFromOne => (1, 1),
         Traffic::OneToRow | Traffic::RowToRow => (columns, 1),
         Traffic::OneToColumn | Traffic::ColumnToColumn => (1, rows),
-        _ => {
-            let side = pattern.partners.isqrt();
-            let square = side > 0 && side * side == pattern.partners && side <= u32::from(columns.min(rows));
-            if square { (side as u16, side as u16) } else { (columns, rows) }
+        _ => (columns, rows),
+    }
+}
+
+fn cells((across, down): (u16, u16)) -> u32 {
+    u32::from(across) * u32::from(down)
+}
+
+/// Where partners lie. Files count them with the core itself or without it, so all of a row, a column or all cores may be
+/// one fewer. Square numbers lie in squares.
+fn targets(pattern: &Pattern, (columns, rows): (u16, u16)) -> Result<Targets, Error> {
+    let Pattern { traffic, multicast, partners, .. } = *pattern;
+    let (across, down) = area(traffic, (columns, rows));
+    let all = cells((across, down));
+    if partners > all {
+        return Err(Error::Misused(format!("{traffic:?} with {partners} partners: there is room for {all}")));
+    }
+    if partners == 0 || partners + 1 >= all {
+        return Ok(Targets::Area(across, down));
+    }
+    let square = |of: u32| of.isqrt() * of.isqrt() == of && of.isqrt() <= u32::from(columns.min(rows));
+    if across > 1 && down > 1 {
+        let cores = [partners, partners + u32::from(multicast)].into_iter().find(|cores| square(*cores));
+        if let Some(side) = cores.map(|cores| cores.isqrt() as u16) {
+            return Ok(Targets::Area(side, side));
         }
+    }
+    // Fewer than all of a line: those who write or read alone are one more.
+    let few = (partners + u32::from(!multicast && !traffic.many())) as u16;
+    match (across, down) {
+        (_, 1) => Ok(Targets::Area(few, 1)),
+        (1, _) => Ok(Targets::Area(1, few)),
+        _ if multicast => Err(Error::Unsupported(format!(
+            "{traffic:?} by multicast with {partners} partners: expected all {all}, or as many as a square has"
+        ))),
+        _ => Ok(Targets::First(u32::from(few))),
     }
 }
 
@@ -163,15 +209,26 @@ fn target(pattern: &Pattern, (columns, rows): (u16, u16)) -> (u16, u16) {
 /// # Errors
 /// If the chip has not as many cores, or there is no such pattern.
 pub fn traffic(simulator: &Simulator, pattern: &Pattern) -> Result<Program, Error> {
-    let (columns, rows) = extent(simulator.spec());
+    let (columns, rows) = extent(simulator.spec(), pattern);
     if columns < 2 || rows < 2 || pattern.transactions == 0 || pattern.bytes == 0 {
         return Err(Error::Misused("a pattern needs 2 x 2 cores, transactions and bytes".into()));
     }
     let pattern = *pattern;
-    let (across, down) = target(&pattern, (columns, rows));
-    let cores = || (0..across).flat_map(|x| (0..down).map(move |y| (x, y)));
+    let targets = targets(&pattern, (columns, rows))?;
+    let (across, down, whole) = match targets {
+        Targets::Area(across, down) => (across, down, (across, down) == (columns, rows)),
+        // Who is alone is the first of them.
+        Targets::First(_) => (columns, rows, true),
+    };
+    let cores = || -> Vec<(u16, u16)> {
+        match targets {
+            Targets::Area(..) => (0..across).flat_map(|x| (0..down).map(move |y| (x, y))).collect(),
+            Targets::First(count) => {
+                (0..rows).flat_map(|y| (0..columns).map(move |x| (x, y))).take(count as usize).collect()
+            }
+        }
+    };
     // A single sender is the first core, or, where it is none of the targets, the next one beside them.
-    let whole = (across, down) == (columns, rows);
     let outside = match pattern.traffic {
         Traffic::OneToRow => (0, 1),
         Traffic::OneToAll | Traffic::OneToColumn if across < columns => (across, 0),
@@ -192,7 +249,7 @@ pub fn traffic(simulator: &Simulator, pattern: &Pattern) -> Result<Program, Erro
         let place = |x, y| simulator.place(simulator.core(x, y));
         let area = Area { from: place(0, 0), to: place(across - 1, down - 1), own: pattern.loopback };
         let single = [if pattern.loopback { (0, 0) } else { outside }];
-        let senders: Vec<_> = if pattern.traffic.many() { cores().collect() } else { single.to_vec() };
+        let senders: Vec<_> = if pattern.traffic.many() { cores() } else { single.to_vec() };
         for at in senders {
             launch(at, kernel(move |api| multicasts(api, area, pattern)));
         }
@@ -207,12 +264,12 @@ pub fn traffic(simulator: &Simulator, pattern: &Pattern) -> Result<Program, Erro
         one if !one.many() => {
             let squared = matches!(one, Traffic::OneToAll | Traffic::OneFromAll) && !whole;
             let at = if squared { outside } else { (0, 0) };
-            let partners = cores().filter(|core| *core != at).map(number).collect();
+            let partners = cores().into_iter().filter(|core| *core != at).map(number).collect();
             launch(at, kernel(move |api| moves(api, partners, pattern)));
         }
         _ => {
             for at in cores() {
-                let partners = cores().map(number).collect();
+                let partners = cores().into_iter().map(number).collect();
                 launch(at, kernel(move |api| moves(api, partners, pattern)));
             }
         }
