@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from prunus import _core
 from prunus.tensix.report import Operation
 from prunus.tensix.spec import ChipSpec
+from prunus.tensix.usage import TILE_FLOPS
 
 __all__ = ["Estimate", "estimate_matmul", "random_blocks"]
 
 TILE = 32
 PHASES = {"LoFi": 1, "HiFi2": 2, "HiFi3": 3, "HiFi4": 4}
+
+# What the machine counts tiles with has 32 bits.
+_MOST = (1 << 32) - 1
 
 # Who says what is live of the left operand.
 DECIDE = ("static", "dynamic", "epilogue", "host")
@@ -175,6 +179,8 @@ def estimate_matmul(
     spec = ChipSpec.named(chip) if isinstance(chip, str) else chip
     if min(m, k, n) < 1:
         raise ValueError(f"sizes must be at least 1, got {m} x {k} x {n}")
+    if max(m, k, n) > _MOST:
+        raise ValueError(f"sizes must be at most {_MOST}, got {m} x {k} x {n}")
     if block < TILE or block % TILE:
         raise ValueError(f"block must be a multiple of {TILE}, got {block}")
     if fidelity not in PHASES:
@@ -185,17 +191,17 @@ def estimate_matmul(
         raise ValueError(f'decide="{decide}" needs to know what will be live: give a mask or a density')
     tiles = (-(-m // TILE), -(-k // TILE), -(-n // TILE))
     rows = None
-    share = 1.0
+    share, multiplied = 1.0, m * k
     if live is not None:
         blocks = (-(-m // block), -(-k // block))
         if not isinstance(live, np.ndarray):
             live = random_blocks(*blocks, live, seed)
         if live.shape != blocks or live.dtype != np.bool_:
             raise ValueError(f"live must be bool of shape {blocks}, got {live.dtype} of shape {live.shape}")
-        share = float(live.mean())
+        share, multiplied = float(live.mean()), _live_values(live, block, m, k)
         rows = _tile_rows(live, block // TILE, tiles)
     run = _core.tensix_estimate(spec.text, tiles, rows, dtype, fidelity, fp32_dest_acc, decide, balance)
-    return _estimate(spec, (m, k, n), share, fidelity, run)
+    return _estimate(spec, (m, k, n), (share, 2.0 * multiplied * n), fidelity, run)
 
 
 def _tile_rows(
@@ -207,14 +213,26 @@ def _tile_rows(
     return np.nonzero(fine)[1].tolist(), starts.tolist()
 
 
+def _live_values(live: NDArray[np.bool_], block: int, m: int, k: int) -> int:
+    """Return how many values live blocks have: those at the ends of rows and columns may have fewer."""
+    high, wide = (
+        np.minimum(block, size - block * np.arange(count, dtype=np.int64))
+        for size, count in zip((m, k), live.shape, strict=True)
+    )
+    return int(high @ live @ wide)
+
+
 def _estimate(
-    spec: ChipSpec, shape: tuple[int, int, int], share: float, fidelity: str, run: dict[str, Any]
+    spec: ChipSpec,
+    shape: tuple[int, int, int],
+    useful: tuple[float, float],
+    fidelity: str,
+    run: dict[str, Any],
 ) -> Estimate:
-    m, k, n = shape
-    flops = 2.0 * m * k * n * share
+    share, flops = useful
     done = Operation(spec, run, name="matmul", flops=flops)
     across, down = spec.workers["compute_grid"]
-    peak = 2.0 * TILE**3 / (16 * PHASES[fidelity]) * across * down * spec.clock_ghz * 1e9
+    peak = TILE_FLOPS / (spec.matrix.tile_cycles * PHASES[fidelity]) * across * down * spec.clock_ghz * 1e9
     return Estimate(
         chip=spec.name,
         shape=shape,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prunus.cli import main
-from prunus.tensix import ChipSpec
+from prunus.tensix import ChipSpec, UnsupportedError
 from prunus.tensix.estimate import estimate_matmul, random_blocks
 
 
@@ -38,6 +38,23 @@ def test_nothing_is_live():
     assert none.dram_bytes == 256 * 256 * 2  # zeros are written
 
 
+def test_only_values_that_are_there_count_as_useful():
+    """Blocks at the ends of a matrix have fewer values: 32 rows and columns of 128 here."""
+    for at, values in (((0, 0), 128 * 128), ((0, 1), 128 * 32), ((1, 0), 32 * 128), ((1, 1), 32 * 32)):
+        live = np.zeros((2, 2), bool)
+        live[at] = True
+        one = estimate_matmul(160, 160, 64, live=live, block=128)
+        assert (one.flops, one.density) == (2 * values * 64, 0.25)
+
+
+def test_the_share_of_the_peak_is_of_the_chips_own_rate():
+    spec = ChipSpec.named("n150")
+    for cycles in (spec.matrix.tile_cycles, 2 * spec.matrix.tile_cycles):
+        one = estimate_matmul(1024, 1024, 1024, spec.replace(matrix={"tile_cycles": cycles}))
+        ideal = 32**3 * 2 * cycles / 64  # two phases, on 64 cores
+        assert one.utilisation == pytest.approx(ideal / one.cycles)
+
+
 def test_imbalance_is_named():
     live = np.zeros((32, 32), bool)
     live[:4] = True
@@ -56,6 +73,9 @@ def test_ragged_sizes_and_chips_of_ones_own():
     ("change", "message"),
     [
         ({"m": 0}, "at least 1"),
+        ({"k": 1 << 80}, "at most"),
+        ({"m": 1 << 30}, "at most"),
+        ({"dtype": "int32"}, "tiles of int32"),
         ({"chip": "n151"}, "n151"),
         ({"block": 48}, "multiple of 32"),
         ({"fidelity": "HiFi5"}, "HiFi5"),
@@ -67,7 +87,7 @@ def test_ragged_sizes_and_chips_of_ones_own():
 )
 def test_bad_input(change, message):
     arguments = {"m": 64, "k": 64, "n": 64} | change
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, UnsupportedError), match=message):
         estimate_matmul(**arguments)
     with pytest.raises(ValueError, match="density"):
         random_blocks(2, 2, 1.5)

@@ -1,15 +1,14 @@
 //! What a product would cost on a chip, and, where that is asked for, its values.
 
-use prunus_tensix::numerics::Format;
 use prunus_tensix::programs::sparse::TilePattern;
 use prunus_tensix::{ChipSpec, Error, Options, Simulator};
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::errors::to_python;
 use super::products::{Dense, Product, grid};
 use super::program::{fidelity_of, report};
+use super::tiles::product_format;
 use super::watch::enter;
 
 /// Columns of live tiles, and where each row of them begins.
@@ -35,8 +34,7 @@ pub(crate) fn tensix_estimate<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let spec = ChipSpec::parse(spec_text).map_err(|error| to_python(py, &error))?;
     let fidelity = fidelity_of(fidelity)?;
-    let format = Format::from_name(format)
-        .ok_or_else(|| PyValueError::new_err(format!("there is no format {format:?}")))?;
+    let format = product_format(py, format)?;
     let (spec, run) = enter(py, stop, |interrupt| {
         let grid = grid(&spec, tiles);
         let mut simulator = Simulator::new(spec, false);
@@ -77,8 +75,7 @@ pub(crate) fn tensix_multiply<'py>(
 ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyBytes>)> {
     let spec = ChipSpec::parse(spec_text).map_err(|error| to_python(py, &error))?;
     let fidelity = fidelity_of(fidelity)?;
-    let format = Format::from_name(format)
-        .ok_or_else(|| PyValueError::new_err(format!("there is no format {format:?}")))?;
+    let format = product_format(py, format)?;
     let (simulator, run, out) = enter(py, stop, |interrupt| {
         let grid = grid(&spec, tiles);
         let mut simulator = Simulator::new(spec, true);

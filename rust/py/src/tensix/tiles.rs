@@ -1,10 +1,13 @@
 //! NumPy arrays as tiles, and back.
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray2};
+use prunus_tensix::Error;
 use prunus_tensix::numerics::{self, Element, Format, Matrix, MatrixMut};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+
+use super::errors::to_python;
 
 /// The format of Tenstorrent's name.
 pub(super) fn format_of(name: &str) -> PyResult<Format> {
@@ -12,6 +15,17 @@ pub(super) fn format_of(name: &str) -> PyResult<Format> {
         let known: Vec<_> = Format::ALL.iter().map(|format| format.name()).collect();
         PyValueError::new_err(format!("no format {name:?}: tiles have {}", known.join(", ")))
     })
+}
+
+/// The format of operands and result of a product that sums in floats. Integers have sums of another format than theirs,
+/// so they are no such product, with values or without.
+pub(super) fn product_format(py: Python<'_>, name: &str) -> PyResult<Format> {
+    let format = format_of(name)?;
+    if format.is_float() {
+        return Ok(format);
+    }
+    let error = Error::Unsupported(format!("a product of tiles of {name} in the format of its operands"));
+    Err(to_python(py, &error))
 }
 
 fn wrong(error: numerics::Error) -> PyErr {

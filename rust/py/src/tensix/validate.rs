@@ -1,6 +1,6 @@
 //! Published measurements run as programs.
 
-use prunus_tensix::numerics::{Fidelity, Format};
+use prunus_tensix::numerics::Fidelity;
 use prunus_tensix::programs::blocking::Request;
 use prunus_tensix::programs::matmul::{self, Blocking, Handles, Operands};
 use prunus_tensix::programs::patterns::{self, DramPattern, Pattern, Traffic};
@@ -10,14 +10,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::errors::to_python;
+use super::tiles::product_format;
 use super::watch::enter;
 
 fn chip(py: Python<'_>, text: &str) -> PyResult<ChipSpec> {
     ChipSpec::parse(text).map_err(|error| to_python(py, &error))
-}
-
-fn format_named(name: &str) -> PyResult<Format> {
-    Format::from_name(name).ok_or_else(|| PyValueError::new_err(format!("there is no format {name:?}")))
 }
 
 /// Pages of a matrix of tiles, or of any other buffer: no more than a machine can count.
@@ -119,7 +116,8 @@ pub(crate) fn tensix_blocking<'py>(
     tuned: bool,
 ) -> PyResult<Bound<'py, PyDict>> {
     let spec = chip(py, spec_text)?;
-    let operands = Operands { in0_sharded, out_sharded, format: format_named(format)?, packer_l1_acc: true };
+    let operands =
+        Operands { in0_sharded, out_sharded, format: product_format(py, format)?, packer_l1_acc: true };
     let blocking = Request { tiles, grid, operands, wide, tuned }
         .choose(&spec)
         .map_err(|error| to_python(py, &error))?;
@@ -154,7 +152,7 @@ pub(crate) fn tensix_product<'py>(
     stop: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let spec = chip(py, spec_text)?;
-    let format = format_named(format)?;
+    let format = product_format(py, format)?;
     let fidelity = Fidelity::from_name(fidelity)
         .ok_or_else(|| PyValueError::new_err(format!("there is no fidelity {fidelity:?}")))?;
     let blocking = Blocking { grid, k, per_core, in0_block_w, out_block, out_subblock };
