@@ -91,19 +91,22 @@ def validate(options: argparse.Namespace) -> int:
             if path is not None:
                 writable(str(path))
         if options.plot is not None:
-            _require_matplotlib()
+            _drawable(options.plot)
         rows = {kind: read(path, kind) for kind, path in files.items()}
     found = _run([row for kind in rows for row in rows[kind]], get_num_threads())
     by_kind = {kind: [one for one in found if one.row.kind == kind] for kind in rows}
     _tell_faults(files, found)
-    if all(one.error for one in found):
-        raise CommandError("no row could be run")
-    print("\n\n".join(groups.report(kind, predictions) for kind, predictions in by_kind.items()))
+    none = all(one.error for one in found)
+    if not none:
+        print("\n\n".join(groups.report(kind, predictions) for kind, predictions in by_kind.items()))
     with refusing():
         if options.json is not None:
             records = {kind: [one.record() for one in by_kind.get(kind, [])] for kind in _KINDS}
-            Path(options.json).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps(records, indent=1, allow_nan=False)
+            Path(options.json).write_text(text + "\n", encoding="utf-8")
             print(f"\npredictions: {options.json}")
+        if none:
+            raise CommandError("no row could be run")
         if options.plot is not None:
             from prunus.tensix.validation.plot import plot
 
@@ -118,10 +121,12 @@ def matmul(options: argparse.Namespace) -> int:
 
     if options.plot is not None and options.sweep is None:
         raise CommandError("--plot draws a sweep: give --sweep too")
+    if options.density is not None and options.sweep is not None:
+        raise CommandError("--sweep says itself which densities: give --density, or --sweep 0.1,0.2")
     with refusing():
         if options.plot is not None:
             writable(str(options.plot))
-            _require_matplotlib()
+            _drawable(options.plot)
         chip = ChipSpec.load(options.chip) if options.chip.endswith(".toml") else ChipSpec.named(options.chip)
         table = _one(options, chip) if options.sweep is None else _sweep(options, chip)
     what = f"{options.m} x {options.k} x {options.n}, {options.dtype} {options.fidelity}"
@@ -207,8 +212,10 @@ def _sweep(options: argparse.Namespace, chip: "ChipSpec") -> str:
         if even is not None:
             lines.append(f"{kind}: as fast as dense at {even:.0%} live")
         else:
-            faster = all(one.cycles <= found.dense.cycles for one in some)
-            said = "faster than dense at each" if faster else "no break-even at any"
+            faster = [one.cycles <= found.dense.cycles for one in some]
+            said = "faster than dense at each" if all(faster) else "no break-even at any"
+            if any(faster) and not all(faster):
+                said = "slower than dense at some, and not at the highest"
             lines.append(f"{kind}: {said} of these")
     if options.plot is not None:
         plot(options.plot, found)
@@ -216,13 +223,19 @@ def _sweep(options: argparse.Namespace, chip: "ChipSpec") -> str:
     return "\n".join(lines)
 
 
-def _require_matplotlib() -> None:
+def _drawable(path: Path) -> None:
+    """Refuse a picture that could not be drawn, or not be saved under that name, before the work that it shows."""
     from prunus.bench.plot import require_matplotlib
 
     try:
         require_matplotlib()
     except ModuleNotFoundError as error:
         raise CommandError(str(error)) from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise CommandError(f"{path}: a picture's name ends in one of .{', .'.join(sorted(known))}")
 
 
 def _run(rows: "list[Row]", threads: int) -> "list[Prediction]":

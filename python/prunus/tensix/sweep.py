@@ -49,15 +49,15 @@ class Sweep:
         Returns
         -------
         float or None
-            Between two densities on the line between their cycles. None if it is faster at all of them, or
-            slower already at the first.
+            Between two densities on the line between their cycles: the last at which it is not slower, and
+            the next one. None if it is not slower at the highest density, or slower at all of them.
         """
         over = [one.cycles - self.dense.cycles for one in found]
-        for i in range(1, len(over)):
-            if over[i - 1] <= 0 < over[i]:
-                part = over[i - 1] / (over[i - 1] - over[i])
-                return self.densities[i - 1] + part * (self.densities[i] - self.densities[i - 1])
-        return None
+        last = max((i for i, more in enumerate(over) if more <= 0), default=None)
+        if last is None or last + 1 == len(over):
+            return None
+        part = over[last] / (over[last] - over[last + 1])
+        return self.densities[last] + part * (self.densities[last + 1] - self.densities[last])
 
 
 def sweep(
@@ -92,7 +92,14 @@ def sweep(
     -------
     Sweep
         The estimates.
+
+    Raises
+    ------
+    ValueError
+        If densities do not ascend, or as for :func:`~prunus.tensix.estimate_matmul`.
     """
+    if list(densities) != sorted(densities):
+        raise ValueError(f"densities must ascend, got {', '.join(f'{one:g}' for one in densities)}")
 
     def run(live: float | None, decide: str) -> Estimate:
         found = estimate_matmul(

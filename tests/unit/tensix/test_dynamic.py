@@ -160,6 +160,13 @@ def test_sweep_and_its_break_even():
     curve = Sweep(32, (0.2, 0.4, 0.8), one, line, line)
     assert curve.break_even(line) == pytest.approx(0.5)
     assert curve.break_even(line[:2]) is None
+    # From there on it is slower: not from where it is for once.
+    curve = Sweep(32, (0.1, 0.2, 0.4, 0.8), one, line, line)
+    assert curve.break_even((line[0], line[2], *line[1:])) == pytest.approx(0.5)
+    assert curve.break_even((line[0], line[2], line[0], line[1])) is None
+    assert curve.break_even((line[2], line[2], line[2], line[2])) is None
+    with pytest.raises(ValueError, match=r"must ascend, got 1, 0\.1"):
+        sweep(64, 64, 64, "n150", [1.0, 0.1])
 
 
 def test_command_compares_static_and_dynamic(capsys):
@@ -183,4 +190,9 @@ def test_command_draws_the_curve(capsys, tmp_path):
 def test_a_plot_needs_a_sweep(capsys, tmp_path):
     command = ["tensix", "matmul", "64", "64", "64", "--plot", str(tmp_path / "x.png")]
     assert main(command) != 0
+    assert "--sweep" in capsys.readouterr().err
+
+
+def test_a_sweep_has_densities_of_its_own(capsys):
+    assert main(["tensix", "matmul", "64", "64", "64", "--density", "0.1", "--sweep"]) != 0
     assert "--sweep" in capsys.readouterr().err

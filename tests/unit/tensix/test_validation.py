@@ -262,11 +262,64 @@ def test_bad_rows_do_not_keep_the_others(write, tmp_path, capsys):
     assert ["error" in row for row in found["noc"]] == [False, *[True] * 6, False]
 
 
-def test_only_bad_rows(write, capsys):
-    assert validate("--dram", write(DRAM + "blackhole,nowhere,read,1,1,64,\n")) == 1
+def test_only_bad_rows(write, tmp_path, capsys):
+    bad, out = write(DRAM + "blackhole,nowhere,read,1,1,64,\n"), tmp_path / "out.json"
+    assert validate("--dram", bad, "--json", str(out)) == 1
+    # A file of results has a row for each of these as well.
+    (row,) = json.loads(out.read_text())["dram"]
+    assert (row["placement"], row["predicted_cycles"]) == ("nowhere", None)
     told = capsys.readouterr().err
     assert "line 2: placement is 'nowhere'" in told
     assert "no row could be run" in told
+
+
+def test_a_table_says_what_it_leaves_out(write, capsys):
+    rows = ["many,0,64,200\n", "1,0,64,200\n", "1,0,64,\n", "1,0,64,\n"]
+    assert validate("--noc", write(NOC + "".join(f"blackhole,UNICAST,ONE_TO_ONE,{row}" for row in rows))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        "1 of 4 rows could not be run",
+        "2 of 4 rows are predicted only: nothing was measured",
+    ]
+    assert validate("--noc", write(NOC + f"blackhole,UNICAST,ONE_TO_ONE,{rows[1]}")) == 0
+    assert "rows" not in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_odd_columns(write, tmp_path, capsys):
+    """Columns that mean nothing, names of results among them, a comma at the end of lines."""
+    head, text = NOC.strip() + ",error,predicted_cycles,far\n", "blackhole,UNICAST,ONE_TO_ONE,1,0,64,200"
+    out = tmp_path / "out.json"
+    assert validate("--noc", write(f"{head}{text},late,7,1e400,,\n"), "--json", str(out)) == 0
+    (row,) = json.loads(out.read_text(), parse_constant=pytest.fail)["noc"]
+    assert "error" not in row
+    assert row["predicted_cycles"] > 100
+    assert row["far"] == "1e400"
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ("64,64,64,DRAM,DRAM,INT8,LoFi", "tiles of int8"),
+        ("64,64,64,L1,DRAM,BFLOAT16,LoFi,False", "in0 interleaved in L1"),
+        ("64,64,64,DRAM,DRAM,BFLOAT16,LoFi,True", "in0 sharded in DRAM"),
+        ("4294967295,64,64,DRAM,DRAM,BFLOAT16,LoFi", "at most"),
+    ],
+)
+def test_products_that_are_none(cells, message):
+    names = ["m", "k", "n", "in0", "out", "dtype", "fidelity", "in0_sharded"]
+    row = dict(zip(names, cells.split(","), strict=False))
+    found = run.predict(rows.Row("gemm", 2, Cells(row | {"device": "n150"})))
+    assert message in found.error
+
+
+def test_partners_that_are_said_take_part():
+    def cycles(partners):
+        row = "blackhole,UNICAST,ONE_TO_ALL,440," + f"{partners},64,"
+        cells = Cells(dict(zip(NOC.strip().split(","), row.split(","), strict=True)))
+        return run.predict(rows.Row("noc", 2, cells)).cycles
+
+    # The same transactions: each partner costs, however many they are.
+    assert cycles(10) < cycles(20) < cycles(50) < cycles(0) == cycles(109) == cycles(110)
 
 
 def test_all_kinds_patterns_and_chips(write, tmp_path, capsys):
@@ -304,7 +357,6 @@ def test_all_kinds_patterns_and_chips(write, tmp_path, capsys):
             f"{chip},300,500,700,{in0},{out},{dtype},LoFi,\n"
             for chip in ("n150", "n300", "p150", "p100", "e150")
             for in0, out, dtype in (("L1", "L1", "BFLOAT8_B"), ("DRAM", "DRAM", "BFLOAT16"))
-            if (chip, dtype) != ("e150", "BFLOAT4_B")
         ),
         "gemm.csv",
     )
@@ -349,6 +401,16 @@ def test_plot(tmp_path, capsys):
     picture = tmp_path / "picture.png"
     assert validate("--dram", str(DATA / "dram_calibration.csv"), "--plot", str(picture)) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_that_cannot_be_saved_are_refused_first(write, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for name in ("x.nope", "x"):
+        noc = write(NOC + "blackhole,UNICAST,ONE_TO_ONE,1,0,64,200\n")
+        assert validate("--noc", noc, "--plot", str(tmp_path / name)) == 1
+        told = capsys.readouterr()
+        assert ".png" in told.err
+        assert told.out == ""
 
 
 def test_plot_of_nothing(write, tmp_path, capsys):

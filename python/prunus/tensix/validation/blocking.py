@@ -162,4 +162,6 @@ def _sharded(cells: Cells, operand: str) -> bool:
     sharded = cells.yes(f"{operand}_sharded", in_l1)
     if in_l1 and not sharded:
         raise NotImplementedError(f"{operand} interleaved in L1: only sharded there, or in DRAM")
+    if sharded and not in_l1 and cells.text(operand, ""):
+        raise NotImplementedError(f"{operand} sharded in DRAM: only interleaved there, or sharded in L1")
     return sharded

@@ -1,6 +1,6 @@
 """How far predictions are from what was measured, by group."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,10 +93,14 @@ def null_summary(predictions: Iterable[Prediction]) -> Summary | None:
 
 
 def report(kind: str, predictions: Sequence[Prediction]) -> str:
-    """Return the table of one file's errors, or of its predictions where nothing was measured."""
+    """Return the table of one file's errors, or of its predictions where nothing was measured.
+
+    Below it stands how many rows of the file are not in it.
+    """
     found = summaries(predictions)
+    left = "".join(f"\n{line}" for line in _left_out(predictions, compared=bool(found)))
     if not found:
-        return f"{_TITLES[kind]}\n\n{_plain(kind, predictions)}"
+        return f"{_TITLES[kind]}\n\n{_plain(kind, predictions)}{left}"
     null = null_summary(predictions)
     if null is not None:
         found.append(null)
@@ -113,7 +117,18 @@ def report(kind: str, predictions: Sequence[Prediction]) -> str:
         ]
         for s in found
     ]
-    return f"{_TITLES[kind]}\n\n{format_table(header, cells)}"
+    return f"{_TITLES[kind]}\n\n{format_table(header, cells)}{left}"
+
+
+def _left_out(predictions: Sequence[Prediction], *, compared: bool) -> Iterator[str]:
+    """Tell how many rows a table leaves out, and why."""
+    count = len(predictions)
+    failed = sum(bool(one.error) for one in predictions)
+    if failed:
+        yield f"{failed} of {count} rows could not be run"
+    unmeasured = sum(not one.error and one.relative_error is None for one in predictions)
+    if compared and unmeasured:
+        yield f"{unmeasured} of {count} rows are predicted only: nothing was measured"
 
 
 def _plain(kind: str, predictions: Sequence[Prediction]) -> str:

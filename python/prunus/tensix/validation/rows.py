@@ -4,6 +4,7 @@ A row is typed when it is run, not when its file is read: one bad row must not k
 """
 
 import csv
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,12 @@ _NOT_IDENTIFYING = {
     "latency_cycles",
     "bytes_per_cycle_derived",
     "agg_bytes_per_cycle",
+    # A file of predictions may be read again.
+    "predicted_cycles",
+    "predicted_bytes_per_cycle",
+    "measured_cycles",
+    "measured_bytes_per_cycle",
+    "error",
 }
 
 _YES = {"true", "yes", "1"}
@@ -127,14 +134,17 @@ def plain(text: str) -> object:
         return None
     if text in ("True", "False"):
         return text == "True"
-    readers: tuple[Callable[[str], object], ...] = (int, float)
+    readers: tuple[Callable[[str], float], ...] = (int, float)
     for reader in readers:
         # "nan", "inf" and "1_000" are numbers to Python alone.
         if text.lstrip("+-").replace("_", "x")[:1].isdigit() and "_" not in text:
             try:
-                return reader(text)
+                value = reader(text)
             except ValueError:
                 continue
+            # JSON has no infinity.
+            if math.isfinite(value):
+                return value
     return text
 
 
@@ -174,6 +184,8 @@ def read(path: str | Path, kind: str) -> list[Row]:
         raise ValueError(f"{path}: a header and no rows")
     found = []
     for line, cells in rows:
+        while len(cells) > len(header) and not cells[-1].strip():
+            cells.pop()
         if len(cells) > len(header):
             raise ValueError(f"{path}, line {line}: {len(cells)} cells under {len(header)} columns")
         padded = [*(cell.strip() for cell in cells), *[""] * (len(header) - len(cells))]
