@@ -224,7 +224,7 @@ def _sweep(options: argparse.Namespace, chip: "ChipSpec") -> str:
 
 
 def _drawable(path: Path) -> None:
-    """Refuse a picture that could not be drawn, or not be saved under that name, before the work that it shows."""
+    """Refuse a picture that could not be drawn or saved, before the work that it is to show."""
     from prunus.bench.plot import require_matplotlib
 
     try:
