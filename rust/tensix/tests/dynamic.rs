@@ -5,6 +5,7 @@ use prunus_core::Never;
 use prunus_tensix::numerics::{Fidelity, Format, Matrix, MatrixMut, tilize, untilize};
 use prunus_tensix::programs::dynamic::{Decide, Pruning, cut, program, statistics};
 use prunus_tensix::programs::matmul::Blocking;
+use prunus_tensix::programs::sparse::{self, TilePattern};
 use prunus_tensix::report::Run;
 use prunus_tensix::{ChipSpec, Error, Options, Simulator};
 
@@ -236,6 +237,36 @@ fn finding_out_takes_time_and_asking_the_host_takes_more() {
     let spec = ChipSpec::named("n150").expect("shipped");
     assert!(host - scan > spec.host.round_trip_us * 1e3 * spec.clock_ghz);
     assert_eq!(case.time(&live, "scan"), case.time(&live, "scan"));
+}
+
+#[test]
+fn lists_of_what_is_live_are_paid_for() {
+    // One core: nobody to tell, so that what a known mask costs more than a known pattern are its lists.
+    let blocking = Blocking {
+        grid: (1, 1),
+        k: 64,
+        per_core: (4, 1),
+        out_block: (4, 1),
+        out_subblock: (1, 1),
+        ..plain(4).blocking
+    };
+    let case = Case { blocking, ..plain(4) };
+    let tiles = 4 * 64;
+    let masked = case.time(&vec![true; tiles], "known").cycles();
+    let mut chip = Simulator::new(ChipSpec::named(case.chip).expect("shipped"), false);
+    let buffers = case.buffers(&mut chip);
+    let pattern = TilePattern {
+        columns: (0..tiles as u32).map(|tile| tile % 64).collect(),
+        starts: (0..5).map(|row| row * 64).collect(),
+    };
+    let formats = (Format::Bfloat16, Format::Float32);
+    let listed =
+        sparse::program(&chip, &blocking, &pattern, formats, buffers, case.wide, false).expect("a program");
+    let listed = chip.run(listed, case.options(), &Never).expect("an end").cycles();
+    // Two walks over the bits, of 12 cycles each; two changes of a counter, of 4; and an entry is stored, in 5.
+    let least = (2.0 * 12.0 + 2.0 * 4.0 + 5.0) * tiles as f64;
+    assert!(masked - listed >= least, "{masked} cycles, {listed} with lists, which take {least}");
+    assert!(masked - listed < 1.2 * least, "{masked} cycles, {listed} with lists, which take {least}");
 }
 
 #[test]

@@ -145,6 +145,7 @@ pub fn program(
         batch: spec.matrix.dst_tiles / if wide { 2 } else { 1 },
         norm: if wide { Format::Float32 } else { Format::Bfloat16 },
         exchange: (spec.host.round_trip_us * 1e3 + bytes / spec.host.gb_per_s) * spec.clock_ghz,
+        load: spec.software.l1_load,
         store: spec.software.l1_store,
         grain: spec.l1.alignment.div_ceil(4),
         others: Area { from: simulator.place(simulator.core(0, 0)), to: simulator.place(last), own: false },

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use crate::kernel::Api;
 
 use super::live::{Live, Part, Parts, Plan};
-use super::scan::{BIT, Deal, LISTED, LISTS, MASK, ROW_VALID, WORD, find, gather, unite};
+use super::scan::{BIT, CHANGE, Deal, LISTED, LISTS, MASK, ROW_VALID, WORD, find, gather, unite};
 
 /// What the threads of a core tell each other.
 #[derive(Default)]
@@ -70,9 +70,11 @@ pub(super) async fn own(
             found.borrow_mut()[page as usize] = true;
         }
     }
-    // Entries are sorted by their block along K: one walk has counted them, another one puts them into their places.
+    // Entries are sorted by their block along K: one walk has counted those of each, another one over the same words puts
+    // them into their places, where the next one comes behind.
     let words = f64::from((deal.per_core * deal.k).div_ceil(32));
-    api.cycles(WORD * words + (BIT + deal.store) * tiles.len() as f64).await;
+    let each = CHANGE + BIT + deal.store + CHANGE;
+    api.cycles((deal.load + WORD) * words + each * tiles.len() as f64).await;
     let list = api.get_write_ptr(LISTS).await;
     api.l1_store(list, tiles.len() as u32).await;
     let parts = live.iter().map(|blocks| {

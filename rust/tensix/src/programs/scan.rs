@@ -41,6 +41,8 @@ pub(super) const WORD: f64 = 4.0;
 /// For each bit that is set: isolate it, find its place (no such instruction on Wormhole: a multiplication and a table),
 /// clear it, add it to where the word begins, keep row and column, go round.
 pub(super) const BIT: f64 = 12.0;
+/// To change a word of the core's own local memory, which answers at once: its address, load, change, store.
+pub(super) const CHANGE: f64 = 4.0;
 
 /// Who says what is live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +76,9 @@ pub(super) struct Deal {
     /// Tiles that are taken at once: half of the destination registers.
     pub(super) batch: u32,
     pub(super) norm: Format,
-    /// Cycles of the exchange with the host, and to store a word.
+    /// Cycles of the exchange with the host, to load a word, and to store one.
     pub(super) exchange: f64,
+    pub(super) load: f64,
     pub(super) store: f64,
     /// Words after which a transfer may begin in L1. Masks have whole ones: all that is sent has been written.
     pub(super) grain: u32,
@@ -359,6 +362,7 @@ pub(super) async fn unite(api: &Api, deal: &Deal, plan: &Plan, base: u32, tiles:
         for (row, column) in tiles {
             said[(row / deal.high * deal.width() + column / 32) as usize] |= 1 << (column % 32);
         }
+        api.cycles(CHANGE * tiles.len() as f64).await;
         for (word, value) in said.iter().enumerate() {
             api.l1_store(own + 4 * word as u32, *value).await;
         }
