@@ -69,6 +69,8 @@ __all__ = [
     "tensix_covered",
     "tensix_dram",
     "tensix_estimate",
+    "tensix_layer",
+    "tensix_layer_cut",
     "tensix_multicast",
     "tensix_multiply",
     "tensix_norms",
@@ -442,6 +444,27 @@ def tensix_multicast(
     threads: int = 1,
     stop: Any | None = None,
 ) -> dict[str, Any]: ...
+def tensix_layer(
+    chip: TensixChip,
+    tiles: tuple[int, int, int],
+    buffers: tuple[int, int, int],
+    formats: tuple[str, str, str],
+    ending: Any,
+    fidelity: str,
+    wide: bool,
+    timeline: int,
+    threads: int = 1,
+    stop: Any | None = None,
+) -> dict[str, Any]: ...
+def tensix_layer_cut(
+    chip: TensixChip,
+    tiles: tuple[int, int, int],
+    formats: tuple[str, str, str],
+    ending: Any,
+    wanted: float,
+    fidelity: str,
+    wide: bool,
+) -> tuple[tuple[int, int, int], float, float]: ...
 def tensix_norms(branch: int, columns: int) -> tuple[int, int]: ...
 def tensix_streams(
     chip: TensixChip,

@@ -73,6 +73,8 @@ mod _core {
     #[pymodule_export]
     use super::tensix::estimate::{tensix_estimate, tensix_multiply};
     #[pymodule_export]
+    use super::tensix::layers::{tensix_layer, tensix_layer_cut};
+    #[pymodule_export]
     use super::tensix::products::{tensix_covered, tensix_multicast};
     #[pymodule_export]
     use super::tensix::program::{TensixChip, check_chip, chip_names, chip_text};

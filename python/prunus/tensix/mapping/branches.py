@@ -11,7 +11,7 @@ from prunus import _core
 from prunus._dtypes import F32, Array
 from prunus.engines.base import Found
 from prunus.tensix.mapping import job as jobs
-from prunus.tensix.mapping import multicast, tiles
+from prunus.tensix.mapping import layers, multicast, tiles
 from prunus.tensix.mapping.job import CHUNK, Job, Outcome, Run, in_turn, reach_of
 from prunus.tensix.mapping.products import Epilogue, Steps, multiply
 
@@ -107,10 +107,16 @@ class Layer:
             tau = None if found.live is None else found.tau
             known = None if self.run.values or found.live is None else np.ascontiguousarray(found.live)
             e.found = jobs.Found(found.branch, found.norm == "l2", tau, known)
-        steps = np.arange(inner)
-        lists = [Steps(i * inner + steps, steps, np.flatnonzero(wanted[i])) for i in range(down)]
         left, right = tiles.dense(x, self.formats[0]), tiles.dense(w.T, self.formats[1])
-        outcome = multiply(self.run, left, right, across, lists, self.formats[2], e)
+        by = layers.way(self.run, (down, inner, across), self.formats, e, float(wanted.sum()))
+        if by is not None:
+            outcome = layers.multiply(self.run, left, right, self.formats, e, by)
+        else:
+            if e.found is not None:
+                reach_of(e.found.branch, units)
+            steps = np.arange(inner)
+            lists = [Steps(i * inner + steps, steps, np.flatnonzero(wanted[i])) for i in range(down)]
+            outcome = multiply(self.run, left, right, across, lists, self.formats[2], e)
         if outcome.outputs:
             out[...] = outcome.outputs[0][:rows, :units]
         if e.found is not None and found is not None:

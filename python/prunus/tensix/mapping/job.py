@@ -17,7 +17,7 @@ from prunus.tensix.buffers import tile_bytes
 from prunus.tensix.errors import UnsupportedError
 from prunus.tensix.mapping.tiles import Tiles, from_tiles
 
-__all__ = ["Found", "Job", "Outcome", "Run", "hand_over", "in_turn", "reach_of"]
+__all__ = ["Found", "Job", "Outcome", "Run", "hand_over", "in_turn", "norms_buffer", "norms_read", "reach_of"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -108,6 +108,27 @@ class Outcome:
     outputs: list[Array]
     norms: Array | None
     report: dict[str, Any]
+
+
+def norms_buffer(run: Run, branch: int, rows: int, columns: int) -> int:
+    """Make room in DRAM for norms of branches of a result; return the buffer's number."""
+    size, pages = _norms_pages(branch, rows, columns)
+    buffer = run.chip.buffer(size, pages, None)
+    if run.values:
+        run.chip.write_buffer(buffer, bytes(size * pages))
+    return buffer
+
+
+def norms_read(run: Run, buffer: int, branch: int, rows: int, columns: int) -> Array:
+    """Return the words of norms, a row for each page."""
+    words = np.frombuffer(run.chip.read_buffer(buffer), np.float32)
+    return words.reshape(_norms_pages(branch, rows, columns)[1], -1)
+
+
+def _norms_pages(branch: int, rows: int, columns: int) -> tuple[int, int]:
+    """Return the bytes of a page of norms, and how many there are."""
+    wide, size = _core.tensix_norms(branch, columns)
+    return size, -(-rows // 32) * -(-(-(-columns // 32)) // wide)
 
 
 @dataclass
@@ -219,13 +240,8 @@ class Job:
         norms, buffer = None, 0
         if found is not None:
             what, rows, columns, cb = found
-            wide, size = _core.tensix_norms(what.branch, columns)
-            across = -(-columns // 32)
-            pages = -(-rows // 32) * -(-across // wide)
-            buffer = self._chip.buffer(size, pages, None)
-            if self._values:
-                self._chip.write_buffer(buffer, bytes(size * pages))
-            self.cb(cb, "float32", 1, size)
+            buffer = norms_buffer(self._run, what.branch, rows, columns)
+            self.cb(cb, "float32", 1, _core.tensix_norms(what.branch, columns)[1])
             format = self._results[0][1]
             live = None if what.live is None else what.live.tobytes()
             norms = (what.branch, columns, rows, format, what.squares, what.threshold, buffer, cb, live)
@@ -252,6 +268,5 @@ class Job:
             for number, format, shape in self._results:
                 outputs.append(from_tiles(self._chip.read_buffer(number), format, shape))
             if found is not None:
-                words = np.frombuffer(self._chip.read_buffer(buffer), np.float32)
-                words = words.reshape(pages, -1)
+                words = norms_read(self._run, buffer, what.branch, rows, columns)
         return Outcome(outputs, words, report)

@@ -44,8 +44,9 @@ pub struct Norms {
 pub(super) struct Reach {
     /// Their addresses in L1, from left to right.
     pub(super) tiles: Vec<u32>,
-    /// Page of the first one in the output, whose pages are counted row of tiles by row of tiles.
-    pub(super) first: u32,
+    /// Row and column of tiles of the first one in the result.
+    pub(super) top: u32,
+    pub(super) left: u32,
 }
 
 /// A value of 16 bits as the bits of an `f32` of the same order.
@@ -74,9 +75,14 @@ impl Norms {
         page_bytes(self.branch, self.columns)
     }
 
+    /// Cycles of a tile, about.
+    pub(super) fn tile_cycles(&self) -> f64 {
+        (TILE * TILE) as f64 * (2.0 + if self.squares { SQUARE } else { VALUE })
+    }
+
     pub(super) async fn find(&self, api: &Api, reach: &Reach) {
         let across = self.columns.div_ceil(TILE as u32);
-        let (top, left) = (reach.first / across * TILE as u32, reach.first % across);
+        let (top, left) = (reach.top * TILE as u32, reach.left);
         let columns = (self.columns - left * TILE as u32).min(reach.tiles.len() as u32 * TILE as u32);
         let each = self.branches();
         api.cb_reserve_back(self.cb, 1).await;
@@ -103,7 +109,7 @@ impl Norms {
         api.cb_push_back(self.cb, 1).await;
         api.cb_wait_front(self.cb, 1).await;
         let pieces = across.div_ceil(self.tiles());
-        let number = reach.first / across * pieces + left / self.tiles();
+        let number = reach.top * pieces + left / self.tiles();
         let place = Place::Dram { buffer: self.buffer, page: number, offset: 0 };
         let rows = (self.rows - top).min(TILE as u32);
         api.noc_async_write(page, place, (rows * each * 4).next_multiple_of(16)).await;

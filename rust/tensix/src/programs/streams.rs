@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::error::Error;
 use crate::kernel::{Api, kernel};
-use crate::numerics::Format;
+use crate::numerics::{Format, TILE};
 use crate::program::{CircularBuffer, Launch, Program, Role};
 use crate::simulator::Simulator;
 use crate::verbs::{CoreId, Place, Verb};
@@ -151,7 +151,8 @@ async fn write(api: Api, all: Rc<Streams>, pieces: Rc<Vec<Piece>>) {
             api.cb_wait_front(ring.stream.cb, tiles).await;
             let from = (0..tiles).map(|i| ring.start + (ring.count + i) % ring.pages * ring.page).collect();
             let first = piece.writes.first().map_or(0, |(_, page)| *page);
-            norms.find(&api, &Reach { tiles: from, first }).await;
+            let across = norms.columns.div_ceil(TILE as u32).max(1);
+            norms.find(&api, &Reach { tiles: from, top: first / across, left: first % across }).await;
         }
         for chunk in piece.writes.chunks(CHUNK) {
             let counts = counts(rings.len(), chunk);

@@ -1,0 +1,147 @@
+//! Products of layers by multicast, with what happens to sums on the cores that have them.
+
+use prunus_tensix::Options;
+use prunus_tensix::programs::cut::Request;
+use prunus_tensix::programs::epilogue::{Bias, Epilogue, NORMS, Source};
+use prunus_tensix::programs::layer::{Formats, Layer};
+use prunus_tensix::programs::norms::Norms;
+use prunus_tensix::verbs::Unary;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::errors::to_python;
+use super::products::covered;
+use super::program::{TensixChip, fidelity_of, report};
+use super::tiles::format_of;
+use super::watch::enter;
+
+/// Number of a buffer in DRAM and the format of its tiles.
+type Place = (u16, String);
+/// What is found of a result: branch, columns, rows, format, squares, threshold, buffer, and without values what is live.
+type Found = (u32, u32, u32, String, bool, Option<f64>, u16, Option<Vec<u8>>);
+
+/// What happens to sums, as Python says it.
+#[derive(FromPyObject)]
+pub(crate) struct Ending {
+    add: Option<Place>,
+    row: Option<Place>,
+    column: Option<Place>,
+    factor: Option<f64>,
+    activation: Option<String>,
+    scale: Option<Place>,
+    mask: Option<Place>,
+    found: Option<Found>,
+}
+
+fn source(place: Option<&Place>) -> PyResult<Option<Source>> {
+    place.map(|(buffer, format)| Ok(Source { buffer: *buffer, format: format_of(format)? })).transpose()
+}
+
+impl Ending {
+    fn epilogue(&self) -> PyResult<Epilogue> {
+        let activation = match self.activation.as_deref() {
+            None => None,
+            Some("relu") => Some(Unary::Relu),
+            Some("gelu") => Some(Unary::Gelu),
+            Some("silu") => Some(Unary::Silu),
+            Some(other) => {
+                return Err(PyValueError::new_err(format!(
+                    "activation must be relu, gelu or silu, got {other:?}"
+                )));
+            }
+        };
+        let bias = match (source(self.row.as_ref())?, source(self.column.as_ref())?) {
+            (Some(_), Some(_)) => {
+                return Err(PyValueError::new_err("a bias is one of rows or of columns, not both"));
+            }
+            (Some(row), None) => Some(Bias::Row(row)),
+            (None, column) => column.map(Bias::Column),
+        };
+        let norms = match &self.found {
+            None => None,
+            Some((branch, columns, rows, format, squares, threshold, buffer, live)) => Some(Norms {
+                branch: (*branch).max(1),
+                columns: *columns,
+                rows: *rows,
+                format: format_of(format)?,
+                squares: *squares,
+                threshold: *threshold,
+                buffer: *buffer,
+                cb: NORMS,
+                live: live.as_ref().map(|live| live.iter().map(|byte| *byte != 0).collect()),
+            }),
+        };
+        Ok(Epilogue {
+            add: source(self.add.as_ref())?,
+            bias,
+            factor: self.factor.map(|factor| factor as f32),
+            activation,
+            scale: source(self.scale.as_ref())?,
+            mask: source(self.mask.as_ref())?,
+            norms,
+        })
+    }
+}
+
+fn formats_of(formats: &(String, String, String)) -> PyResult<Formats> {
+    Ok((format_of(&formats.0)?, format_of(&formats.1)?, format_of(&formats.2)?))
+}
+
+/// How a product of a layer, of (m, k, n) tiles, is cut: the rows, inner and columns of tiles that it then has with its
+/// padding, and the cycles it is predicted to take; and those by lists, with so many tiles of the result wanted.
+#[pyfunction]
+pub(crate) fn tensix_layer_cut(
+    py: Python<'_>,
+    chip: PyRef<'_, TensixChip>,
+    tiles: (u32, u32, u32),
+    formats: (String, String, String),
+    ending: Ending,
+    wanted: f64,
+    fidelity: &str,
+    wide: bool,
+) -> PyResult<((u32, u32, u32), f64, f64)> {
+    let (formats, fidelity, epilogue) = (formats_of(&formats)?, fidelity_of(fidelity)?, ending.epilogue()?);
+    let request = Request { tiles, formats, wide, fidelity, epilogue: &epilogue };
+    let spec = chip.simulator.spec();
+    let cut = request.choose(spec, true).map_err(|error| to_python(py, &error))?;
+    let (rows, columns) = covered(&cut.blocking).map_err(|error| to_python(py, &error))?;
+    Ok(((rows, cut.blocking.k, columns), cut.cycles, request.lists(spec, wanted)))
+}
+
+/// Runs a product of a layer on buffers in DRAM, padded as [`tensix_layer_cut`] says.
+#[pyfunction]
+#[pyo3(signature = (chip, tiles, buffers, formats, ending, fidelity, wide, timeline, threads=1, stop=None))]
+#[allow(clippy::too_many_arguments, reason = "what a product is, and how to run it")]
+pub(crate) fn tensix_layer<'py>(
+    py: Python<'py>,
+    mut chip: PyRefMut<'py, TensixChip>,
+    tiles: (u32, u32, u32),
+    buffers: (u16, u16, u16),
+    formats: (String, String, String),
+    ending: Ending,
+    fidelity: &str,
+    wide: bool,
+    timeline: u32,
+    threads: usize,
+    stop: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let (formats, fidelity, epilogue) = (formats_of(&formats)?, fidelity_of(fidelity)?, ending.epilogue()?);
+    let options = Options { fidelity, wide, timeline, threads, ..Options::default() };
+    let simulator = &mut chip.simulator;
+    let run = enter(py, stop, |interrupt| {
+        let request = Request { tiles, formats, wide, fidelity, epilogue: &epilogue };
+        let cut = request.choose(simulator.spec(), true)?;
+        let layer = Layer {
+            blocking: cut.blocking,
+            spread: cut.spread,
+            formats,
+            buffers,
+            extent: (tiles.0, tiles.2),
+            epilogue,
+        };
+        let program = layer.program(simulator, wide)?;
+        simulator.run(program, options, interrupt)
+    })?;
+    report(py, chip.simulator.spec(), &run)
+}
