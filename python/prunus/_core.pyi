@@ -75,6 +75,8 @@ __all__ = [
     "tensix_multiply",
     "tensix_norms",
     "tensix_product",
+    "tensix_sparse",
+    "tensix_sparse_covered",
     "tensix_streams",
     "tensix_traffic",
     "tilize",
@@ -430,20 +432,41 @@ def tensix_product(
     stop: Any | None = None,
 ) -> dict[str, float]: ...
 def tensix_covered(
-    chip: TensixChip, tiles: tuple[int, int, int], sparse: bool, formats: tuple[str, str], wide: bool
+    chip: TensixChip, tiles: tuple[int, int, int], format: str, wide: bool
 ) -> tuple[int, int, int]: ...
 def tensix_multicast(
     chip: TensixChip,
     tiles: tuple[int, int, int],
-    live: tuple[Sequence[int], Sequence[int]] | None,
     buffers: tuple[int, int, int],
-    formats: tuple[str, str],
+    format: str,
     fidelity: str,
     wide: bool,
     timeline: int,
     threads: int = 1,
     stop: Any | None = None,
 ) -> dict[str, Any]: ...
+def tensix_sparse(
+    chip: TensixChip,
+    tiles: tuple[int, int, int],
+    pattern: tuple[Sequence[int], Sequence[int]] | None,
+    mask: bytes | None,
+    buffers: tuple[int, int, int],
+    formats: tuple[str, str, str],
+    ending: Any,
+    fidelity: str,
+    wide: bool,
+    timeline: int,
+    threads: int = 1,
+    stop: Any | None = None,
+) -> dict[str, Any]: ...
+def tensix_sparse_covered(
+    chip: TensixChip,
+    tiles: tuple[int, int, int],
+    known: bool,
+    formats: tuple[str, str, str],
+    ending: Any,
+    wide: bool,
+) -> tuple[int, int, int]: ...
 def tensix_layer(
     chip: TensixChip,
     tiles: tuple[int, int, int],
@@ -464,7 +487,7 @@ def tensix_layer_cut(
     wanted: float,
     fidelity: str,
     wide: bool,
-) -> tuple[tuple[int, int, int], float, float]: ...
+) -> tuple[tuple[int, int, int], float, float, bool]: ...
 def tensix_norms(branch: int, columns: int) -> tuple[int, int]: ...
 def tensix_streams(
     chip: TensixChip,

@@ -16,7 +16,16 @@ from prunus.engines.base import Blocks, Found
 from prunus.engines.cpu import CpuEngine
 from prunus.tensix.chip import Chip, Mode
 from prunus.tensix.errors import UnsupportedError
-from prunus.tensix.mapping import attention, branches, multicast, operands, products, recurrence, tiles
+from prunus.tensix.mapping import (
+    attention,
+    branches,
+    layers,
+    multicast,
+    operands,
+    products,
+    recurrence,
+    tiles,
+)
 from prunus.tensix.mapping.job import Outcome, Run
 from prunus.tensix.mapping.products import Epilogue, Steps
 from prunus.tensix.report import Report
@@ -181,14 +190,17 @@ class TensixEngine:
         depth, down, across = (tiles.ceil_tiles(length) for length in (x.shape[1], m, n))
         parts = [tiles.of_blocks(one) for one in members]
         useful = 2.0 * n * sum(len(one.indices) * np.prod(one.data.shape[-2:]) for one in members)
-        plain = bias is None and activation is None and start is None
+        e = Epilogue(activation=operands.known(activation, result))
+        if bias is not None:
+            e.column = tiles.columns_of(operands.like(bias, result), operands.wide(result))
+        if start is not None:
+            e.add = tiles.dense(start, operands.FORMATS[start.dtype])
         if (
-            plain
-            and len(members) == 1
-            and multicast.pays(m, x.shape[1], n, (left, right))
+            len(members) == 1
+            and multicast.pays(m, x.shape[1], n, (left, right, result))
             and parts[0].distinct
         ):
-            outcome = multicast.static(self._run, parts[0], (m, x.shape[1]), x[0], (left, result))
+            outcome = layers.static(self._run, parts[0], (m, x.shape[1]), x[0], (left, right, result), e)
             self._done("dsd", outcome, useful)
             return self._crop(outcome.outputs, 1, m, n, dtype)
         rows, first = [], 0
@@ -198,11 +210,6 @@ class TensixEngine:
                 at = np.arange(ends[i], ends[i + 1])
                 rows.append(Steps(first + at, number * depth + part.columns[at], bias=i))
             first += len(part.rows)
-        e = Epilogue(activation=operands.known(activation, result))
-        if bias is not None:
-            e.column = tiles.columns_of(operands.like(bias, result), operands.wide(result))
-        if start is not None:
-            e.add = tiles.dense(start, operands.FORMATS[start.dtype])
         values = np.concatenate([part.values for part in parts])
         outcome = products.multiply(
             self._run, tiles.stacked(values, left), tiles.dense(x, right), across, rows, result, e
@@ -341,11 +348,22 @@ class TensixEngine:
         (m, k), n = a.shape[-2:], b.shape[-1]
         down, depth, across = (tiles.ceil_tiles(length) for length in (m, k, n))
         members, steps = int(np.prod(out.shape[:-2], dtype=int)), np.arange(depth)
-        if members == 1 and formats[0] == formats[2] and multicast.pays(m, k, n, formats[:2]):
-            outcome = multicast.dense(self._run, a.reshape(m, k), b.reshape(k, n), formats[0])
-            self._done("matmul", outcome, 2.0 * out.size * k)
-            out[...] = self._crop(outcome.outputs, 1, m, n, out.dtype).reshape(out.shape)
-            return
+        if members == 1:
+            sizes, plain = (down, depth, across), len(set(formats)) == 1
+            by = layers.way(self._run, sizes, formats, Epilogue(), down * across)
+            outcome = None
+            if plain and not (by and by.line) and multicast.pays(m, k, n, formats):
+                outcome = multicast.dense(self._run, a.reshape(m, k), b.reshape(k, n), formats[0])
+            elif by is not None:
+                left, right = (
+                    tiles.dense(a.reshape(m, k), formats[0]),
+                    tiles.dense(b.reshape(k, n), formats[1]),
+                )
+                outcome = layers.multiply(self._run, left, right, formats, Epilogue(), by)
+            if outcome is not None:
+                self._done("matmul", outcome, 2.0 * out.size * k)
+                out[...] = self._crop(outcome.outputs, 1, m, n, out.dtype).reshape(out.shape)
+                return
         rows = [
             Steps((member * down + i) * depth + steps, member * depth + steps)
             for member in range(members)

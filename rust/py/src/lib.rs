@@ -73,7 +73,7 @@ mod _core {
     #[pymodule_export]
     use super::tensix::estimate::{tensix_estimate, tensix_multiply};
     #[pymodule_export]
-    use super::tensix::layers::{tensix_layer, tensix_layer_cut};
+    use super::tensix::layers::{tensix_layer, tensix_layer_cut, tensix_sparse, tensix_sparse_covered};
     #[pymodule_export]
     use super::tensix::products::{tensix_covered, tensix_multicast};
     #[pymodule_export]

@@ -15,7 +15,7 @@ from prunus._dtypes import Array
 from prunus._threads import get_num_threads
 from prunus.tensix.buffers import tile_bytes
 from prunus.tensix.errors import UnsupportedError
-from prunus.tensix.mapping.tiles import Tiles, from_tiles
+from prunus.tensix.mapping.tiles import Tiles, ceil_tiles, from_tiles
 
 __all__ = ["Found", "Job", "Outcome", "Run", "hand_over", "in_turn", "norms_buffer", "norms_read", "reach_of"]
 
@@ -128,7 +128,7 @@ def norms_read(run: Run, buffer: int, branch: int, rows: int, columns: int) -> A
 def _norms_pages(branch: int, rows: int, columns: int) -> tuple[int, int]:
     """Return the bytes of a page of norms, and how many there are."""
     wide, size = _core.tensix_norms(branch, columns)
-    return size, -(-rows // 32) * -(-(-(-columns // 32)) // wide)
+    return size, ceil_tiles(rows) * (1 + (ceil_tiles(columns) - 1) // wide)
 
 
 @dataclass

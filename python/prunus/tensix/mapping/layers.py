@@ -7,19 +7,27 @@ nothing. Products of integers go by lists: the packer adds no integers in L1.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+import numpy as np
 
 from prunus import _core
+from prunus._dtypes import Array
 from prunus._threads import get_num_threads
-from prunus.tensix.buffers import tile_bytes
 from prunus.tensix.mapping import tiles
 from prunus.tensix.mapping.job import Outcome, Run, in_turn, norms_buffer, norms_read
+from prunus.tensix.mapping.multicast import outcome, put, room, sizes_of
 from prunus.tensix.mapping.products import Epilogue
-from prunus.tensix.mapping.tiles import Tiles
+from prunus.tensix.mapping.tiles import BlockTiles, Tiles
 
-__all__ = ["Way", "multiply", "way"]
+__all__ = ["Formats", "Way", "multiply", "pruned", "static", "way"]
 
 _Place = tuple[int, str]
+#: Of both operands and the result.
+Formats = tuple[str, str, str]
+#: Products of fewer tiles than this, which take less time than looking for a cut, go by lists.
+_LEAST: Final = 512
 
 
 class _Ending(NamedTuple):
@@ -46,12 +54,15 @@ class Way(NamedTuple):
         The same with the padding of cores' parts and blocks.
     cycles, lists : float
         What it is predicted to take so, and by lists.
+    line : bool
+        Whether one operand goes to all cores, and not each to those of a row or column of them.
     """
 
     sizes: tuple[int, int, int]
     padded: tuple[int, int, int]
     cycles: float
     lists: float
+    line: bool
 
 
 def _ending(e: Epilogue, format: str, buffers: dict[str, int], live: bool) -> _Ending:
@@ -84,9 +95,7 @@ def _ending(e: Epilogue, format: str, buffers: dict[str, int], live: bool) -> _E
     )
 
 
-def way(
-    run: Run, sizes: tuple[int, int, int], formats: tuple[str, str, str], e: Epilogue, wanted: float
-) -> Way | None:
+def way(run: Run, sizes: tuple[int, int, int], formats: Formats, e: Epilogue, wanted: float) -> Way | None:
     """Return how a product of (m, k, n) tiles goes by multicast; None where lists are predicted to be faster.
 
     Parameters
@@ -107,7 +116,7 @@ def way(
     if sizes[0] * sizes[1] * sizes[2] < _LEAST:
         return None
     try:
-        padded, cycles, lists = _core.tensix_layer_cut(
+        padded, cycles, lists, line = _core.tensix_layer_cut(
             run.chip, sizes, formats, _ending(e, formats[2], {}, False), wanted, run.fidelity, run.wide
         )
     except ValueError:
@@ -115,17 +124,28 @@ def way(
         if e.found is None:
             raise
         return None
-    return Way(sizes, padded, cycles, lists) if cycles < lists else None
+    return Way(sizes, padded, cycles, lists, line) if cycles < lists else None
 
 
-#: Products of fewer tiles than this, which take less time than looking for a cut, go by lists.
-_LEAST = 512
+def _operands(run: Run, e: Epilogue, format: str, rows: int, columns: int) -> tuple[_Ending, dict[str, int]]:
+    """Put what an epilogue takes into DRAM, padded to ``rows`` and ``columns`` of tiles."""
+    buffers = {}
+    for name, one, shape in (
+        ("add", e.add, (rows, columns)),
+        ("row", e.row, (1, columns)),
+        ("column", e.column, (rows, 1)),
+        ("scale", e.scale, (rows, columns)),
+        ("mask", e.mask, (rows, columns)),
+    ):
+        if one is not None:
+            buffers[name] = put(run, one.over(*shape))
+    if e.found is not None:
+        buffers["found"] = norms_buffer(run, e.found.branch, *e.extent)
+    return _ending(e, format, buffers, True), buffers
 
 
 @in_turn
-def multiply(
-    run: Run, left: Tiles, right: Tiles, formats: tuple[str, str, str], e: Epilogue, by: Way
-) -> Outcome:
+def multiply(run: Run, left: Tiles, right: Tiles, formats: Formats, e: Epilogue, by: Way) -> Outcome:
     """Multiply dense operands by multicast.
 
     Parameters
@@ -142,44 +162,76 @@ def multiply(
         As :func:`way` returned it.
     """
     rows, inner, columns = by.padded
-
-    def put(operand: Tiles) -> int:
-        buffer = run.chip.buffer(tile_bytes(operand.format), operand.count, None)
-        if run.values:
-            run.chip.write_buffer(buffer, operand.make())
-        return buffer
-
-    in0, in1 = put(left.over(rows, inner)), put(right.over(inner, columns))
-    each = tile_bytes(formats[2])
-    out = run.chip.buffer(each, rows * columns, None)
-    if run.values:
-        # Padding is not written.
-        run.chip.write_buffer(out, bytes(each * rows * columns))
-    buffers = {}
-    for name, one, shape in (
-        ("add", e.add, (rows, columns)),
-        ("row", e.row, (1, columns)),
-        ("column", e.column, (rows, 1)),
-        ("scale", e.scale, (rows, columns)),
-        ("mask", e.mask, (rows, columns)),
-    ):
-        if one is not None:
-            buffers[name] = put(one.over(*shape))
-    if e.found is not None:
-        buffers["found"] = norms_buffer(run, e.found.branch, *e.extent)
+    in0, in1 = put(run, left.over(rows, inner)), put(run, right.over(inner, columns))
+    out = room(run, formats[2], rows, columns)
+    ending, buffers = _operands(run, e, formats[2], rows, columns)
     report = _core.tensix_layer(
         run.chip,
         by.sizes,
         (in0, in1, out),
         formats,
-        _ending(e, formats[2], buffers, True),
+        ending,
         run.fidelity,
         run.wide,
         run.timeline,
         get_num_threads(),
     )
-    if not run.values:
-        return Outcome([], None, report)
-    outputs = [tiles.from_tiles(run.chip.read_buffer(out), formats[2], (rows, columns))]
-    norms = None if e.found is None else norms_read(run, buffers["found"], e.found.branch, *e.extent)
-    return Outcome(outputs, norms, report)
+    found = outcome(run, out, formats[2], (rows, columns), report)
+    if e.found is None or not run.values:
+        return found
+    return replace(found, norms=norms_read(run, buffers["found"], e.found.branch, *e.extent))
+
+
+@in_turn
+def static(
+    run: Run, w: BlockTiles, shape: tuple[int, int], x: Array, formats: Formats, e: Epilogue
+) -> Outcome:
+    """Multiply a left operand of (m, k) that has some tiles only, each once, by (k, n)."""
+    down, _, _ = sizes = sizes_of(*shape, x.shape[1])
+    starts = np.searchsorted(w.rows, np.arange(down + 1)).tolist()
+    left = tiles.stacked(w.values, formats[0])
+    return _sparse(run, sizes, (w.columns.tolist(), starts), None, left, x, formats, e)
+
+
+@in_turn
+def pruned(run: Run, h: Array, w: Array, live: Array, formats: Formats, e: Epilogue) -> Outcome:
+    """Multiply (m, k) and (k, n), where only some tiles of the left operand are live.
+
+    The cores that wrote them know which: they tell the others, and all make their lists as the program runs.
+    ``live`` has a bool for each tile.
+    """
+    sizes = sizes_of(h.shape[0], h.shape[1], w.shape[1])
+    mask = np.ascontiguousarray(live).tobytes()
+    return _sparse(run, sizes, None, mask, tiles.dense(h, formats[0]), w, formats, e)
+
+
+def _sparse(
+    run: Run,
+    sizes: tuple[int, int, int],
+    pattern: tuple[list[int], list[int]] | None,
+    mask: bytes | None,
+    left: Tiles,
+    right: Array,
+    formats: Formats,
+    e: Epilogue,
+) -> Outcome:
+    rows, inner, columns = _core.tensix_sparse_covered(
+        run.chip, sizes, mask is not None, formats, _ending(e, formats[2], {}, False), run.wide
+    )
+    in0, in1 = put(run, left), put(run, tiles.dense(right, formats[1], columns, inner))
+    out = room(run, formats[2], rows, columns)
+    ending, _ = _operands(run, e, formats[2], rows, columns)
+    report = _core.tensix_sparse(
+        run.chip,
+        sizes,
+        pattern,
+        mask,
+        (in0, in1, out),
+        formats,
+        ending,
+        run.fidelity,
+        run.wide,
+        run.timeline,
+        get_num_threads(),
+    )
+    return outcome(run, out, formats[2], (rows, columns), report)

@@ -3,15 +3,17 @@
 use prunus_tensix::Options;
 use prunus_tensix::programs::cut::Request;
 use prunus_tensix::programs::epilogue::{Bias, Epilogue, NORMS, Source};
-use prunus_tensix::programs::layer::{Formats, Layer};
+use prunus_tensix::programs::layer::{Formats, Layer, Spread};
 use prunus_tensix::programs::norms::Norms;
+use prunus_tensix::programs::sparse::{self, TilePattern};
+use prunus_tensix::programs::{blocking, dynamic};
 use prunus_tensix::verbs::Unary;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::errors::to_python;
-use super::products::covered;
+use super::products::{Pruned, covered, grid};
 use super::program::{TensixChip, fidelity_of, report};
 use super::tiles::format_of;
 use super::watch::enter;
@@ -89,7 +91,8 @@ fn formats_of(formats: &(String, String, String)) -> PyResult<Formats> {
 }
 
 /// How a product of a layer, of (m, k, n) tiles, is cut: the rows, inner and columns of tiles that it then has with its
-/// padding, and the cycles it is predicted to take; and those by lists, with so many tiles of the result wanted.
+/// padding, and the cycles it is predicted to take; and those by lists, with so many tiles of the result wanted; and whether parts
+/// lie on a line.
 #[pyfunction]
 pub(crate) fn tensix_layer_cut(
     py: Python<'_>,
@@ -100,13 +103,14 @@ pub(crate) fn tensix_layer_cut(
     wanted: f64,
     fidelity: &str,
     wide: bool,
-) -> PyResult<((u32, u32, u32), f64, f64)> {
+) -> PyResult<((u32, u32, u32), f64, f64, bool)> {
     let (formats, fidelity, epilogue) = (formats_of(&formats)?, fidelity_of(fidelity)?, ending.epilogue()?);
     let request = Request { tiles, formats, wide, fidelity, epilogue: &epilogue };
     let spec = chip.simulator.spec();
     let cut = request.choose(spec, true).map_err(|error| to_python(py, &error))?;
     let (rows, columns) = covered(&cut.blocking).map_err(|error| to_python(py, &error))?;
-    Ok(((rows, cut.blocking.k, columns), cut.cycles, request.lists(spec, wanted)))
+    let line = cut.spread != Spread::Grid;
+    Ok(((rows, cut.blocking.k, columns), cut.cycles, request.lists(spec, wanted), line))
 }
 
 /// Runs a product of a layer on buffers in DRAM, padded as [`tensix_layer_cut`] says.
@@ -142,6 +146,68 @@ pub(crate) fn tensix_layer<'py>(
         };
         let program = layer.program(simulator, wide)?;
         simulator.run(program, options, interrupt)
+    })?;
+    report(py, chip.simulator.spec(), &run)
+}
+
+/// The same of a product whose left operand has only some tiles: those of a pattern, or, with `known`, those that the cores
+/// which wrote it know to be live.
+#[pyfunction]
+pub(crate) fn tensix_sparse_covered(
+    py: Python<'_>,
+    chip: PyRef<'_, TensixChip>,
+    tiles: (u32, u32, u32),
+    known: bool,
+    formats: (String, String, String),
+    ending: Ending,
+    wide: bool,
+) -> PyResult<(u32, u32, u32)> {
+    let (formats, epilogue) = (formats_of(&formats)?, ending.epilogue()?);
+    let spec = chip.simulator.spec();
+    let cut = if known { dynamic::cut } else { blocking::sparse };
+    cut(spec, tiles, grid(spec, tiles), formats, wide, &epilogue)
+        .and_then(|blocking| covered(&blocking).map(|(m, n)| (m, blocking.k, n)))
+        .map_err(|error| to_python(py, &error))
+}
+
+/// Runs a product whose left operand has only some tiles: with `pattern` these alone are in its buffer (columns, and where
+/// rows begin); otherwise all are, and the mask, a byte a tile, says which of them are live.
+#[pyfunction]
+#[pyo3(signature = (chip, tiles, pattern, mask, buffers, formats, ending, fidelity, wide, timeline, threads=1, stop=None))]
+#[allow(clippy::too_many_arguments, reason = "what a product is, and how to run it")]
+pub(crate) fn tensix_sparse<'py>(
+    py: Python<'py>,
+    mut chip: PyRefMut<'py, TensixChip>,
+    tiles: (u32, u32, u32),
+    pattern: Option<(Vec<u32>, Vec<u32>)>,
+    mask: Option<&[u8]>,
+    buffers: (u16, u16, u16),
+    formats: (String, String, String),
+    ending: Ending,
+    fidelity: &str,
+    wide: bool,
+    timeline: u32,
+    threads: usize,
+    stop: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let (formats, fidelity, epilogue) = (formats_of(&formats)?, fidelity_of(fidelity)?, ending.epilogue()?);
+    let options = Options { fidelity, wide, timeline, threads, ..Options::default() };
+    let mask = mask.map(|mask| mask.iter().map(|live| *live != 0).collect());
+    let simulator = &mut chip.simulator;
+    let run = enter(py, stop, |interrupt| match pattern {
+        None => {
+            let pruned =
+                Pruned { tiles, buffers, formats, epilogue, tau: 0.0, by: "epilogue", mask, options };
+            Ok(pruned.run(simulator, interrupt)?.0)
+        }
+        Some((columns, starts)) => {
+            let pattern = TilePattern { columns, starts };
+            let spec = simulator.spec();
+            let blocking = blocking::sparse(spec, tiles, grid(spec, tiles), formats, wide, &epilogue)?;
+            let program =
+                sparse::program(simulator, &blocking, &pattern, formats, buffers, wide, epilogue, true)?;
+            simulator.run(program, options, interrupt)
+        }
     })?;
     report(py, chip.simulator.spec(), &run)
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use numpy::PyArray1;
 use prunus_tensix::numerics::Fidelity;
 use prunus_tensix::program::{CircularBuffer, Launch, Program, Role};
+use prunus_tensix::programs::epilogue::Epilogue;
 use prunus_tensix::report::Run;
 use prunus_tensix::time::{TICKS, Time};
 use prunus_tensix::timeline::{About, Timeline};
@@ -231,9 +232,10 @@ impl TensixChip {
     ) -> PyResult<Reported<'py>> {
         let fidelity = fidelity_of(fidelity)?;
         let options = Options { fidelity, wide: fp32_dest_acc, limit, threads, ..Options::default() };
-        let formats = (format_of(&formats.0)?, format_of(&formats.1)?);
+        let (format, out) = (format_of(&formats.0)?, format_of(&formats.1)?);
         let mask = mask.map(|mask| mask.iter().map(|live| *live != 0).collect());
-        let pruned = Pruned { tiles, buffers, formats, tau, by: decide, mask, options };
+        let (formats, epilogue) = ((format, format, out), Epilogue::default());
+        let pruned = Pruned { tiles, buffers, formats, epilogue, tau, by: decide, mask, options };
         let simulator = &mut self.simulator;
         let (run, found) = enter(py, stop, |interrupt| pruned.run(simulator, interrupt))?;
         let found: Vec<u8> = found.into_iter().map(u8::from).collect();

@@ -6,18 +6,18 @@
 use crate::kernel::Api;
 use crate::numerics::Format;
 use crate::program::CircularBuffer;
-use crate::verbs::{Binary, Broadcast, CoreId, Place, Unary, Verb};
+use crate::verbs::{Area, Binary, Broadcast, CoreId, Place, Unary, Verb};
 
-use super::matmul::OUT;
+use super::matmul::{OUT, receive, send};
 use super::norms::{Norms, Reach};
 
 /// Circular buffers: what is added, biases, factors, masks, norms.
-pub(super) const ADD: u8 = 2;
-pub(super) const BIAS: u8 = 3;
-pub(super) const SCALE: u8 = 4;
-pub(super) const MASK: u8 = 5;
+pub(super) const ADD: u8 = 6;
+pub(super) const BIAS: u8 = 7;
+pub(super) const SCALE: u8 = 8;
+pub(super) const MASK: u8 = 9;
 /// Norms are put together here.
-pub const NORMS: u8 = 17;
+pub const NORMS: u8 = 18;
 
 /// Tiles that are read before their arrival is waited for, about.
 const CHUNK: u32 = 8;
@@ -209,21 +209,30 @@ impl Epilogue {
         api.cb_pop_front(cb, count).await;
     }
 
-    /// The bias of an output block, if it is one of rows (`down` false) or of columns: buffer, tiles, and bytes of one.
-    pub(super) fn bias_of(
-        &self,
-        down: bool,
-        rows: std::ops::Range<u32>,
-        columns: std::ops::Range<u32>,
-    ) -> Option<(u16, std::ops::Range<u32>, u32)> {
-        let bias = self.bias?;
-        let tiles = match (bias, down) {
-            (Bias::Row(_), false) => columns,
-            (Bias::Column(_), true) => rows,
-            _ => return None,
-        };
-        let source = bias.source();
-        Some((source.buffer, tiles, source.format.tile_bytes() as u32))
+    /// Whether there is a bias of columns, which goes along rows of cores (`down`), or one of rows, which goes down columns.
+    pub(super) fn has_bias(&self, down: bool) -> bool {
+        matches!((self.bias, down), (Some(Bias::Row(_)), false) | (Some(Bias::Column(_)), true))
+    }
+
+    /// The bias of an output block: the first core of a line reads these tiles of it and sends them to the others.
+    pub(super) async fn bias(&self, api: &Api, tiles: &[u32], line: Line) {
+        let Some(source) = self.bias.map(Bias::source) else { return };
+        let (count, tile) = (tiles.len() as u32, source.format.tile_bytes() as u32);
+        api.cb_reserve_back(BIAS, count).await;
+        if line.first {
+            let to = api.get_write_ptr(BIAS).await;
+            for (at, page) in (0..).zip(tiles) {
+                let place = Place::Dram { buffer: source.buffer, page: *page, offset: 0 };
+                api.noc_async_read(place, to + at * tile, tile).await;
+            }
+            api.noc_async_read_barrier().await;
+            if line.receivers.1 > 0 {
+                send(api, line.receivers, line.sems, (to, to), count * tile, line.flush).await;
+            }
+        } else {
+            receive(api, line.start, line.sems).await;
+        }
+        api.cb_push_back(BIAS, count).await;
     }
 
     /// Pages that the compute kernel waits for before it adds the bias of an output block, and gives back after it.
@@ -242,6 +251,20 @@ impl Epilogue {
             }
         }
     }
+}
+
+/// Cores that have something in common, as one of them sees it.
+#[derive(Clone, Copy)]
+pub(super) struct Line {
+    /// It is the one that reads.
+    pub(super) first: bool,
+    /// Which that is.
+    pub(super) start: CoreId,
+    /// Where the others are, and how many.
+    pub(super) receivers: (Area, u32),
+    pub(super) sems: (u8, u8),
+    /// A multicast has left before its flag is sent.
+    pub(super) flush: bool,
 }
 
 /// Where the circular buffers of [`Epilogue::read`] are, and how many of their pages were filled.

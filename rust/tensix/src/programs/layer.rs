@@ -14,7 +14,7 @@ use crate::program::{CircularBuffer, Launch, Program, Role};
 use crate::simulator::Simulator;
 use crate::verbs::{Area, CoreId, Verb};
 
-use super::epilogue::{BIAS, Epilogue, Order, Rings, write};
+use super::epilogue::{BIAS, Epilogue, Line, Order, Rings, write};
 use super::matmul::{
     Blocking, IN0, IN0_READY, IN0_VALID, IN1, IN1_READY, IN1_VALID, OUT, PARTIALS, SEMAPHORES, read_tiles,
     receive, send,
@@ -134,7 +134,7 @@ async fn idle(api: Api, plan: Plan) {
     let mut blocks = plan.blocks().count() as u32 * plan.k_blocks();
     let across = plan.row.1 > 0;
     let sems = if across { (IN0_READY, IN0_VALID) } else { (IN1_READY, IN1_VALID) };
-    if shared.layer.epilogue.bias_of(across, 0..1, 0..1).is_some() {
+    if shared.layer.epilogue.has_bias(across) {
         blocks += plan.blocks().count() as u32;
     }
     for _ in 0..blocks {
@@ -146,27 +146,20 @@ async fn idle(api: Api, plan: Plan) {
 async fn bias(api: &Api, plan: &Plan, down: bool, (i, j): (u32, u32)) {
     let shared = &plan.shared;
     let ((m, n), (h, w)) = (plan.first(), shared.layer.blocking.out_block);
-    let Some((buffer, tiles, tile)) = shared.layer.epilogue.bias_of(down, m + i..m + i + h, n + j..n + j + w)
-    else {
+    if !shared.layer.epilogue.has_bias(down) {
         return;
-    };
-    let (first, area, start, sems) = if down {
-        (plan.at.0 == 0, plan.row, plan.row_start, (IN0_READY, IN0_VALID))
-    } else {
-        (plan.at.1 == 0, plan.column, plan.column_start, (IN1_READY, IN1_VALID))
-    };
-    let count = tiles.end - tiles.start;
-    api.cb_reserve_back(BIAS, count).await;
-    if first {
-        let to = api.get_write_ptr(BIAS).await;
-        read_tiles(api, buffer, tile, 0, 0..1, tiles, to).await;
-        if area.1 > 0 {
-            send(api, area, sems, (to, to), count * tile, shared.flush).await;
-        }
-    } else {
-        receive(api, start, sems).await;
     }
-    api.cb_push_back(BIAS, count).await;
+    let first = if down { m + i } else { n + j };
+    let tiles: Vec<u32> = (first..first + if down { h } else { w }).collect();
+    let flush = shared.flush;
+    let line = if down {
+        let sems = (IN0_READY, IN0_VALID);
+        Line { first: plan.at.0 == 0, start: plan.row_start, receivers: plan.row, sems, flush }
+    } else {
+        let sems = (IN1_READY, IN1_VALID);
+        Line { first: plan.at.1 == 0, start: plan.column_start, receivers: plan.column, sems, flush }
+    };
+    shared.layer.epilogue.bias(api, &tiles, line).await;
 }
 
 async fn in1_and_out(api: Api, plan: Plan) {
