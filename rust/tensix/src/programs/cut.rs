@@ -20,6 +20,8 @@ const WIDEST: u32 = 16;
 const PADDING: u32 = 8;
 /// Tiles that a list's reader asks for at once (`streams`).
 const CHUNK: f64 = 8.0;
+/// Runs of pages that are looked at to see how they are spread over channels: the pattern repeats.
+const SAMPLE: usize = 96;
 /// Tiles along a side: above any chip's memory, and few enough to look at all divisors.
 const MOST: u32 = 1 << 20;
 
@@ -99,14 +101,29 @@ impl Costs {
         pages * self.page.max(bytes / self.read)
     }
 
-    /// Products of one step along K of a subblock: math, or unpacking where that is slower.
+    /// Products of one step along K of a subblock: math, or unpacking where that is slower. The operand with fewer tiles is
+    /// held, the other one's come for each of its tiles, or for each two.
     fn step(&self, (h, w): (u32, u32), (b0, b1): (f64, f64)) -> f64 {
-        let (h, w) = (f64::from(h), f64::from(w));
-        let again = if self.pairs { 2.0 } else { 1.0 };
-        // The longer side is held, the other one's tiles come for each of it, or for each two.
-        let held = if h >= w { h * b0 + h * w * b1 / again } else { w * b1 + h * w * b0 / again };
-        (h * w * self.math).max(held.max(h * b0) / self.unpack)
+        let (held, stream, each, other) = if w >= h { (b0, b1, h, w) } else { (b1, b0, w, h) };
+        let turns = if self.pairs { each.div_ceil(2) } else { each };
+        let held = f64::from(each) * held / self.unpack;
+        let stream = f64::from(turns * other) * stream / self.unpack;
+        (f64::from(h * w) * self.math).max(held).max(stream)
     }
+}
+
+/// How many times as long DRAM takes for pages because they are not spread over all channels: `runs` of `length` pages that
+/// are read at once.
+fn crowding(channels: usize, runs: impl Iterator<Item = u64>, length: u32) -> f64 {
+    let (mut load, mut all) = (vec![0_u32; channels], 0);
+    for first in runs.take(SAMPLE) {
+        for page in first..first + u64::from(length.min(channels as u32)) {
+            load[(page % channels as u64) as usize] += 1;
+            all += 1;
+        }
+    }
+    let most = load.iter().copied().max().unwrap_or(0);
+    if all == 0 { 1.0 } else { f64::from(most) * channels as f64 / f64::from(all) }
 }
 
 fn bytes(format: Format) -> f64 {
@@ -153,12 +170,28 @@ impl Request<'_> {
             Spread::Across(..) => (true, false),
             Spread::Down(..) => (false, true),
         };
-        let in0 = costs.pages(h * k, b0) + costs.latency + send(to_row, h * k * b0);
-        let in1 = costs.pages(w * k, b1) + costs.latency + send(to_column, w * k * b1);
         let all = columns * rows;
-        let read =
-            if to_row { rows } else { all } * h * k * b0 + if to_column { columns } else { all } * w * k * b1;
-        let dram = read / costs.dram;
+        let read0 = if to_row { rows } else { all } * h * k * b0;
+        let read1 = if to_column { columns } else { all } * w * k * b1;
+        let channels = spec.dram.channels.len();
+        let (inner, n_tiles) = (u64::from(blocking.k), u64::from(blocking.per_core.1 * u32::from(blocking.grid.0)));
+        // Two blocks are under way at once.
+        let lines = 0..2 * u64::from(kw);
+        let per_core = (u64::from(blocking.per_core.0), u64::from(blocking.per_core.1));
+        let of_part = |y: u64| (0..u64::from(bh)).map(move |i| (y * per_core.0 + i) * inner);
+        let crowd0 = crowding(channels, (0..u64::from(blocking.grid.1)).flat_map(of_part), 2 * kw);
+        let of_line = |line: u64| (0..u64::from(blocking.grid.0)).map(move |x| line * n_tiles + x * per_core.1);
+        let crowd1 = crowding(channels, lines.flat_map(of_line), bw);
+        let dram = (read0 * crowd0 + read1 * crowd1) / costs.dram;
+        // On a grid `in0` comes to one column of cores over links of two columns of routers; the one core that reads for
+        // all others has the same share of DRAM as each of them.
+        let (least0, least1) = match spread {
+            Spread::Grid => (read0 / (2.0 * costs.read), 0.0),
+            Spread::Across(..) => (dram.min((all + 1.0) * h * k * b0 / costs.dram), 0.0),
+            Spread::Down(..) => (0.0, dram.min((all + 1.0) * w * k * b1 / costs.dram)),
+        };
+        let in0 = costs.pages(h * k, b0).max(least0) + costs.latency + send(to_row, h * k * b0);
+        let in1 = costs.pages(w * k, b1).max(least1) + costs.latency + send(to_column, w * k * b1);
         let block = math.max(pack).max(in0).max(in1).max(dram);
         // What is done once for an output block.
         let beside = self.epilogue.bytes_beside() as f64;
@@ -235,11 +268,12 @@ impl Request<'_> {
         }
         let [x, y] = spec.workers.compute_grid;
         let (all, reach) = (u32::from(x) * u32::from(y), self.epilogue.reach());
-        let mut best: Option<Cut> = None;
-        let mut consider = |per_core, grid, spread| {
-            let found = self.blocks(spec, per_core, grid, spread);
+        let (mut grid, mut line): (Option<Cut>, Option<Cut>) = (None, None);
+        let mut consider = |per_core, parts, spread| {
+            let best = if spread == Spread::Grid { &mut grid } else { &mut line };
+            let found = self.blocks(spec, per_core, parts, spread);
             if let Some(found) = found.filter(|one| best.is_none_or(|best| one.cycles < best.cycles)) {
-                best = Some(found);
+                *best = Some(found);
             }
         };
         let used = |length: u32, part: u32| u16::try_from(length.div_ceil(part)).unwrap_or(u16::MAX);
@@ -261,6 +295,10 @@ impl Request<'_> {
                 consider((down, across), (1, count), Spread::Down(wide, high));
             }
         }
+        let best = match (grid, line) {
+            (Some(grid), Some(line)) if line.cycles >= grid.cycles => Some(grid),
+            (grid, line) => line.or(grid),
+        };
         best.ok_or_else(|| {
             Error::Misused(format!(
                 "L1 overflow: no blocks of a product of ({m}, {k}, {n}) tiles fit into {} B of {}",

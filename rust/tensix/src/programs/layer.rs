@@ -411,8 +411,13 @@ impl Layer {
         for part in &parts {
             let plan = layer.plan(simulator, &shared, *part);
             let core = layer.core(simulator, *part);
-            // The networks change roles in the right half, to spread what is read from DRAM.
-            let swap = u8::from(layer.spread == Spread::Grid && part.0 > columns / 2 && part.1 > 0);
+            // The networks change roles in the right half, to spread what is read from DRAM; below each other all cores
+            // read `in0`, by the network whose packets leave DRAM's columns first.
+            let swap = u8::from(match layer.spread {
+                Spread::Grid => part.0 > columns / 2 && part.1 > 0,
+                Spread::Across(..) => false,
+                Spread::Down(..) => true,
+            });
             let mut launch = |role, noc, name: &str, body| {
                 program.launches.push(Launch { core, role, noc, name: name.into(), kernel: body });
             };
@@ -431,7 +436,7 @@ impl Layer {
             let plan = layer.plan(simulator, &shared, at);
             let (role, noc) = match layer.spread {
                 Spread::Across(..) => (Role::DataMovement1, 1),
-                _ => (Role::DataMovement0, 0),
+                _ => (Role::DataMovement0, 1),
             };
             program.launches.push(Launch {
                 core: layer.core(simulator, at),
