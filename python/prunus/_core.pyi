@@ -392,6 +392,7 @@ def tensix_estimate(
     wide: bool,
     decide: str = "static",
     balance: bool = True,
+    in_l1: tuple[bool, bool] = (False, False),
     stop: Any | None = None,
 ) -> dict[str, Any]: ...
 def tensix_multiply(

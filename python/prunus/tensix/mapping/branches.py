@@ -59,8 +59,8 @@ def _write_norms(norms: Array, pages: Array, branch: int, rows: int, columns: in
     norms[...] = whole[:rows, :count]
 
 
-# Share of live tiles up to which leaving dead ones out pays against a product of all of them: on n150 and p150
-# both take the same at 0.9 to 1.
+# Share of live tiles up to which leaving dead ones out pays against a product of all of them: on n150 and
+# p150 both take the same at 0.9 to 1.
 _SPARSE = 0.8
 # Values of rows of their own that are copied at a time.
 _TOGETHER = 1 << 24

@@ -107,7 +107,7 @@ pub(crate) fn tensix_layer_cut(
     let (formats, fidelity, epilogue) = (formats_of(&formats)?, fidelity_of(fidelity)?, ending.epilogue()?);
     let request = Request { tiles, formats, wide, fidelity, epilogue: &epilogue };
     let spec = chip.simulator.spec();
-    let cut = request.choose(spec, true).map_err(|error| to_python(py, &error))?;
+    let cut = request.choose(spec).map_err(|error| to_python(py, &error))?;
     let (rows, columns) = covered(&cut.blocking).map_err(|error| to_python(py, &error))?;
     let line = cut.spread != Spread::Grid;
     Ok(((rows, cut.blocking.k, columns), cut.cycles, request.lists(spec, wanted), line))
@@ -135,7 +135,7 @@ pub(crate) fn tensix_layer<'py>(
     let simulator = &mut chip.simulator;
     let run = enter(py, stop, |interrupt| {
         let request = Request { tiles, formats, wide, fidelity, epilogue: &epilogue };
-        let cut = request.choose(simulator.spec(), true)?;
+        let cut = request.choose(simulator.spec())?;
         let layer = Layer {
             blocking: cut.blocking,
             spread: cut.spread,

@@ -1,12 +1,13 @@
 //! Built-in products on a chip: their buffers, the programs, and what they report.
 
 use prunus_core::Interrupt;
-use prunus_tensix::numerics::Format;
+use prunus_tensix::numerics::{Fidelity, Format};
 use prunus_tensix::program::Program;
 use prunus_tensix::programs::blocking::{self, Request};
+use prunus_tensix::programs::cut::{self, Cut};
 use prunus_tensix::programs::dynamic::{self, Decide, Pruning};
 use prunus_tensix::programs::epilogue::Epilogue;
-use prunus_tensix::programs::layer::Formats;
+use prunus_tensix::programs::layer::{Formats, Layer, Spread};
 use prunus_tensix::programs::matmul::{self, Blocking, Handles, Operands};
 use prunus_tensix::programs::sparse::{self, TilePattern};
 use prunus_tensix::report::Run;
@@ -65,18 +66,66 @@ impl Product {
         self.format.tile_bytes() as u32
     }
 
-    /// The product of dense operands.
-    pub(super) fn dense(&self, simulator: &mut Simulator) -> Result<Dense, Error> {
+    /// The product of dense operands: on a grid, or on a line of cores if that is predicted to take less. With operands in
+    /// L1 (`in0` and the result) it is one on a grid, each core's part of them where the core needs it.
+    pub(super) fn dense(
+        &self,
+        simulator: &mut Simulator,
+        fidelity: Fidelity,
+        (in0_sharded, out_sharded): (bool, bool),
+    ) -> Result<Dense, Error> {
         let Self { tiles, grid, format, wide } = *self;
-        let operands = Operands { in0_sharded: false, out_sharded: false, format, packer_l1_acc: true };
-        let blocking = Request { tiles, grid, operands, wide, tuned: true }.choose(simulator.spec())?;
+        let operands = Operands { in0_sharded, out_sharded, format, packer_l1_acc: true };
+        let request = Request { tiles, grid, operands, wide, tuned: true };
+        let found = request.choose(simulator.spec());
+        if !in0_sharded && !out_sharded {
+            let (formats, epilogue) = ((format, format, format), Epilogue::default());
+            let layer = cut::Request { tiles, formats, wide, fidelity, epilogue: &epilogue };
+            if let Some(line) = layer.line(simulator.spec())? {
+                let faster =
+                    |grid: &Blocking| line.cycles < layer.predict(simulator.spec(), grid, Spread::Grid);
+                if found.as_ref().ok().is_none_or(faster) {
+                    return self.line(simulator, line, formats);
+                }
+            }
+        }
+        let blocking = found?;
         let (m, n) = covered(&blocking)?;
-        let in0 = u32::from(simulator.buffer(self.tile(), pages(m, blocking.k)?, None)?);
+        let columns = u32::from(blocking.grid.0);
+        let in0 = if in0_sharded {
+            simulator.tensor(pages(blocking.per_core.0, blocking.k.div_ceil(columns))? * self.tile())?
+        } else {
+            u32::from(simulator.buffer(self.tile(), pages(m, blocking.k)?, None)?)
+        };
         let in1 = simulator.buffer(self.tile(), pages(blocking.k, n)?, None)?;
-        let out = u32::from(simulator.buffer(self.tile(), pages(m, n)?, None)?);
+        let out = if out_sharded {
+            simulator.tensor(pages(blocking.per_core.0, blocking.per_core.1)? * self.tile())?
+        } else {
+            u32::from(simulator.buffer(self.tile(), pages(m, n)?, None)?)
+        };
         let handles = Handles { in0, in1, out };
         let program = matmul::program(simulator, &blocking, &operands, &handles, wide)?;
         Ok(Dense { program, handles, covered: (m, n) })
+    }
+
+    fn line(&self, simulator: &mut Simulator, line: Cut, formats: Formats) -> Result<Dense, Error> {
+        let (m, n) = covered(&line.blocking)?;
+        let k = line.blocking.k;
+        let buffers = (
+            simulator.buffer(self.tile(), pages(m, k)?, None)?,
+            simulator.buffer(self.tile(), pages(k, n)?, None)?,
+            simulator.buffer(self.tile(), pages(m, n)?, None)?,
+        );
+        let layer = Layer {
+            blocking: line.blocking,
+            spread: line.spread,
+            formats,
+            buffers,
+            extent: (self.tiles.0, self.tiles.2),
+            epilogue: Epilogue::default(),
+        };
+        let handles = Handles { in0: u32::from(buffers.0), in1: buffers.1, out: u32::from(buffers.2) };
+        Ok(Dense { program: layer.program(simulator, self.wide)?, handles, covered: (m, n) })
     }
 
     fn rest(

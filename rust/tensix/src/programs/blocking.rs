@@ -264,7 +264,10 @@ impl Request {
                 let in0_block_w = k / columns / div;
                 let out_block = (per_core.0 / down, per_core.1 / across);
                 let blocking = self.with_subblock(spec, Blocking { in0_block_w, out_block, ..start });
-                if fits(&blocking) && blocking.check(spec, self.wide).is_ok() {
+                // What lies in L1 is no part of a core's, but all of it.
+                let sharded = self.operands.in0_sharded || self.operands.out_sharded;
+                let whole = !sharded || out_block == per_core;
+                if whole && fits(&blocking) && blocking.check(spec, self.wide).is_ok() {
                     return Ok(blocking);
                 }
             }
@@ -297,9 +300,17 @@ impl Request {
         if let Some((_, blocking)) = best {
             return Ok(blocking);
         }
+        let least = self.out_blocks(per_core).pop().unwrap_or(per_core);
+        let need = self.l1_bytes(&Blocking { in0_block_w: 1, out_block: least, ..start });
+        let kept = match (self.operands.in0_sharded, self.operands.out_sharded) {
+            (false, false) => "",
+            (true, false) => ", with in0 in L1",
+            (false, true) => ", with the result in L1",
+            (true, true) => ", with in0 and the result in L1",
+        };
         Err(Error::Misused(format!(
-            "L1 overflow: no blocks of {:?} x {k} tiles a core fit into {room} B of {}",
-            per_core, spec.name
+            "L1 overflow: blocks of {per_core:?} x {k} tiles a core need at least {need} B{kept}: {room} B of {} are there",
+            spec.name
         )))
     }
 }

@@ -174,13 +174,15 @@ impl Request<'_> {
         let read0 = if to_row { rows } else { all } * h * k * b0;
         let read1 = if to_column { columns } else { all } * w * k * b1;
         let channels = spec.dram.channels.len();
-        let (inner, n_tiles) = (u64::from(blocking.k), u64::from(blocking.per_core.1 * u32::from(blocking.grid.0)));
+        let (inner, n_tiles) =
+            (u64::from(blocking.k), u64::from(blocking.per_core.1 * u32::from(blocking.grid.0)));
         // Two blocks are under way at once.
         let lines = 0..2 * u64::from(kw);
         let per_core = (u64::from(blocking.per_core.0), u64::from(blocking.per_core.1));
         let of_part = |y: u64| (0..u64::from(bh)).map(move |i| (y * per_core.0 + i) * inner);
         let crowd0 = crowding(channels, (0..u64::from(blocking.grid.1)).flat_map(of_part), 2 * kw);
-        let of_line = |line: u64| (0..u64::from(blocking.grid.0)).map(move |x| line * n_tiles + x * per_core.1);
+        let of_line =
+            |line: u64| (0..u64::from(blocking.grid.0)).map(move |x| line * n_tiles + x * per_core.1);
         let crowd1 = crowding(channels, lines.flat_map(of_line), bw);
         let dram = (read0 * crowd0 + read1 * crowd1) / costs.dram;
         // On a grid `in0` comes to one column of cores over links of two columns of routers; the one core that reads for
@@ -216,9 +218,7 @@ impl Request<'_> {
                     continue;
                 }
                 let cycles = self.predict(spec, &blocking, spread);
-                if best.is_none_or(|best| cycles < best.cycles) {
-                    best = Some(Cut { blocking, spread, cycles });
-                }
+                keep(&mut best, Some(Cut { blocking, spread, cycles }));
             }
         }
         best
@@ -255,51 +255,65 @@ impl Request<'_> {
         best
     }
 
-    /// The cut that is predicted to take the least time, of all that fit; on a grid, or of those on a line too.
-    ///
-    /// # Errors
-    /// If the product is empty, or nothing fits L1.
-    pub fn choose(&self, spec: &ChipSpec, lines: bool) -> Result<Cut, Error> {
+    fn check(&self) -> Result<(), Error> {
         let (m, k, n) = self.tiles;
         if [m, k, n].iter().any(|side| *side == 0 || *side > MOST) {
             return Err(Error::Misused(format!(
                 "a product of ({m}, {k}, {n}) tiles: 1 to {MOST} along a side"
             )));
         }
+        Ok(())
+    }
+
+    /// The cut on a grid that is predicted to take the least time, if any fits.
+    fn grid(&self, spec: &ChipSpec) -> Option<Cut> {
+        let (m, _, n) = self.tiles;
         let [x, y] = spec.workers.compute_grid;
-        let (all, reach) = (u32::from(x) * u32::from(y), self.epilogue.reach());
-        let (mut grid, mut line): (Option<Cut>, Option<Cut>) = (None, None);
-        let mut consider = |per_core, parts, spread| {
-            let best = if spread == Spread::Grid { &mut grid } else { &mut line };
-            let found = self.blocks(spec, per_core, parts, spread);
-            if let Some(found) = found.filter(|one| best.is_none_or(|best| one.cycles < best.cycles)) {
-                *best = Some(found);
-            }
-        };
-        let used = |length: u32, part: u32| u16::try_from(length.div_ceil(part)).unwrap_or(u16::MAX);
+        let mut best = None;
         for down in parts(m, u32::from(y), 1) {
-            for across in parts(n, u32::from(x), reach) {
-                consider((down, across), (used(n, across), used(m, down)), Spread::Grid);
+            for across in parts(n, u32::from(x), self.epilogue.reach()) {
+                let grid = (used(n, across), used(m, down));
+                keep(&mut best, self.blocks(spec, (down, across), grid, Spread::Grid));
             }
         }
-        if lines {
-            let rectangle = |count: u16| (count.min(x), count.div_ceil(x));
-            for across in parts(n, all, reach) {
-                let count = used(n, across);
-                let (wide, high) = rectangle(count);
-                consider((m, across), (count, 1), Spread::Across(wide, high));
-            }
-            for down in parts(m, all, 1) {
-                let (count, across) = (used(m, down), n.next_multiple_of(reach));
-                let (wide, high) = rectangle(count);
-                consider((down, across), (1, count), Spread::Down(wide, high));
-            }
+        best
+    }
+
+    /// The cut into parts side by side, or below each other, that is predicted to take the least time, if any fits.
+    ///
+    /// # Errors
+    /// If the product is empty.
+    pub fn line(&self, spec: &ChipSpec) -> Result<Option<Cut>, Error> {
+        self.check()?;
+        let ((m, _, n), reach) = (self.tiles, self.epilogue.reach());
+        let [x, y] = spec.workers.compute_grid;
+        let all = u32::from(x) * u32::from(y);
+        let rectangle = |count: u16| (count.min(x), count.div_ceil(x));
+        let mut best = None;
+        for across in parts(n, all, reach) {
+            let count = used(n, across);
+            let (wide, high) = rectangle(count);
+            keep(&mut best, self.blocks(spec, (m, across), (count, 1), Spread::Across(wide, high)));
         }
-        let best = match (grid, line) {
-            (Some(grid), Some(line)) if line.cycles >= grid.cycles => Some(grid),
-            (grid, line) => line.or(grid),
-        };
+        for down in parts(m, all, 1) {
+            let (count, across) = (used(m, down), n.next_multiple_of(reach));
+            let (wide, high) = rectangle(count);
+            keep(&mut best, self.blocks(spec, (down, across), (1, count), Spread::Down(wide, high)));
+        }
+        Ok(best)
+    }
+
+    /// The cut that is predicted to take the least time, of all that fit: on a grid, or on a line if that takes less.
+    ///
+    /// # Errors
+    /// If the product is empty, or nothing fits L1.
+    pub fn choose(&self, spec: &ChipSpec) -> Result<Cut, Error> {
+        let mut best = None;
+        let line = self.line(spec)?;
+        keep(&mut best, self.grid(spec));
+        keep(&mut best, line);
         best.ok_or_else(|| {
+            let (m, k, n) = self.tiles;
             Error::Misused(format!(
                 "L1 overflow: no blocks of a product of ({m}, {k}, {n}) tiles fit into {} B of {}",
                 room_of(spec),
@@ -331,6 +345,18 @@ impl Request<'_> {
         let math = own * k * costs.step((1, width), (b0, b1));
         reading.max(dram).max(math).max(own * w * self.epilogue.norm_cycles()) + costs.latency
     }
+}
+
+/// Keeps the better one of two cuts.
+fn keep(best: &mut Option<Cut>, found: Option<Cut>) {
+    if let Some(found) = found.filter(|one| best.is_none_or(|best| one.cycles < best.cycles)) {
+        *best = Some(found);
+    }
+}
+
+/// Parts of so many tiles that a length has.
+fn used(length: u32, part: u32) -> u16 {
+    u16::try_from(length.div_ceil(part)).unwrap_or(u16::MAX)
 }
 
 fn room_of(spec: &ChipSpec) -> u32 {
