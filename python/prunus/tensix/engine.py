@@ -183,13 +183,18 @@ class TensixEngine:
         bias: Array | None,
         activation: str | None,
         start: Array | None,
+        again: bool = False,
     ) -> Array:
-        """Return the products of some operands and x (members, k, n), on the grid of tiles."""
+        """Return the products of some operands and x (members, k, n), on the grid of tiles.
+
+        Products that are formed ``again``, for what is not finite, are no useful work.
+        """
         m, n = shape
         left, right, result = operands.formats(members[0].data.dtype, x.dtype, dtype)
         depth, down, across = (tiles.ceil_tiles(length) for length in (x.shape[1], m, n))
         parts = [tiles.of_blocks(one) for one in members]
         useful = 2.0 * n * sum(len(one.indices) * np.prod(one.data.shape[-2:]) for one in members)
+        useful = 0.0 if again else useful
         e = Epilogue(activation=operands.known(activation, result))
         if bias is not None:
             e.column = tiles.columns_of(operands.like(bias, result), operands.wide(result))
@@ -241,10 +246,10 @@ class TensixEngine:
         one, spread = tiles.roomy(w), tiles.spread_rows(x, bc)
         shape = one.shape[::-1] if one.transposed else one.shape
         shape = shape[0], x.shape[1]
-        plain = self._dsd([one], spread[None], shape, F32, None, None, None)[0]
+        plain = self._dsd([one], spread[None], shape, F32, None, None, None, again=True)[0]
         more = None if bias is None else tiles.spread_rows(bias[:, None], br)[:, 0]
         begin = None if start is None else tiles.spread_rows(start, br)[None]
-        full = self._dsd([one], spread[None], shape, sums.dtype, more, activation, begin)[0]
+        full = self._dsd([one], spread[None], shape, sums.dtype, more, activation, begin, again=True)[0]
         plain, full = (tiles.close_rows(each, br, len(sums)) for each in (plain, full))
         return np.where(np.isfinite(plain), sums, full)
 
@@ -254,7 +259,7 @@ class TensixEngine:
         clean = not self.computes or (tiles.finite(a.values) and tiles.finite(b.values))
         result = self._ssd(a, b, dtype, not clean)
         if not clean:
-            apart = self._ssd(tiles.roomy(a), tiles.roomy(b), dtype, False)
+            apart = self._ssd(tiles.roomy(a), tiles.roomy(b), dtype, False, again=True)
             (br, bc), (m, n) = result[0].shape[1:], (operands.extent(a, 0), operands.extent(b, 1))
             data, (_, indices, indptr) = apart[0][:, :br, :bc], result
             # Past the edge there are zeros, which an infinity in the same row would make NaN.
@@ -263,7 +268,9 @@ class TensixEngine:
             result = (np.where(np.isfinite(data) | ~(rows & cols), result[0], data), indices, indptr)
         return result
 
-    def _ssd(self, a: Blocks, b: Blocks, dtype: DType, clean: bool) -> tuple[Array, Index, Index]:
+    def _ssd(
+        self, a: Blocks, b: Blocks, dtype: DType, clean: bool, again: bool = False
+    ) -> tuple[Array, Index, Index]:
         left, right = tiles.of_blocks(a, clean), tiles.of_blocks(b, clean)
         formats = operands.formats(a.data.dtype, b.data.dtype, dtype)
         (m, _), (_, n) = (one.shape[::-1] if one.transposed else one.shape for one in (a, b))
@@ -289,7 +296,7 @@ class TensixEngine:
                 sums,
                 formats[2],
             )
-            self._done("ssd", outcome, operands.useful(a, b))
+            self._done("ssd", outcome, 0.0 if again else operands.useful(a, b))
             if outcome.outputs:
                 found = outcome.outputs[0].reshape(-1, tiles.TILE, tiles.TILE)
             else:
@@ -399,8 +406,7 @@ class TensixEngine:
             x, w, out, live, branch, bias, operands.known(activation, layer.formats[2]), scale, found
         )
         if outcome is not None:
-            share = 1.0 if live is None else float(live.mean()) if live.size else 0.0
-            self._done("dots", outcome, 2.0 * share * out.size * x.shape[1])
+            self._done("dots", outcome, 2.0 * branches.units_of(live, branch, out.shape) * x.shape[1])
         if found is not None and found.live is None:
             self._host(found.norms.size)
 
@@ -419,9 +425,11 @@ class TensixEngine:
         self._begin(out)
         w = from_panels(w, out.shape[1])
         layer = branches.Layer(self._run, operands.formats(h.dtype, w.dtype, out.dtype))
+        useful = 2.0 * branches.units_of(live, branch, h.shape) * out.shape[1]
         for outcome in layer.combine(h, w, out, live, branch, bias, add):
-            share = 1.0 if live is None else float(live.mean()) if live.size else 0.0
-            self._done("combine", outcome, 2.0 * share * h.size * out.shape[1])
+            self._done("combine", outcome, useful)
+            # What follows is done again, for what is not finite.
+            useful = 0.0
 
     def feed_forward(
         self,

@@ -15,7 +15,7 @@ from prunus.tensix.mapping import layers, multicast, tiles
 from prunus.tensix.mapping.job import CHUNK, Job, Outcome, Run, in_turn, reach_of
 from prunus.tensix.mapping.products import Epilogue, Steps, multiply
 
-__all__ = ["Layer", "gates"]
+__all__ = ["Layer", "gates", "units_of"]
 
 
 def _units(live: Array | None, branch: int, shape: tuple[int, int]) -> Array | None:
@@ -24,6 +24,15 @@ def _units(live: Array | None, branch: int, shape: tuple[int, int]) -> Array | N
         return None
     each: Array = np.repeat(live, branch, axis=1)[:, : shape[1]]
     return each
+
+
+def units_of(live: Array | None, branch: int, shape: tuple[int, ...]) -> float:
+    """Return how many units of ``shape`` (rows, units) are live; the last branch may be a short one."""
+    rows, units = shape
+    if live is None:
+        return float(rows * units)
+    each = np.minimum(branch, units - branch * np.arange(live.shape[1]))
+    return float((live @ each).sum())
 
 
 def _by_tiles(each: Array) -> Array:
