@@ -500,9 +500,11 @@ class TensixEngine:
         self._take(out.dtype, *operands.given(u, delta, a, b, c, d, z, bias, state))
         self._begin(out)
         scan = recurrence.Scan(u, delta, a, b, c, d, z, bias, softplus, state, out, live, branch)
-        outcome = recurrence.run(self._run, scan)
-        if outcome is not None:
-            self._done("scan", outcome, 6.0 * out.size * a.shape[-1])
+        useful = 6.0 * out.size * a.shape[-1]
+        for outcome in recurrence.run(self._run, scan):
+            self._done("scan", outcome, useful)
+            # All of it is counted with the first states.
+            useful = 0.0
 
     def gates(self, z: Array, branch: int, norm: str, norms: Array) -> None:
         """See :class:`prunus.engines.base.Engine`."""

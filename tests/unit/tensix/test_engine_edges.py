@@ -53,6 +53,26 @@ def test_scans_with_128_states(rng):
     np.testing.assert_allclose(got, pr.selective_scan(u, np.abs(u), a, b, c), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("states", [150, 300])
+def test_scans_of_more_states_than_a_core_holds(rng, states):
+    shape, many = (2, 5, 8), (2, 5, states)
+    u, z = rng.standard_normal(shape).astype(np.float32), rng.standard_normal(shape).astype(np.float32)
+    b, c = (rng.standard_normal(many).astype(np.float32) for _ in range(2))
+    a = -rng.uniform(0.1, 2, (8, states)).astype(np.float32)
+    d = rng.standard_normal(8).astype(np.float32)
+    kinds = {"D": d, "z": z, "return_state": True}
+    cycles = []
+    for mode in ("full", "timing"):
+        with pr.device("tensix:n150", mode=mode) as chip:
+            got = pr.selective_scan(u, np.abs(u), a, b, c, **kinds)
+            cycles.append(chip.report().cycles)
+            assert len(chip.report().operations) == {150: 2, 300: 3}[states]
+        if mode == "full":
+            for one, other in zip(got, pr.selective_scan(u, np.abs(u), a, b, c, **kinds), strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert cycles[0] == cycles[1]
+
+
 def test_top_k_of_queries_without_an_inner_dimension(rng):
     q, v = np.zeros((2, 90, 0), np.float32), rng.standard_normal((2, 90, 5)).astype(np.float32)
     with pr.device("tensix:n150"):

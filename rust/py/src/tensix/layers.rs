@@ -2,7 +2,7 @@
 
 use prunus_tensix::Options;
 use prunus_tensix::programs::cut::Request;
-use prunus_tensix::programs::epilogue::{Bias, Epilogue, NORMS, Source};
+use prunus_tensix::programs::epilogue::{Bias, Epilogue, Source};
 use prunus_tensix::programs::layer::{Formats, Layer, Spread};
 use prunus_tensix::programs::norms::Norms;
 use prunus_tensix::programs::sparse::{self, TilePattern};
@@ -70,7 +70,6 @@ impl Ending {
                 squares: *squares,
                 threshold: *threshold,
                 buffer: *buffer,
-                cb: NORMS,
                 live: live.as_ref().map(|live| live.iter().map(|byte| *byte != 0).collect()),
             }),
         };

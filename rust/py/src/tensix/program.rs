@@ -191,6 +191,12 @@ impl TensixChip {
         }
     }
 
+    /// Bytes of L1 that a program has on each core.
+    fn l1_bytes(&self) -> u32 {
+        let l1 = &self.simulator.spec().l1;
+        l1.bytes - l1.reserved
+    }
+
     /// How many columns of tiles `in1` and the output of [`Self::pruned_product`] have: those wanted, or some more.
     #[pyo3(signature = (tiles, format, out_format, fp32_dest_acc))]
     fn pruned_columns(

@@ -74,7 +74,7 @@ pub(crate) fn tensix_streams<'py>(
     if let Some((branch, columns, rows, format, squares, threshold, buffer, cb, live)) = norms {
         let format = format_of(&format)?;
         let live = live.map(|live| live.into_iter().map(|byte| byte != 0).collect());
-        all.norms = Some(Norms { branch, columns, rows, format, squares, threshold, buffer, cb, live });
+        all.norms = Some((Norms { branch, columns, rows, format, squares, threshold, buffer, live }, cb));
     }
     let (repeats, groups) = (repeats.as_slice()?, groups.as_slice()?);
     if repeats.len() != groups.len() {

@@ -201,7 +201,8 @@ impl Request<'_> {
             .max(h * w * beside / costs.read + costs.latency)
             .max(all * h * w * beside / costs.dram);
         let written = costs.pages(h * w, out).max(all * h * w * out / costs.dram) + costs.latency;
-        let norms = h * w * self.epilogue.norm_cycles();
+        // Two threads find norms.
+        let norms = h * w * self.epilogue.norm_cycles() / 2.0;
         let blocks = f64::from(blocking.per_core.0 / bh) * f64::from(blocking.per_core.1 / bw);
         blocks * (f64::from(blocking.k / kw) * block + in0.max(in1) + last + written + norms)
     }

@@ -4,11 +4,11 @@
 //! cores has in common, is read once and sent to them.
 
 use crate::kernel::Api;
-use crate::numerics::Format;
+use crate::numerics::{Format, TILE};
 use crate::program::CircularBuffer;
 use crate::verbs::{Area, Binary, Broadcast, CoreId, Place, Unary, Verb};
 
-use super::matmul::{OUT, receive, send};
+use super::matmul::{OUT, SEMAPHORES, receive, send};
 use super::norms::{Norms, Reach};
 
 /// Circular buffers: what is added, biases, factors, masks, norms.
@@ -16,8 +16,14 @@ pub(super) const ADD: u8 = 6;
 pub(super) const BIAS: u8 = 7;
 pub(super) const SCALE: u8 = 8;
 pub(super) const MASK: u8 = 9;
-/// Norms are put together here.
-pub const NORMS: u8 = 18;
+/// Norms are put together here, by each of both data-movement threads.
+const NORMS: u8 = 18;
+const MORE_NORMS: u8 = 19;
+/// Counts of rows of subblocks whose norms the second thread has found, and that the first one has written.
+const FOUND: u8 = SEMAPHORES.len() as u8;
+const WRITTEN: u8 = FOUND + 1;
+/// Semaphores that are needed beside those of a product.
+pub(super) const MORE_SEMAPHORES: usize = 2;
 
 /// Tiles that are read before their arrival is waited for, about.
 const CHUNK: u32 = 8;
@@ -122,7 +128,9 @@ impl Epilogue {
             add(BIAS, format, format.tile_bytes() as u32, pages);
         }
         if let Some(norms) = &self.norms {
-            add(norms.cb, Format::Float32, norms.page_bytes(), 1);
+            for cb in [NORMS, MORE_NORMS] {
+                add(cb, Format::Float32, norms.page_bytes(), 1);
+            }
         }
         found
     }
@@ -240,14 +248,18 @@ impl Epilogue {
         self.bias.map(|bias| if matches!(bias, Bias::Row(_)) { block.1 } else { block.0 })
     }
 
-    /// Has norms found of tiles that lie in L1, side by side: a row of an output block from column `left` of the result on.
-    pub(super) async fn find(&self, api: &Api, tiles: &[u32], top: u32, left: u32) {
+    /// Finds norms in tiles that lie in L1, side by side, from column `left` of the result on: as one of two threads, each
+    /// every other reach of columns.
+    async fn find(&self, api: &Api, tiles: &[u32], top: u32, left: u32, second: bool) {
         let Some(norms) = &self.norms else { return };
-        let across = norms.columns.div_ceil(crate::numerics::TILE as u32);
-        for (at, part) in (left..).step_by(norms.tiles() as usize).zip(tiles.chunks(norms.tiles() as usize)) {
-            if at < across {
+        let (across, reach) = (norms.columns.div_ceil(TILE as u32), norms.tiles());
+        let cb = if second { MORE_NORMS } else { NORMS };
+        for (number, part) in (0..).zip(tiles.chunks(reach as usize)) {
+            let at = left + number * reach;
+            // Rows begin with the one thread and the other in turn, as there may be one reach in each.
+            if at < across && (number + top) % 2 == u32::from(second) {
                 let there = part.len().min((across - at) as usize);
-                norms.find(api, &Reach { tiles: part[..there].to_vec(), top, left: at }).await;
+                norms.find(api, &Reach { tiles: part[..there].to_vec(), top, left: at }, cb).await;
             }
         }
     }
@@ -337,38 +349,71 @@ impl Order {
     }
 }
 
-/// Writes an output block, and finds what is to be found of it before. Tiles beyond `most` rows and columns of the result
-/// are left out.
-pub(super) async fn write(
-    api: &Api,
-    epilogue: &Epilogue,
-    order: &Order,
-    (buffer, tile, width): (u16, u32, u32),
-    first: (u32, u32),
-    most: (u32, u32),
-) {
+/// An output block that is written: its buffer, bytes of a tile and columns of tiles; where it begins; rows and columns of
+/// tiles of the result, beyond which nothing is written; and how many rows of subblocks were before it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target {
+    pub(super) place: (u16, u32, u32),
+    pub(super) first: (u32, u32),
+    pub(super) most: (u32, u32),
+    pub(super) before: u32,
+}
+
+/// Finds norms in some rows of subblocks of an output block, those from `down` on.
+async fn find(api: &Api, epilogue: &Epilogue, order: &Order, target: &Target, down: u32, second: bool) {
+    let ((_, bw), (h, _)) = (order.block, order.subblock);
+    api.cb_wait_front(OUT, h * bw).await;
+    let start = api.get_read_ptr(OUT).await;
+    let (base, tile) = (order.place(down, 0), target.place.1);
+    for row in (down..down + h).filter(|row| target.first.0 + row < target.most.0) {
+        let tiles: Vec<u32> =
+            (0..bw).map(|column| start + (order.place(row, column) - base) * tile).collect();
+        epilogue.find(api, &tiles, target.first.0 + row, target.first.1, second).await;
+    }
+}
+
+/// The second thread's part of [`write`]: half of the norms.
+pub(super) async fn help(api: &Api, epilogue: &Epilogue, order: &Order, target: Target) {
+    if epilogue.norms.is_none() {
+        return;
+    }
+    let rows = target.before..;
+    for (number, down) in rows.zip((0..order.block.0).step_by(order.subblock.0 as usize)) {
+        // What lies at the front until then was found already.
+        api.noc_semaphore_wait_min(WRITTEN, number).await;
+        find(api, epilogue, order, &target, down, true).await;
+        api.noc_semaphore_set(FOUND, number + 1).await;
+    }
+}
+
+/// Writes an output block, and finds what is to be found of it before.
+pub(super) async fn write(api: &Api, epilogue: &Epilogue, order: &Order, target: Target) {
     let ((bh, bw), (h, w)) = (order.block, order.subblock);
+    let Target { place: (buffer, tile, width), first, most, before } = target;
     // Norms reach over whole rows of a block.
     let over = if epilogue.norms.is_some() { bw } else { w };
-    for down in (0..bh).step_by(h as usize) {
+    for (number, down) in (before..).zip((0..bh).step_by(h as usize)) {
+        if epilogue.norms.is_some() {
+            find(api, epilogue, order, &target, down, false).await;
+            api.noc_semaphore_wait_min(FOUND, number + 1).await;
+        }
         for left in (0..bw).step_by(over as usize) {
             api.cb_wait_front(OUT, h * over).await;
             let start = api.get_read_ptr(OUT).await;
             let base = order.place(down, left);
-            let address = |row, column| start + (order.place(row, column) - base) * tile;
             for row in (down..down + h).filter(|row| first.0 + row < most.0) {
-                if epilogue.norms.is_some() {
-                    let tiles: Vec<u32> = (left..left + over).map(|column| address(row, column)).collect();
-                    epilogue.find(api, &tiles, first.0 + row, first.1 + left).await;
-                }
                 for column in (left..left + over).filter(|column| first.1 + column < most.1) {
                     let page = (first.0 + row) * width + first.1 + column;
                     let place = Place::Dram { buffer, page, offset: 0 };
-                    api.noc_async_write(address(row, column), place, tile).await;
+                    let from = start + (order.place(row, column) - base) * tile;
+                    api.noc_async_write(from, place, tile).await;
                 }
             }
             api.noc_async_write_barrier().await;
             api.cb_pop_front(OUT, h * over).await;
+        }
+        if epilogue.norms.is_some() {
+            api.noc_semaphore_set(WRITTEN, number + 1).await;
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::program::{CircularBuffer, Launch, Program, Role};
 use crate::simulator::Simulator;
 use crate::verbs::{Area, CoreId, Verb};
 
-use super::epilogue::{BIAS, Epilogue, Line, Order, Rings, write};
+use super::epilogue::{BIAS, Epilogue, Line, MORE_SEMAPHORES, Order, Rings, Target, help, write};
 use super::matmul::{
     Blocking, IN0, IN0_READY, IN0_VALID, IN1, IN1_READY, IN1_VALID, OUT, PARTIALS, SEMAPHORES, read_tiles,
     receive, send,
@@ -83,6 +83,20 @@ impl Plan {
         (0..down).flat_map(move |i| (0..across).map(move |j| (i * out_block.0, j * out_block.1)))
     }
 
+    /// Where an output block is written that begins at a row and column of the core's part.
+    fn target(&self, (i, j): (u32, u32)) -> Target {
+        let (shared, (m, n)) = (&self.shared, self.first());
+        let Layer { blocking: Blocking { per_core, out_block, out_subblock, .. }, buffers, extent, .. } =
+            &shared.layer;
+        let number = i / out_block.0 * (per_core.1 / out_block.1) + j / out_block.1;
+        Target {
+            place: (buffers.2, shared.tiles.2, shared.n_tiles),
+            first: (m + i, n + j),
+            most: *extent,
+            before: number * (out_block.0 / out_subblock.0),
+        }
+    }
+
     fn k_blocks(&self) -> u32 {
         let Blocking { k, in0_block_w, .. } = self.shared.layer.blocking;
         k / in0_block_w
@@ -124,6 +138,7 @@ async fn in0(api: Api, plan: Plan) {
         bias(&api, &plan, true, (i, j)).await;
         let pages: Vec<u32> = order.iter().map(|(r, c)| (m + i + r) * shared.n_tiles + n + j + c).collect();
         epilogue.read(&api, &pages, shared.order.piece.0 * shared.order.piece.1, &mut rings).await;
+        help(&api, epilogue, &shared.order, plan.target((i, j))).await;
     }
     api.noc_async_write_barrier().await;
 }
@@ -164,9 +179,9 @@ async fn bias(api: &Api, plan: &Plan, down: bool, (i, j): (u32, u32)) {
 
 async fn in1_and_out(api: Api, plan: Plan) {
     let shared = Rc::clone(&plan.shared);
-    let Layer { blocking, buffers, epilogue, extent, .. } = &shared.layer;
+    let Layer { blocking, buffers, epilogue, .. } = &shared.layer;
     let pages = blocking.in0_block_w * blocking.out_block.1;
-    let (m, n) = plan.first();
+    let n = plan.first().1;
     let sems = (IN1_READY, IN1_VALID);
     for (i, j) in plan.blocks() {
         for block in 0..plan.k_blocks() {
@@ -185,8 +200,7 @@ async fn in1_and_out(api: Api, plan: Plan) {
             api.cb_push_back(IN1, pages).await;
         }
         bias(&api, &plan, false, (i, j)).await;
-        let to = (buffers.2, shared.tiles.2, shared.n_tiles);
-        write(&api, epilogue, &shared.order, to, (m + i, n + j), *extent).await;
+        write(&api, epilogue, &shared.order, plan.target((i, j))).await;
     }
     api.noc_async_write_barrier().await;
 }
@@ -385,6 +399,7 @@ impl Layer {
         let most = registers(spec, wide);
         let order = Order::new(blocking.out_block, blocking.out_subblock, most, self.epilogue.spares());
         let mut program = Program { semaphores: SEMAPHORES.to_vec(), ..Program::default() };
+        program.semaphores.extend([0; MORE_SEMAPHORES]);
         for (id, format, pages, shares) in room(&blocking, self.formats, wide) {
             let (page_bytes, cores) = (tile(format), cores.clone());
             program.buffers.push(CircularBuffer {

@@ -33,8 +33,6 @@ pub struct Norms {
     /// Buffer in DRAM for norms: for each row of tiles and each piece a page of 32 rows of `float32`, with one word for
     /// each branch of the piece.
     pub buffer: u16,
-    /// Where norms are put together, in L1: a circular buffer's number.
-    pub cb: u8,
     /// Without values, what is found to be live: for each row each branch.
     pub live: Option<Vec<bool>>,
 }
@@ -80,13 +78,14 @@ impl Norms {
         (TILE * TILE) as f64 * (2.0 + if self.squares { SQUARE } else { VALUE })
     }
 
-    pub(super) async fn find(&self, api: &Api, reach: &Reach) {
+    /// Finds norms of the tiles of a piece; they are put together in a page of the circular buffer `cb`.
+    pub(super) async fn find(&self, api: &Api, reach: &Reach, cb: u8) {
         let across = self.columns.div_ceil(TILE as u32);
         let (top, left) = (reach.top * TILE as u32, reach.left);
         let columns = (self.columns - left * TILE as u32).min(reach.tiles.len() as u32 * TILE as u32);
         let each = self.branches();
-        api.cb_reserve_back(self.cb, 1).await;
-        let page = api.get_write_ptr(self.cb).await;
+        api.cb_reserve_back(cb, 1).await;
+        let page = api.get_write_ptr(cb).await;
         for row in 0..(self.rows - top).min(TILE as u32) {
             for at in 0..each {
                 let (from, end) = (columns.min(at * self.branch), columns.min((at + 1) * self.branch));
@@ -106,15 +105,15 @@ impl Norms {
                 }
             }
         }
-        api.cb_push_back(self.cb, 1).await;
-        api.cb_wait_front(self.cb, 1).await;
+        api.cb_push_back(cb, 1).await;
+        api.cb_wait_front(cb, 1).await;
         let pieces = across.div_ceil(self.tiles());
         let number = reach.top * pieces + left / self.tiles();
         let place = Place::Dram { buffer: self.buffer, page: number, offset: 0 };
         let rows = (self.rows - top).min(TILE as u32);
         api.noc_async_write(page, place, (rows * each * 4).next_multiple_of(16)).await;
         api.noc_async_write_barrier().await;
-        api.cb_pop_front(self.cb, 1).await;
+        api.cb_pop_front(cb, 1).await;
     }
 
     /// What is known of a branch of a piece that begins at a column.
