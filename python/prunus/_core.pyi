@@ -79,6 +79,7 @@ __all__ = [
     "tensix_sparse_covered",
     "tensix_streams",
     "tensix_traffic",
+    "tensix_wide_norms",
     "tilize",
     "untilize",
     "write_safetensors_header",
@@ -490,6 +491,14 @@ def tensix_layer_cut(
     wide: bool,
 ) -> tuple[tuple[int, int, int], float, float, bool]: ...
 def tensix_norms(branch: int, columns: int) -> tuple[int, int]: ...
+def tensix_wide_norms(
+    chip: TensixChip,
+    result: int,
+    norms: tuple[int, int, int, str, bool, float | None, int, bytes | None],
+    timeline: int,
+    threads: int = 1,
+    stop: Any | None = None,
+) -> dict[str, Any]: ...
 def tensix_streams(
     chip: TensixChip,
     buffers: Sequence[tuple[int, str, int, int]],

@@ -402,11 +402,12 @@ class TensixEngine:
             # What decides which branches live comes from the host then; see the class.
             CpuEngine().dots(x, w, out, live, branch, bias, activation, scale, found)
         layer = branches.Layer(self._run, operands.formats(x.dtype, w.dtype, out.dtype))
-        outcome = layer.dots(
-            x, w, out, live, branch, bias, operands.known(activation, layer.formats[2]), scale, found
-        )
-        if outcome is not None:
-            self._done("dots", outcome, 2.0 * branches.units_of(live, branch, out.shape) * x.shape[1])
+        useful = 2.0 * branches.units_of(live, branch, out.shape) * x.shape[1]
+        activation = operands.known(activation, layer.formats[2])
+        for outcome in layer.dots(x, w, out, live, branch, bias, activation, scale, found):
+            self._done("dots", outcome, useful)
+            # What follows finds norms.
+            useful = 0.0
         if found is not None and found.live is None:
             self._host(found.norms.size)
 
@@ -511,9 +512,11 @@ class TensixEngine:
         self._take(z.dtype)
         if not self.computes:
             CpuEngine().gates(z, branch, norm, norms)
-        outcome = branches.gates(self._run, z, branch, norm, norms)
-        if outcome is not None:
-            self._done("gates", outcome, float(z.size))
+        useful = float(z.size)
+        for outcome in branches.gates(self._run, z, branch, norm, norms):
+            self._done("gates", outcome, useful)
+            useful = 0.0
+        if norms.size:
             self._host(norms.size)
 
 

@@ -79,7 +79,7 @@ mod _core {
     #[pymodule_export]
     use super::tensix::program::{TensixChip, check_chip, chip_names, chip_text};
     #[pymodule_export]
-    use super::tensix::streams::{tensix_norms, tensix_streams};
+    use super::tensix::streams::{tensix_norms, tensix_streams, tensix_wide_norms};
     #[pymodule_export]
     use super::tensix::tiles::{tilize, untilize};
     #[pymodule_export]

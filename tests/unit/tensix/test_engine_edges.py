@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import prunus as pr
+from prunus.engines.base import Found
+from prunus.pruning._rows import norms_of
 from prunus.tensix.mapping.job import Job
 
 
@@ -122,10 +124,44 @@ def test_threads_take_turns_and_interrupts_leave_nothing(rng, monkeypatch):
         assert engine.chip._core.buffers() == 0
 
 
-def test_branches_beyond_a_core_are_refused(rng):
-    x, w = rng.standard_normal((2, 4)).astype(np.float32), rng.standard_normal((20000, 4)).astype(np.float32)
-    with pr.device("tensix:n150"), pytest.raises(pr.tensix.UnsupportedError, match="20000 columns"):
-        pr.linear(x, w, prune=pr.Threshold(0.0), branch=20000)
+@pytest.mark.parametrize("norm", ["max", "l2"])
+@pytest.mark.parametrize("size", [1.0, 1e-25, 1e25])
+@pytest.mark.parametrize("branch", [6400, 401])
+def test_branches_beyond_a_core(rng, branch, norm, size):
+    x = rng.standard_normal((40, 4)).astype(np.float32)
+    w = (size * rng.standard_normal((13000, 4))).astype(np.float32)
+    branches = -(-13000 // branch)
+    values = np.empty((40, 13000), np.float32)
+    with pr.device("tensix:n150") as chip:
+        chip.dots(x, w, values)
+    with pr.device("cpu"):
+        expected = norms_of(values.astype(np.float64), branch, norm)
+    tau = float(np.median(expected))
+    cycles = []
+    for mode in ("full", "timing"):
+        norms, live = np.empty((40, branches), np.float32), np.empty((40, branches), bool)
+        out = np.empty((40, 13000), np.float32)
+        with pr.device("tensix:n150", mode=mode) as chip:
+            chip.dots(x, w, out, None, 1, None, None, None, Found(branch, norm, norms, live, tau))
+            cycles.append(chip.report().cycles)
+        if mode == "full":
+            np.testing.assert_allclose(norms, expected, rtol=1e-5)
+            np.testing.assert_array_equal(live, norms > np.float64(tau))
+            assert 0 < live.mean() < 1
+            units = np.repeat(live, branch, axis=1)[:, :13000]
+            np.testing.assert_array_equal(out, np.where(units, values, 0))
+    # The host's norms differ in the last bits: few branches are decided otherwise.
+    assert cycles[0] == pytest.approx(cycles[1], rel=0.02)
+
+
+def test_gates_of_branches_beyond_a_core(rng):
+    z = rng.standard_normal((3, 7000)).astype(np.float32)
+    norms = np.empty((3, 2), np.float32)
+    with pr.device("tensix:n150") as chip:
+        chip.gates(z, 6500, "l2", norms)
+        assert chip.report().operations[0].name == "gates"
+    silu = z / (1 + np.exp(-z.astype(np.float64)))
+    np.testing.assert_allclose(norms, norms_of(silu, 6500, "l2"), rtol=0.01)
 
 
 def test_useful_operations_of_sparse_times_sparse(rng):

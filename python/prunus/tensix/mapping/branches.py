@@ -93,17 +93,17 @@ class Layer:
         activation: str | None,
         scale: Array | None,
         found: Found | None,
-    ) -> Outcome | None:
-        """Write what :meth:`prunus.engines.base.Engine.dots` says; return what ran, if anything."""
+    ) -> Iterator[Outcome]:
+        """Write what :meth:`prunus.engines.base.Engine.dots` says; yield what ran."""
         (rows, depth), units = x.shape, len(w)
         if not out.size:
             if found is not None and found.norms.size and self.run.values:
                 found.norms[...] = 0
                 _decide(found)
-            return None
+            return
         each = _units(live, branch, out.shape)
         down, inner, across = (tiles.ceil_tiles(length) for length in (rows, depth, units))
-        wanted = np.ones((down, across), bool)
+        wanted, wide = np.ones((down, across), bool), None
         e = Epilogue(activation=activation, extent=(rows, units))
         if each is not None:
             wanted = _by_tiles(each)
@@ -118,14 +118,16 @@ class Layer:
         if found is not None and found.norms.size:
             tau = None if found.live is None else found.tau
             known = None if self.run.values or found.live is None else np.ascontiguousarray(found.live)
-            e.found = jobs.Found(found.branch, found.norm == "l2", tau, known)
+            wanted_norms = jobs.Found(found.branch, found.norm == "l2", tau, known)
+            if reach_of(found.branch, units):
+                e.found = wanted_norms
+            else:
+                wide = wanted_norms
         left, right = tiles.dense(x, self.formats[0]), tiles.dense(w.T, self.formats[1])
         by = layers.way(self.run, (down, inner, across), self.formats, e, float(wanted.sum()))
         if by is not None:
             outcome = layers.multiply(self.run, left, right, self.formats, e, by)
         else:
-            if e.found is not None:
-                reach_of(e.found.branch, units)
             steps = np.arange(inner)
             lists = [Steps(i * inner + steps, steps, np.flatnonzero(wanted[i])) for i in range(down)]
             outcome = multiply(self.run, left, right, across, lists, self.formats[2], e)
@@ -133,7 +135,14 @@ class Layer:
             out[...] = outcome.outputs[0][:rows, :units]
         if e.found is not None and found is not None:
             _write(found, outcome, rows, units)
-        return outcome
+        yield outcome
+        if wide is not None and found is not None:
+            outcome, norms = jobs.wide_norms(self.run, out, self.formats[2], wide)
+            if outcome.outputs:
+                out[...] = outcome.outputs[0][:rows, :units]
+                found.norms[...] = norms
+                _decide(found)
+            yield outcome
 
     def combine(
         self,
@@ -228,16 +237,32 @@ class Layer:
 _IN, _OUT, _NORMS = 0, 16, 17
 
 
-@in_turn
-def gates(run: Run, z: Array, branch: int, norm: str, norms: Array) -> Outcome | None:
-    """Write the norms of branches of ``silu(z)``; see :meth:`prunus.engines.base.Engine.gates`."""
+def gates(run: Run, z: Array, branch: int, norm: str, norms: Array) -> Iterator[Outcome]:
+    """Write norms of branches of ``silu(z)``; yield what ran; see :meth:`prunus.engines.base.Engine.gates`."""
     columns = z.shape[-1]
     rows = norms.shape[0]
     if not norms.size:
-        return None
-    values = z.reshape(rows, columns)
+        return
+    found = jobs.Found(branch, norm == "l2", None)
+    outcome = _gates(run, z.reshape(rows, columns), found)
+    if outcome.norms is not None:
+        _write_norms(norms, outcome.norms, branch, rows, columns)
+    yield outcome
+    if not reach_of(branch, columns):
+        values = outcome.outputs[0][:rows, :columns] if outcome.outputs else np.zeros((rows, columns), F32)
+        outcome, words = jobs.wide_norms(run, values, "float32", found)
+        if outcome.outputs:
+            norms[...] = words
+        yield outcome
+
+
+@in_turn
+def _gates(run: Run, values: Array, found: jobs.Found) -> Outcome:
+    """Compute ``silu`` of values, and norms of those branches that a core holds."""
+    rows, columns = values.shape
     down, across = tiles.ceil_tiles(rows), tiles.ceil_tiles(columns)
-    wide = reach_of(branch, columns)
+    reach = reach_of(found.branch, columns)
+    wide = reach or min(across, CHUNK)
     job = Job(run)
     k = job.k
     source = job.input(_IN, tiles.dense(values, values.dtype.name))
@@ -260,8 +285,4 @@ def gates(run: Run, z: Array, branch: int, norm: str, norms: Array) -> Outcome |
             pages = i * across + np.arange(first, min(first + wide, across))
             count = len(pages)
             job.piece(([source] * count, pages), ([out] * count, pages), 0, count)
-    found = jobs.Found(branch, norm == "l2", None)
-    outcome = job.run((found, rows, columns, _NORMS))
-    if outcome.norms is not None:
-        _write_norms(norms, outcome.norms, branch, rows, columns)
-    return outcome
+    return job.run((found, rows, columns, _NORMS) if reach else None)

@@ -13,3 +13,4 @@ pub mod patterns;
 mod scan;
 pub mod sparse;
 pub mod streams;
+pub mod wide;

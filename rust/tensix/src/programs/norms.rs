@@ -13,7 +13,7 @@ const VALUE: f64 = 5.0;
 /// Cycles of a square and a sum without floating-point instructions: assumed, two calls of some 40 instructions.
 const SQUARE: f64 = 80.0;
 /// Cycles of a comparison with the threshold, and of what is noted of it.
-const DECIDE: f64 = 8.0;
+pub(super) const DECIDE: f64 = 8.0;
 
 /// What is found.
 #[derive(Debug, Clone, PartialEq)]
@@ -181,7 +181,27 @@ impl Norms {
         (f32::from_bits(largest), sum)
     }
 
-    async fn clear(&self, api: &Api, reach: &Reach, row: u32, columns: std::ops::Range<u32>) {
+    /// Goes on with a sum over some more columns of a row.
+    pub(super) async fn add(
+        &self,
+        api: &Api,
+        reach: &Reach,
+        row: u32,
+        columns: std::ops::Range<u32>,
+        sum: &mut Sum,
+    ) {
+        let (mut held, mut word) = (u32::MAX, 0);
+        for column in columns {
+            let (address, shift) = self.place(reach, row, column);
+            if held != address {
+                (held, word) = (address, api.l1_load(address).await);
+            }
+            api.cycles(if self.squares { SQUARE } else { VALUE }).await;
+            sum.add(self.bits(word, shift) & 0x7fff_ffff);
+        }
+    }
+
+    pub(super) async fn clear(&self, api: &Api, reach: &Reach, row: u32, columns: std::ops::Range<u32>) {
         for column in columns {
             let (address, shift) = self.place(reach, row, column);
             if self.format == Format::Float32 {
@@ -190,6 +210,54 @@ impl Norms {
                 let word = api.l1_load(address).await;
                 api.l1_store(address, word & !(0xffff << shift)).await;
             }
+        }
+    }
+}
+
+/// What is known of a branch of which a part has been seen.
+///
+/// Squares of small values would be 0 and those of large ones infinite, where the norm is neither: each has a sum of its own.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sum {
+    /// Bits of the largest absolute value: they ascend with the size.
+    largest: u32,
+    small: f32,
+    plain: f32,
+    large: f32,
+}
+
+/// Values from which on squares are summed in other units, and the roots of these.
+const LARGE: f32 = f32::from_bits((127 + 60) << 23);
+const SMALL: f32 = f32::from_bits((127 - 60) << 23);
+const UNIT: f32 = f32::from_bits((127 + 80) << 23);
+
+impl Sum {
+    fn add(&mut self, bits: u32) {
+        self.largest = self.largest.max(bits);
+        let value = f32::from_bits(bits);
+        let (sum, value) = if value > LARGE {
+            (&mut self.large, value / UNIT)
+        } else if value < SMALL {
+            (&mut self.small, value * UNIT)
+        } else {
+            (&mut self.plain, value)
+        };
+        *sum = value.mul_add(value, *sum);
+    }
+
+    /// The largest absolute value, or the root of the sum of squares.
+    pub(super) fn norm(&self, squares: bool) -> f32 {
+        let largest = f32::from_bits(self.largest);
+        if !squares || !largest.is_finite() {
+            return largest;
+        }
+        if self.large > 0.0 {
+            return (self.large + self.plain / UNIT / UNIT).sqrt() * UNIT;
+        }
+        if self.plain > 0.0 {
+            (self.plain + self.small / UNIT / UNIT).sqrt()
+        } else {
+            self.small.sqrt() / UNIT
         }
     }
 }
