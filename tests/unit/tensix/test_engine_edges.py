@@ -93,6 +93,47 @@ def test_padding_beside_infinities_is_zero(rng):
     assert not blocks[:, 13:].any()
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_that_see_an_infinity_share_tiles(rng, causal):
+    q, k, v = (rng.standard_normal((2, 100, 16)).astype(np.float32) for _ in range(3))
+    v[0, 40, 3], v[0, 70, 5], v[1, 99, 0] = np.inf, np.nan, -np.inf
+    with pr.device("tensix:n150") as chip:
+        got = pr.attention(q, k, v, causal=causal)
+        # Of each head four rows of tiles, and again those rows that see something, some tiles of them.
+        (_, again) = chip.report().operations
+        assert again.flops == 0
+        products = again._usage.products.sum()
+    expected = pr.attention(q, k, v, causal=causal)
+    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(expected))
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+    there = np.isfinite(expected)
+    np.testing.assert_allclose(got[there], expected[there], rtol=0.02, atol=0.02)
+    # A tile for each row would be some two hundred pieces of up to four tiles of keys.
+    assert products <= 2 * 4 * 8
+
+
+def test_rows_whose_units_have_infinities_share_tiles(rng):
+    h = rng.integers(-3, 4, (300, 96)).astype(np.float32)
+    w = rng.integers(-3, 4, (96, 64)).astype(np.float32)
+    w[7, 3], w[50, 9], w[51, 60] = np.inf, np.nan, -np.inf
+    h[:, [7, 50, 51]] = 1
+    live = rng.random((300, 12)) < 0.5
+    bias = np.arange(64, dtype=np.float32)
+    start = rng.integers(-3, 4, (300, 64)).astype(np.float32)
+    out = start.copy()
+    with pr.device("tensix:n150") as chip:
+        chip.combine(h, w, out, live, 8, bias, True)
+        _, again = chip.report().operations
+        products = again._usage.products.sum()
+    units = np.repeat(live, 8, axis=1)
+    expected = start + bias
+    for row in range(300):
+        expected[row] += h[row, units[row]] @ w[units[row]]
+    np.testing.assert_array_equal(out, expected)
+    # Units 7, 50 and 51 are of two branches: three groups of rows, each of a few tiles.
+    assert products <= (10 + 3) * 3 * 2
+
+
 def test_threads_take_turns_and_interrupts_leave_nothing(rng, monkeypatch):
     W = pr.BSR(rng.standard_normal((128, 128)).astype(np.float32), blocksize=32)
     x = rng.standard_normal((128, 128)).astype(np.float32)

@@ -71,7 +71,7 @@ def _write_norms(norms: Array, pages: Array, branch: int, rows: int, columns: in
 # Share of live tiles up to which leaving dead ones out pays against a product of all of them: on n150 and
 # p150 both take the same at 0.9 to 1.
 _SPARSE = 0.8
-# Values of rows of their own that are copied at a time.
+# Values of copies with infinities and NaN that are made at a time.
 _TOGETHER = 1 << 24
 
 
@@ -170,34 +170,72 @@ class Layer:
         yield self._combine(h, clean, out, each, bias, start)
         if each is None or clean is w:
             return
-        needs = np.flatnonzero(each[:, ~np.isfinite(w).all(axis=1)].max(axis=1, initial=False))
-        most = int(each[needs].sum(axis=1).max(initial=0))
-        together = max(1, _TOGETHER // max(1, most * w.shape[1]))
-        for first in range(0, len(needs), together):
-            yield self._apart(h, w, out, each, needs[first : first + together], bias, start)
+        wrong = np.flatnonzero(~np.isfinite(w).all(axis=1))
+        needs = np.flatnonzero(each[:, wrong].max(axis=1, initial=False))
+        # Rows for which the same of these units are live can share tiles.
+        patterns, group = np.unique(each[np.ix_(needs, wrong)], axis=0, return_inverse=True)
+        group = group.reshape(-1)
+        each_copy = len(np.unique(wrong // tiles.TILE)) * tiles.TILE * w.shape[1]
+        together = max(1, _TOGETHER // each_copy)
+        for first in range(0, len(patterns), together):
+            parts = [
+                (needs[group == number], wrong[patterns[number]])
+                for number in range(first, min(first + together, len(patterns)))
+            ]
+            yield self._apart(h, w, clean, out, each, parts, bias, start)
 
     def _apart(
-        self, h: Array, w: Array, out: Array, each: Array, few: Array, bias: Array | None, start: Array | None
+        self,
+        h: Array,
+        w: Array,
+        clean: Array,
+        out: Array,
+        each: Array,
+        parts: list[tuple[Array, Array]],
+        bias: Array | None,
+        start: Array | None,
     ) -> Outcome:
-        """Sum some rows, each with a tile of its own, over the units that are live for it.
+        """Sum rows again for which units with infinities or NaN are live.
 
-        Of their results, what is not finite counts.
+        ``parts`` are rows, and those of the units that are live for all of them. For a part, tiles of ``w``
+        with such units hold them and no others that are not finite. Of the results, what is not finite
+        counts.
         """
-        most, columns = int(each[few].sum(axis=1).max()), w.shape[1]
-        left, right = np.zeros((len(few), 1, most), h.dtype), np.zeros((len(few), most, columns), w.dtype)
-        for number, row in enumerate(few):
-            at = np.flatnonzero(each[row])
-            left[number, 0, : len(at)], right[number, : len(at)] = h[row, at], w[at]
-        inner, across = tiles.ceil_tiles(most), tiles.ceil_tiles(columns)
-        steps = np.arange(inner)
-        lists = [Steps(number * inner + steps, number * inner + steps) for number in range(len(few))]
-        e = self._sums(bias, None if start is None else start[few][:, None])
+        (units, columns), tile = w.shape, tiles.TILE
+        inner, across = tiles.ceil_tiles(units), tiles.ceil_tiles(columns)
+        right = [np.pad(clean, ((0, inner * tile - units), (0, 0)))]
+        left, begin, count = [], [], inner
+        lists: list[Steps] = []
+        for rows, own in parts:
+            page = np.arange(inner)
+            for place in np.unique(own // tile):
+                here = own[own // tile == place]
+                changed = right[0][place * tile : (place + 1) * tile].copy()
+                changed[here - place * tile] = w[here]
+                right.append(changed)
+                page[place], count = count, count + 1
+            for first in range(0, len(rows), tile):
+                some = rows[first : first + tile]
+                steps = np.flatnonzero(_by_tiles(each[some]))
+                lists.append(Steps(len(lists) * inner + steps, page[steps]))
+                padding = ((0, tile - len(some)), (0, 0))
+                left.append(np.pad(h[some], padding))
+                begin.append(None if start is None else np.pad(start[some], padding))
+        e = self._sums(
+            bias, None if start is None else np.concatenate([one for one in begin if one is not None])
+        )
         formats = self.formats
-        operands = tiles.dense(left, formats[0]), tiles.dense(right, formats[1])
+        operands = (
+            tiles.dense(np.concatenate(left), formats[0]),
+            tiles.dense(np.concatenate(right), formats[1]),
+        )
         outcome = multiply(self.run, *operands, across, lists, formats[2], e)
         if outcome.outputs:
-            alone = outcome.outputs[0][:: tiles.TILE, :columns]
-            out[few] = np.where(np.isfinite(alone), out[few], alone)
+            at = 0
+            for rows, _ in parts:
+                alone = outcome.outputs[0][at : at + len(rows), :columns]
+                out[rows] = np.where(np.isfinite(alone), out[rows], alone)
+                at += tiles.ceil_tiles(len(rows)) * tile
         return outcome
 
     def _sums(self, bias: Array | None, start: Array | None) -> Epilogue:
@@ -238,7 +276,7 @@ _IN, _OUT, _NORMS = 0, 16, 17
 
 
 def gates(run: Run, z: Array, branch: int, norm: str, norms: Array) -> Iterator[Outcome]:
-    """Write norms of branches of ``silu(z)``; yield what ran; see :meth:`prunus.engines.base.Engine.gates`."""
+    """Write norms of ``silu(z)`` and yield what ran; see :meth:`prunus.engines.base.Engine.gates`."""
     columns = z.shape[-1]
     rows = norms.shape[0]
     if not norms.size:
