@@ -176,6 +176,10 @@ fn tall_and_flat_products_lie_on_a_line_and_others_on_a_grid() {
         }
         assert!(square.1 < square.2, "lists are slower: {square:?}");
     }
+    let spec = ChipSpec::named("p150").expect("shipped");
+    let (tiles, formats) = ((512, 512, 512), (BF16, BF16, BF16));
+    let large = Request { tiles, formats, wide: true, fidelity: Fidelity::HiFi4, epilogue: &plain };
+    assert!(large.line(&spec).expect("sizes").is_none());
     // Tiles of one operand of 32 rows are read once: not much more than that takes.
     let (_, took, _) = cut("n150", (1, 128, 128), &plain);
     let rate = 12.0 * 22.1;

@@ -282,6 +282,9 @@ impl Request<'_> {
 
     /// The cut into parts side by side, or below each other, that is predicted to take the least time, if any fits.
     ///
+    /// Only for results with few rows or columns of tiles, at most twice the cores along a side of the grid: of larger ones
+    /// a core would have whole rows or columns, and one core would send nearly all there is.
+    ///
     /// # Errors
     /// If the product is empty.
     pub fn line(&self, spec: &ChipSpec) -> Result<Option<Cut>, Error> {
@@ -289,6 +292,9 @@ impl Request<'_> {
         let ((m, _, n), reach) = (self.tiles, self.epilogue.reach());
         let [x, y] = spec.workers.compute_grid;
         let all = u32::from(x) * u32::from(y);
+        if m.min(n) > 2 * u32::from(x.max(y)) {
+            return Ok(None);
+        }
         let rectangle = |count: u16| (count.min(x), count.div_ceil(x));
         let mut best = None;
         for across in parts(n, all, reach) {
