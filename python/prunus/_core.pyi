@@ -69,12 +69,17 @@ __all__ = [
     "tensix_covered",
     "tensix_dram",
     "tensix_estimate",
+    "tensix_layer",
+    "tensix_layer_cut",
     "tensix_multicast",
     "tensix_multiply",
     "tensix_norms",
     "tensix_product",
+    "tensix_sparse",
+    "tensix_sparse_covered",
     "tensix_streams",
     "tensix_traffic",
+    "tensix_wide_norms",
     "tilize",
     "untilize",
     "write_safetensors_header",
@@ -388,6 +393,7 @@ def tensix_estimate(
     wide: bool,
     decide: str = "static",
     balance: bool = True,
+    in_l1: tuple[bool, bool] = (False, False),
     stop: Any | None = None,
 ) -> dict[str, Any]: ...
 def tensix_multiply(
@@ -428,21 +434,71 @@ def tensix_product(
     stop: Any | None = None,
 ) -> dict[str, float]: ...
 def tensix_covered(
-    chip: TensixChip, tiles: tuple[int, int, int], sparse: bool, formats: tuple[str, str], wide: bool
+    chip: TensixChip, tiles: tuple[int, int, int], format: str, wide: bool
 ) -> tuple[int, int, int]: ...
 def tensix_multicast(
     chip: TensixChip,
     tiles: tuple[int, int, int],
-    live: tuple[Sequence[int], Sequence[int]] | None,
     buffers: tuple[int, int, int],
-    formats: tuple[str, str],
+    format: str,
     fidelity: str,
     wide: bool,
     timeline: int,
     threads: int = 1,
     stop: Any | None = None,
 ) -> dict[str, Any]: ...
+def tensix_sparse(
+    chip: TensixChip,
+    tiles: tuple[int, int, int],
+    pattern: tuple[Sequence[int], Sequence[int]] | None,
+    mask: bytes | None,
+    buffers: tuple[int, int, int],
+    formats: tuple[str, str, str],
+    ending: Any,
+    fidelity: str,
+    wide: bool,
+    timeline: int,
+    threads: int = 1,
+    stop: Any | None = None,
+) -> dict[str, Any]: ...
+def tensix_sparse_covered(
+    chip: TensixChip,
+    tiles: tuple[int, int, int],
+    known: bool,
+    formats: tuple[str, str, str],
+    ending: Any,
+    wide: bool,
+) -> tuple[int, int, int]: ...
+def tensix_layer(
+    chip: TensixChip,
+    tiles: tuple[int, int, int],
+    buffers: tuple[int, int, int],
+    formats: tuple[str, str, str],
+    ending: Any,
+    fidelity: str,
+    wide: bool,
+    timeline: int,
+    threads: int = 1,
+    stop: Any | None = None,
+) -> dict[str, Any]: ...
+def tensix_layer_cut(
+    chip: TensixChip,
+    tiles: tuple[int, int, int],
+    formats: tuple[str, str, str],
+    ending: Any,
+    wanted: float,
+    fidelity: str,
+    wide: bool,
+) -> tuple[tuple[int, int, int], float, float, bool]: ...
 def tensix_norms(branch: int, columns: int) -> tuple[int, int]: ...
+def tensix_wide_norms(
+    chip: TensixChip,
+    result: int,
+    norms: tuple[int, int, int, str, bool, float | None, int, bytes | None],
+    timeline: int,
+    threads: int = 1,
+    stop: Any | None = None,
+) -> dict[str, Any]: ...
 def tensix_streams(
     chip: TensixChip,
     buffers: Sequence[tuple[int, str, int, int]],
@@ -582,6 +638,7 @@ class TensixChip:
         timeline: int = 0,
         threads: int = 1,
     ) -> dict[str, Any]: ...
+    def l1_bytes(self) -> int: ...
     def pruned_columns(
         self, tiles: tuple[int, int, int], format: str, out_format: str, fp32_dest_acc: bool
     ) -> int: ...

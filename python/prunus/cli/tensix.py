@@ -62,6 +62,13 @@ def add(commands: Commands) -> None:
     arg("--block", type=number, default=32, help="rows and columns of a block (default: 32)")
     arg("--dtype", default="bfloat16", help="format of tiles: bfloat16, bfloat8_b, bfloat4_b, ...")
     arg("--fidelity", default="HiFi2", help="LoFi, HiFi2, HiFi3 or HiFi4 (default: HiFi2)")
+    for name, what in (("in0", "the left operand"), ("out", "the result")):
+        arg(
+            f"--{name}",
+            choices=["dram", "l1"],
+            default="dram",
+            help=f"where {what} of a dense product is (default: dram)",
+        )
     arg("--seed", type=int, default=0, help="of which blocks are live")
     arg(
         "--sweep",
@@ -123,6 +130,8 @@ def matmul(options: argparse.Namespace) -> int:
         raise CommandError("--plot draws a sweep: give --sweep too")
     if options.density is not None and options.sweep is not None:
         raise CommandError("--sweep says itself which densities: give --density, or --sweep 0.1,0.2")
+    if options.sweep is not None and "l1" in (options.in0, options.out):
+        raise CommandError("--sweep compares products whose operands are in DRAM: leave out --in0 and --out")
     with refusing():
         if options.plot is not None:
             writable(str(options.plot))
@@ -158,6 +167,8 @@ def _one(options: argparse.Namespace, chip: "ChipSpec") -> str:
                 decide=decide,
                 dtype=options.dtype,
                 fidelity=options.fidelity,
+                in0=options.in0,
+                out=options.out,
             )
             rows.append((label if options.density is None else f"{100 * options.density:g} % {label}", found))
             bar.step(label)

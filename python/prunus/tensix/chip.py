@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -338,10 +338,16 @@ class Chip:
         """Enter a run, as the compiled side reports it, and return its part of the report."""
         done = Operation(self._spec, found, name=name, flops=flops)
         self._operations.append(done)
+        if len(self._operations) > _KEPT:
+            # A chip may live for long: its first runs become one.
+            first = self._operations[: _KEPT // 2]
+            self._operations[: _KEPT // 2] = [Operation.together(self._spec, first)]
         return done
 
     def report(self) -> Report:
         """Return what all runs since the chip was made, or since :meth:`reset_report`, took and moved.
+
+        Of more than 2048 runs the first ones are together, as one operation, "earlier"; sums stay the same.
 
         Raises
         ------
@@ -358,6 +364,10 @@ class Chip:
 
     def __repr__(self) -> str:
         return f"<Chip {self._spec.name!r}, {self._mode}>"
+
+
+# Runs that are kept one by one, some tens of kilobytes each, at most.
+_KEPT: Final = 2048
 
 
 def _intervals(timeline: bool | int) -> int:

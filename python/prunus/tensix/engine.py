@@ -16,7 +16,16 @@ from prunus.engines.base import Blocks, Found
 from prunus.engines.cpu import CpuEngine
 from prunus.tensix.chip import Chip, Mode
 from prunus.tensix.errors import UnsupportedError
-from prunus.tensix.mapping import attention, branches, multicast, operands, products, recurrence, tiles
+from prunus.tensix.mapping import (
+    attention,
+    branches,
+    layers,
+    multicast,
+    operands,
+    products,
+    recurrence,
+    tiles,
+)
 from prunus.tensix.mapping.job import Outcome, Run
 from prunus.tensix.mapping.products import Epilogue, Steps
 from prunus.tensix.report import Report
@@ -174,21 +183,29 @@ class TensixEngine:
         bias: Array | None,
         activation: str | None,
         start: Array | None,
+        again: bool = False,
     ) -> Array:
-        """Return the products of some operands and x (members, k, n), on the grid of tiles."""
+        """Return the products of some operands and x (members, k, n), on the grid of tiles.
+
+        Products that are formed ``again``, for what is not finite, are no useful work.
+        """
         m, n = shape
         left, right, result = operands.formats(members[0].data.dtype, x.dtype, dtype)
         depth, down, across = (tiles.ceil_tiles(length) for length in (x.shape[1], m, n))
         parts = [tiles.of_blocks(one) for one in members]
         useful = 2.0 * n * sum(len(one.indices) * np.prod(one.data.shape[-2:]) for one in members)
-        plain = bias is None and activation is None and start is None
+        useful = 0.0 if again else useful
+        e = Epilogue(activation=operands.known(activation, result))
+        if bias is not None:
+            e.column = tiles.columns_of(operands.like(bias, result), operands.wide(result))
+        if start is not None:
+            e.add = tiles.dense(start, operands.FORMATS[start.dtype])
         if (
-            plain
-            and len(members) == 1
-            and multicast.pays(m, x.shape[1], n, (left, right))
+            len(members) == 1
+            and multicast.pays(m, x.shape[1], n, (left, right, result))
             and parts[0].distinct
         ):
-            outcome = multicast.static(self._run, parts[0], (m, x.shape[1]), x[0], (left, result))
+            outcome = layers.static(self._run, parts[0], (m, x.shape[1]), x[0], (left, right, result), e)
             self._done("dsd", outcome, useful)
             return self._crop(outcome.outputs, 1, m, n, dtype)
         rows, first = [], 0
@@ -198,11 +215,6 @@ class TensixEngine:
                 at = np.arange(ends[i], ends[i + 1])
                 rows.append(Steps(first + at, number * depth + part.columns[at], bias=i))
             first += len(part.rows)
-        e = Epilogue(activation=operands.known(activation, result))
-        if bias is not None:
-            e.column = tiles.columns_of(operands.like(bias, result), operands.wide(result))
-        if start is not None:
-            e.add = tiles.dense(start, operands.FORMATS[start.dtype])
         values = np.concatenate([part.values for part in parts])
         outcome = products.multiply(
             self._run, tiles.stacked(values, left), tiles.dense(x, right), across, rows, result, e
@@ -234,10 +246,10 @@ class TensixEngine:
         one, spread = tiles.roomy(w), tiles.spread_rows(x, bc)
         shape = one.shape[::-1] if one.transposed else one.shape
         shape = shape[0], x.shape[1]
-        plain = self._dsd([one], spread[None], shape, F32, None, None, None)[0]
+        plain = self._dsd([one], spread[None], shape, F32, None, None, None, again=True)[0]
         more = None if bias is None else tiles.spread_rows(bias[:, None], br)[:, 0]
         begin = None if start is None else tiles.spread_rows(start, br)[None]
-        full = self._dsd([one], spread[None], shape, sums.dtype, more, activation, begin)[0]
+        full = self._dsd([one], spread[None], shape, sums.dtype, more, activation, begin, again=True)[0]
         plain, full = (tiles.close_rows(each, br, len(sums)) for each in (plain, full))
         return np.where(np.isfinite(plain), sums, full)
 
@@ -247,7 +259,7 @@ class TensixEngine:
         clean = not self.computes or (tiles.finite(a.values) and tiles.finite(b.values))
         result = self._ssd(a, b, dtype, not clean)
         if not clean:
-            apart = self._ssd(tiles.roomy(a), tiles.roomy(b), dtype, False)
+            apart = self._ssd(tiles.roomy(a), tiles.roomy(b), dtype, False, again=True)
             (br, bc), (m, n) = result[0].shape[1:], (operands.extent(a, 0), operands.extent(b, 1))
             data, (_, indices, indptr) = apart[0][:, :br, :bc], result
             # Past the edge there are zeros, which an infinity in the same row would make NaN.
@@ -256,7 +268,9 @@ class TensixEngine:
             result = (np.where(np.isfinite(data) | ~(rows & cols), result[0], data), indices, indptr)
         return result
 
-    def _ssd(self, a: Blocks, b: Blocks, dtype: DType, clean: bool) -> tuple[Array, Index, Index]:
+    def _ssd(
+        self, a: Blocks, b: Blocks, dtype: DType, clean: bool, again: bool = False
+    ) -> tuple[Array, Index, Index]:
         left, right = tiles.of_blocks(a, clean), tiles.of_blocks(b, clean)
         formats = operands.formats(a.data.dtype, b.data.dtype, dtype)
         (m, _), (_, n) = (one.shape[::-1] if one.transposed else one.shape for one in (a, b))
@@ -282,7 +296,7 @@ class TensixEngine:
                 sums,
                 formats[2],
             )
-            self._done("ssd", outcome, operands.useful(a, b))
+            self._done("ssd", outcome, 0.0 if again else operands.useful(a, b))
             if outcome.outputs:
                 found = outcome.outputs[0].reshape(-1, tiles.TILE, tiles.TILE)
             else:
@@ -341,11 +355,22 @@ class TensixEngine:
         (m, k), n = a.shape[-2:], b.shape[-1]
         down, depth, across = (tiles.ceil_tiles(length) for length in (m, k, n))
         members, steps = int(np.prod(out.shape[:-2], dtype=int)), np.arange(depth)
-        if members == 1 and formats[0] == formats[2] and multicast.pays(m, k, n, formats[:2]):
-            outcome = multicast.dense(self._run, a.reshape(m, k), b.reshape(k, n), formats[0])
-            self._done("matmul", outcome, 2.0 * out.size * k)
-            out[...] = self._crop(outcome.outputs, 1, m, n, out.dtype).reshape(out.shape)
-            return
+        if members == 1:
+            sizes, plain = (down, depth, across), len(set(formats)) == 1
+            by = layers.way(self._run, sizes, formats, Epilogue(), down * across)
+            outcome = None
+            if plain and not (by and by.line) and multicast.pays(m, k, n, formats):
+                outcome = multicast.dense(self._run, a.reshape(m, k), b.reshape(k, n), formats[0])
+            elif by is not None:
+                left, right = (
+                    tiles.dense(a.reshape(m, k), formats[0]),
+                    tiles.dense(b.reshape(k, n), formats[1]),
+                )
+                outcome = layers.multiply(self._run, left, right, formats, Epilogue(), by)
+            if outcome is not None:
+                self._done("matmul", outcome, 2.0 * out.size * k)
+                out[...] = self._crop(outcome.outputs, 1, m, n, out.dtype).reshape(out.shape)
+                return
         rows = [
             Steps((member * down + i) * depth + steps, member * depth + steps)
             for member in range(members)
@@ -377,12 +402,12 @@ class TensixEngine:
             # What decides which branches live comes from the host then; see the class.
             CpuEngine().dots(x, w, out, live, branch, bias, activation, scale, found)
         layer = branches.Layer(self._run, operands.formats(x.dtype, w.dtype, out.dtype))
-        outcome = layer.dots(
-            x, w, out, live, branch, bias, operands.known(activation, layer.formats[2]), scale, found
-        )
-        if outcome is not None:
-            share = 1.0 if live is None else float(live.mean()) if live.size else 0.0
-            self._done("dots", outcome, 2.0 * share * out.size * x.shape[1])
+        useful = 2.0 * branches.units_of(live, branch, out.shape) * x.shape[1]
+        activation = operands.known(activation, layer.formats[2])
+        for outcome in layer.dots(x, w, out, live, branch, bias, activation, scale, found):
+            self._done("dots", outcome, useful)
+            # What follows finds norms.
+            useful = 0.0
         if found is not None and found.live is None:
             self._host(found.norms.size)
 
@@ -401,9 +426,11 @@ class TensixEngine:
         self._begin(out)
         w = from_panels(w, out.shape[1])
         layer = branches.Layer(self._run, operands.formats(h.dtype, w.dtype, out.dtype))
+        useful = 2.0 * branches.units_of(live, branch, h.shape) * out.shape[1]
         for outcome in layer.combine(h, w, out, live, branch, bias, add):
-            share = 1.0 if live is None else float(live.mean()) if live.size else 0.0
-            self._done("combine", outcome, 2.0 * share * h.size * out.shape[1])
+            self._done("combine", outcome, useful)
+            # What follows is done again, for what is not finite.
+            useful = 0.0
 
     def feed_forward(
         self,
@@ -474,18 +501,22 @@ class TensixEngine:
         self._take(out.dtype, *operands.given(u, delta, a, b, c, d, z, bias, state))
         self._begin(out)
         scan = recurrence.Scan(u, delta, a, b, c, d, z, bias, softplus, state, out, live, branch)
-        outcome = recurrence.run(self._run, scan)
-        if outcome is not None:
-            self._done("scan", outcome, 6.0 * out.size * a.shape[-1])
+        useful = 6.0 * out.size * a.shape[-1]
+        for outcome in recurrence.run(self._run, scan):
+            self._done("scan", outcome, useful)
+            # All of it is counted with the first states.
+            useful = 0.0
 
     def gates(self, z: Array, branch: int, norm: str, norms: Array) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         self._take(z.dtype)
         if not self.computes:
             CpuEngine().gates(z, branch, norm, norms)
-        outcome = branches.gates(self._run, z, branch, norm, norms)
-        if outcome is not None:
-            self._done("gates", outcome, float(z.size))
+        useful = float(z.size)
+        for outcome in branches.gates(self._run, z, branch, norm, norms):
+            self._done("gates", outcome, useful)
+            useful = 0.0
+        if norms.size:
             self._host(norms.size)
 
 

@@ -22,6 +22,9 @@ PHASES = {"LoFi": 1, "HiFi2": 2, "HiFi3": 3, "HiFi4": 4}
 # What the machine counts tiles with has 32 bits.
 _MOST = (1 << 32) - 1
 
+# Where operands are.
+PLACES = ("dram", "l1")
+
 # Who says what is live of the left operand.
 DECIDE = ("static", "dynamic", "epilogue", "host")
 
@@ -119,12 +122,17 @@ def estimate_matmul(
     dtype: str = "bfloat16",
     fidelity: str = "HiFi2",
     fp32_dest_acc: bool = False,
+    in0: str = "dram",
+    out: str = "dram",
 ) -> Estimate:
     """Run the product of an (m, k) and a (k, n) matrix on a simulated chip, without values.
 
-    Operands lie in DRAM, a tile a page, and the result goes there. A dense product is cut as Tenstorrent's
-    benchmark does it. Of a sparse one dead tiles are neither read nor sent nor multiplied. Its pattern is
-    known before the program runs, or found out as it runs; finding out is part of the program and its cost.
+    Operands lie in DRAM, a tile a page, and the result goes there, unless they are said to lie in L1. A dense
+    product is cut as Tenstorrent's benchmark does it, on a grid of cores whose rows and columns share
+    operands; a tall or flat one into parts on a line, where one operand goes to all cores, if that is
+    predicted to take fewer cycles. Of a sparse one dead tiles are neither read nor sent nor multiplied. Its
+    pattern is known before the program runs, or found out as it runs; finding out is part of the program and
+    its cost.
 
     Parameters
     ----------
@@ -155,6 +163,10 @@ def estimate_matmul(
         "LoFi", "HiFi2", "HiFi3" or "HiFi4".
     fp32_dest_acc : bool
         Sums in 32 bits.
+    in0, out : str
+        Where the left operand and the result of a dense product are: "dram", or "l1": a core has the part of
+        the result that it computes, and of the left operand the rows of its row of cores, dealt to these
+        along k.
 
     Returns
     -------
@@ -164,7 +176,8 @@ def estimate_matmul(
     Raises
     ------
     ValueError
-        If sizes, blocks, density, dtype, fidelity or ``decide`` are wrong, or nothing fits into L1.
+        If sizes, blocks, density, dtype, fidelity, ``decide`` or places are wrong, or L1 is too small: the
+        message says how much is needed.
 
     Examples
     --------
@@ -189,6 +202,11 @@ def estimate_matmul(
         raise ValueError(f"decide must be one of {', '.join(DECIDE)}, got {decide!r}")
     if live is None and decide != "static":
         raise ValueError(f'decide="{decide}" needs to know what will be live: give a mask or a density')
+    for name, place in (("in0", in0), ("out", out)):
+        if place not in PLACES:
+            raise ValueError(f"{name} must be one of {', '.join(PLACES)}, got {place!r}")
+        if place != "dram" and live is not None:
+            raise ValueError(f'{name}="{place}" is for dense products: operands of sparse ones lie in DRAM')
     tiles = (-(-m // TILE), -(-k // TILE), -(-n // TILE))
     rows = None
     share, multiplied = 1.0, m * k
@@ -200,7 +218,10 @@ def estimate_matmul(
             raise ValueError(f"live must be bool of shape {blocks}, got {live.dtype} of shape {live.shape}")
         share, multiplied = float(live.mean()), _live_values(live, block, m, k)
         rows = _tile_rows(live, block // TILE, tiles)
-    run = _core.tensix_estimate(spec.text, tiles, rows, dtype, fidelity, fp32_dest_acc, decide, balance)
+    in_l1 = (in0 == "l1", out == "l1")
+    run = _core.tensix_estimate(
+        spec.text, tiles, rows, dtype, fidelity, fp32_dest_acc, decide, balance, in_l1
+    )
     return _estimate(spec, (m, k, n), (share, 2.0 * multiplied * n), fidelity, run)
 
 

@@ -226,7 +226,12 @@ class Operation(_Figures):
         Phases of the matrix unit.
     timeline : Timeline or None
         What its threads did, if that was recorded.
+    count : int
+        Runs that it is the sum of: 1, but for those that a chip no longer has one by one.
     """
+
+    count: int = 1
+    _spent: Counter[str] | None = None
 
     def __init__(
         self, spec: ChipSpec, found: Mapping[str, Any], *, name: str, flops: float | None = None
@@ -240,6 +245,21 @@ class Operation(_Figures):
             self.timeline = Timeline(found["timeline"])
         self._spec = spec
         self._usage = Usage.of(spec, found, flops)
+
+    @classmethod
+    def together(cls, spec: ChipSpec, runs: Sequence[Operation]) -> Operation:
+        """Return the sum of runs that followed each other, at least one, as one operation, "earlier"."""
+        one = cls.__new__(cls)
+        one.name, one.fidelity, one.timeline = "earlier", runs[-1].fidelity, None
+        one._spec, one._usage = spec, Usage.total([run._usage for run in runs])
+        one.count = sum(run.count for run in runs)
+        one._spent = sum((run.spent for run in runs), Counter())
+        return one
+
+    @property
+    def spent(self) -> Counter[str]:
+        """The cycles spent under each bound."""
+        return Counter({self.bound: self.cycles}) if self._spent is None else self._spent
 
     @cached_property
     def _bound(self) -> Bound:
@@ -311,7 +331,7 @@ class Report(_Figures):
 
     @property
     def operations(self) -> tuple[Operation, ...]:
-        """The runs, in order."""
+        """The runs, in order; of a chip that had very many, the first ones are together, as "earlier"."""
         return self._operations
 
     @property
@@ -319,7 +339,7 @@ class Report(_Figures):
         """What most of the time was waited for."""
         spent: Counter[str] = Counter()
         for one in self._operations:
-            spent[one.bound] += one.cycles  # type: ignore[assignment]
+            spent.update(one.spent)
         return max(spent, key=lambda name: spent[name])
 
     def table(self, *, grouped: bool = False) -> str:
@@ -343,7 +363,7 @@ class Report(_Figures):
             names = dict.fromkeys(one.name for one in self._operations)
             for name in names:
                 own = Report(self._spec, [one for one in self._operations if one.name == name])
-                count = len(own.operations)
+                count = sum(one.count for one in own.operations)
                 rows.append(own._row(f"{name} x {count}" if count > 1 else name, own.bound))
         else:
             for one in self._operations:
@@ -401,7 +421,7 @@ class Report(_Figures):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        count = len(self._operations)
+        count = sum(one.count for one in self._operations)
         what = f"{count} operations" if count != 1 else repr(self._operations[0].name)
         time = f"{self.cycles:.0f} cycles, {self.microseconds:.1f} us"
         return f"<Report of {self.chip}: {what}, {time}, bound by {self.bound}>"

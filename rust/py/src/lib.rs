@@ -73,11 +73,13 @@ mod _core {
     #[pymodule_export]
     use super::tensix::estimate::{tensix_estimate, tensix_multiply};
     #[pymodule_export]
+    use super::tensix::layers::{tensix_layer, tensix_layer_cut, tensix_sparse, tensix_sparse_covered};
+    #[pymodule_export]
     use super::tensix::products::{tensix_covered, tensix_multicast};
     #[pymodule_export]
     use super::tensix::program::{TensixChip, check_chip, chip_names, chip_text};
     #[pymodule_export]
-    use super::tensix::streams::{tensix_norms, tensix_streams};
+    use super::tensix::streams::{tensix_norms, tensix_streams, tensix_wide_norms};
     #[pymodule_export]
     use super::tensix::tiles::{tilize, untilize};
     #[pymodule_export]

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use prunus_core::Never;
 use prunus_tensix::numerics::{Fidelity, Format, Matrix, MatrixMut, tilize, untilize};
 use prunus_tensix::programs::dynamic::{Decide, Pruning, cut, program, statistics};
+use prunus_tensix::programs::epilogue::Epilogue;
 use prunus_tensix::programs::matmul::Blocking;
 use prunus_tensix::programs::sparse::{self, TilePattern};
 use prunus_tensix::report::Run;
@@ -81,9 +82,10 @@ impl Case {
             .expect("b");
         let decide = self.decide(&mut chip, by);
         let pruning = Pruning { decide, tau: self.tau, mask: known, rows: self.rows };
-        let formats = (format, Format::Float32);
+        let formats = (format, format, Format::Float32);
         let (program, found) =
-            program(&chip, &self.blocking, &pruning, formats, buffers, self.wide).expect("a program");
+            program(&chip, &self.blocking, &pruning, formats, buffers, self.wide, Epilogue::default())
+                .expect("a program");
         let run = chip.run(program, self.options(), &Never).expect("an end");
         let mut got = vec![0.0_f32; m * n];
         let bytes = chip.read_buffer(buffers.2).expect("all written").to_vec();
@@ -97,9 +99,10 @@ impl Case {
         let buffers = self.buffers(&mut chip);
         let decide = self.decide(&mut chip, by);
         let pruning = Pruning { decide, tau: self.tau, mask: Some(live), rows: self.rows };
-        let formats = (Format::Bfloat16, Format::Float32);
+        let formats = (Format::Bfloat16, Format::Bfloat16, Format::Float32);
         let (program, found) =
-            program(&chip, &self.blocking, &pruning, formats, buffers, self.wide).expect("a program");
+            program(&chip, &self.blocking, &pruning, formats, buffers, self.wide, Epilogue::default())
+                .expect("a program");
         let run = chip.run(program, self.options(), &Never).expect("an end");
         assert_eq!(found.mask(), live);
         run
@@ -287,7 +290,15 @@ fn what_does_not_fit_is_said() {
     let refused = |values: bool, pruning: Pruning<'_>, format: Format| -> Error {
         let mut chip = Simulator::new(ChipSpec::named("n150").expect("shipped"), values);
         let buffers = case.buffers(&mut chip);
-        let made = program(&chip, &case.blocking, &pruning, (format, format), buffers, false);
+        let made = program(
+            &chip,
+            &case.blocking,
+            &pruning,
+            (format, format, format),
+            buffers,
+            false,
+            Epilogue::default(),
+        );
         made.err().expect("refused")
     };
     let mask = [true; 32];
@@ -306,11 +317,11 @@ fn what_does_not_fit_is_said() {
 #[test]
 fn what_is_cut_fits() {
     let spec = ChipSpec::named("n150").expect("shipped");
-    let formats = (Format::Bfloat16, Format::Bfloat16);
+    let formats = (Format::Bfloat16, Format::Bfloat16, Format::Bfloat16);
     for (tiles, grid, wide) in
         [((128, 128, 128), (8, 8), false), ((9, 30, 17), (6, 3), true), ((1, 1, 1), (1, 1), false)]
     {
-        let blocking = cut(&spec, tiles, grid, formats, wide).expect("fits");
+        let blocking = cut(&spec, tiles, grid, formats, wide, &Epilogue::default()).expect("fits");
         let mut chip = Simulator::new(spec.clone(), false);
         let n = u32::from(grid.0) * blocking.per_core.1;
         let buffers = (
@@ -323,7 +334,8 @@ fn what_is_cut_fits() {
         let statistics = chip.buffer(bytes, pages, None).expect("room");
         let pruning =
             Pruning { decide: Decide::Host { statistics }, tau: 0.0, mask: Some(&mask), rows: tiles.0 };
-        let (program, _) = program(&chip, &blocking, &pruning, formats, buffers, wide).expect("a program");
+        let (program, _) = program(&chip, &blocking, &pruning, formats, buffers, wide, Epilogue::default())
+            .expect("a program");
         let options = Options { wide, ..Options::default() };
         chip.run(program, options, &Never).expect("fits L1");
     }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use prunus_core::Never;
 use prunus_tensix::numerics::{Fidelity, Format, Matrix, MatrixMut, tilize, untilize};
+use prunus_tensix::programs::epilogue::Epilogue;
 use prunus_tensix::programs::matmul::Blocking;
 use prunus_tensix::programs::sparse::{TilePattern, program};
 use prunus_tensix::report::Run;
@@ -40,8 +41,9 @@ fn product(blocking: &Blocking, live: &[bool], wide: bool) -> Run {
     );
     chip.write_buffer(buffers.0, &kept).expect("a");
     chip.write_buffer(buffers.1, &tilize(format, &Matrix::new(&b, k, n).expect("b")).expect("b")).expect("b");
-    let formats = (format, Format::Float32);
-    let program = program(&chip, blocking, &pattern, formats, buffers, wide, true).expect("a program");
+    let formats = (format, format, Format::Float32);
+    let program = program(&chip, blocking, &pattern, formats, buffers, wide, Epilogue::default(), true)
+        .expect("a program");
     let options = Options { fidelity: Fidelity::HiFi4, wide, ..Options::default() };
     let run = chip.run(program, options, &Never).expect("an end");
     let mut got = vec![0.0_f32; m * n];

@@ -6,6 +6,7 @@ use prunus_core::Never;
 use prunus_tensix::numerics::Format;
 use prunus_tensix::program::Program;
 use prunus_tensix::programs::dynamic::{self, Decide, Found, Pruning};
+use prunus_tensix::programs::epilogue::Epilogue;
 use prunus_tensix::programs::matmul::{self, Blocking, Handles, Operands};
 use prunus_tensix::programs::sparse::{self, TilePattern};
 use prunus_tensix::programs::streams::{Buffer, Piece, Stream, Streams, Text, spread};
@@ -92,24 +93,26 @@ fn sparse_products() {
         columns.extend((0..12).filter(|column| (row * 5 + column * 7) % 3 == 0));
         starts.push(columns.len() as u32);
     }
-    let formats = (Format::Bfloat16, Format::Float32);
+    let formats = (Format::Bfloat16, Format::Bfloat16, Format::Float32);
     same([columns.len() as u32, 12 * 16], (12 * 16, 4096), |chip, buffers| {
         let pattern = TilePattern { columns: columns.clone(), starts: starts.clone() };
         let blocking = Blocking { out_subblock: (1, 2), ..BLOCKING };
-        sparse::program(chip, &blocking, &pattern, formats, buffers, true, true).expect("a program")
+        sparse::program(chip, &blocking, &pattern, formats, buffers, true, Epilogue::default(), true)
+            .expect("a program")
     });
 }
 
 #[test]
 fn products_pruned_as_they_run() {
-    let formats = (Format::Bfloat16, Format::Float32);
+    let formats = (Format::Bfloat16, Format::Bfloat16, Format::Float32);
     // The noise's largest value but one: some tiles have the largest one, and others do not.
     let pruning = Pruning { decide: Decide::Scan, tau: 1.984_375, mask: None, rows: 12 };
     let found = RefCell::new(Vec::new());
     same([12 * 12, 12 * 16], (12 * 16, 4096), |chip, buffers| {
         let blocking = Blocking { out_subblock: (1, 2), ..BLOCKING };
         let (program, mask) =
-            dynamic::program(chip, &blocking, &pruning, formats, buffers, true).expect("a program");
+            dynamic::program(chip, &blocking, &pruning, formats, buffers, true, Epilogue::default())
+                .expect("a program");
         found.borrow_mut().push(mask);
         program
     });

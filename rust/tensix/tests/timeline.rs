@@ -6,6 +6,7 @@ use prunus_core::Never;
 use prunus_tensix::numerics::{Fidelity, Format};
 use prunus_tensix::programs::blocking::Request;
 use prunus_tensix::programs::dynamic::{self, Decide, Pruning};
+use prunus_tensix::programs::epilogue::Epilogue;
 use prunus_tensix::programs::matmul::{Handles, Operands, program};
 use prunus_tensix::report::Run;
 use prunus_tensix::timeline::Lane;
@@ -33,15 +34,17 @@ fn product(timeline: u32) -> Run {
 /// The same product, whose left operand's tiles are pruned as it runs; every third one is live.
 fn pruned(timeline: u32) -> Run {
     let mut chip = Simulator::new(ChipSpec::named("n150").expect("shipped"), false);
-    let formats = (Format::Bfloat16, Format::Bfloat16);
-    let blocking = dynamic::cut(chip.spec(), TILES, GRID, formats, false).expect("it fits");
+    let formats = (Format::Bfloat16, Format::Bfloat16, Format::Bfloat16);
+    let blocking =
+        dynamic::cut(chip.spec(), TILES, GRID, formats, false, &Epilogue::default()).expect("it fits");
     let (m, k, n) = TILES;
     assert_eq!((blocking.per_core.0 * 2, blocking.per_core.1 * 4), (m, n));
     let live: Vec<bool> = (0..m * k).map(|tile| tile % 3 == 0).collect();
     let pruning = Pruning { decide: Decide::Scan, tau: 0.0, mask: Some(&live), rows: m };
     let buffers = [m * k, k * n, m * n].map(|pages| chip.buffer(2048, pages, None).expect("room"));
     let (program, _) =
-        dynamic::program(&chip, &blocking, &pruning, formats, buffers.into(), false).expect("a program");
+        dynamic::program(&chip, &blocking, &pruning, formats, buffers.into(), false, Epilogue::default())
+            .expect("a program");
     let options = Options { fidelity: Fidelity::HiFi2, timeline, ..Options::default() };
     chip.run(program, options, &Never).expect("an end")
 }

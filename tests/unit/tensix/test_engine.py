@@ -154,3 +154,46 @@ def test_unknown_chips_and_modes():
         pr.device("tensix:n150", mode="fast")
     with pytest.raises(TypeError, match="cpu takes no options, got mode"):
         pr.device("cpu", mode="full")
+
+
+def test_useful_operations_are_counted_once(rng):
+    W = pr.BSR.from_dense(rng.standard_normal((64, 64)).astype(np.float32), blocksize=32)
+    x = rng.standard_normal((64, 16)).astype(np.float32)
+    wrong = x.copy()
+    wrong[3, 5] = np.inf
+    # A last branch of 8 units, live in one row of four.
+    h, w = rng.standard_normal((4, 40)).astype(np.float32), rng.standard_normal((40, 32)).astype(np.float32)
+    live = np.array([[True, False]] * 3 + [[False, True]])
+    flops = []
+    with pr.device("tensix:n150") as chip:
+        for work in (
+            lambda: W @ x,
+            lambda: W @ wrong,
+            lambda: chip.combine(h, w, np.empty((4, 32), np.float32), live, 32),
+            lambda: chip.dots(x, x, np.empty((64, 64), np.float32), np.ones((64, 3), bool), 24),
+        ):
+            chip.chip.reset_report()
+            work()
+            flops.append(chip.report().flops)
+    assert flops == [2 * 64 * 64 * 16] * 2 + [2 * (3 * 32 + 8) * 32, 2 * 64 * 64 * 16]
+
+
+def test_a_chip_that_lives_for_long_keeps_sums(rng, monkeypatch):
+    from prunus.tensix import chip as chips
+
+    x = rng.standard_normal((32, 32)).astype(np.float32)
+    tables = []
+    for kept in (100, 6):
+        monkeypatch.setattr(chips, "_KEPT", kept)
+        with pr.device("tensix:n150") as chip:
+            for _ in range(20):
+                pr.matmul(x, x)
+            report = chip.report()
+            assert len(report.operations) == (20 if kept == 100 else 6)
+            assert sum(one.count for one in report.operations) == 20
+            tables.append(
+                (report.cycles, report.flops, report.dram_bytes, report.bound, report.table()[-90:])
+            )
+    assert tables[0] == tables[1]
+    assert report.operations[0].name == "earlier"
+    assert f"earlier x {report.operations[0].count}" in report.table(grouped=True)

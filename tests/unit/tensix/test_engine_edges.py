@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import prunus as pr
+from prunus.engines.base import Found
+from prunus.pruning._rows import norms_of
 from prunus.tensix.mapping.job import Job
 
 
@@ -53,6 +55,26 @@ def test_scans_with_128_states(rng):
     np.testing.assert_allclose(got, pr.selective_scan(u, np.abs(u), a, b, c), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("states", [150, 300])
+def test_scans_of_more_states_than_a_core_holds(rng, states):
+    shape, many = (2, 5, 8), (2, 5, states)
+    u, z = rng.standard_normal(shape).astype(np.float32), rng.standard_normal(shape).astype(np.float32)
+    b, c = (rng.standard_normal(many).astype(np.float32) for _ in range(2))
+    a = -rng.uniform(0.1, 2, (8, states)).astype(np.float32)
+    d = rng.standard_normal(8).astype(np.float32)
+    kinds = {"D": d, "z": z, "return_state": True}
+    cycles = []
+    for mode in ("full", "timing"):
+        with pr.device("tensix:n150", mode=mode) as chip:
+            got = pr.selective_scan(u, np.abs(u), a, b, c, **kinds)
+            cycles.append(chip.report().cycles)
+            assert len(chip.report().operations) == {150: 2, 300: 3}[states]
+        if mode == "full":
+            for one, other in zip(got, pr.selective_scan(u, np.abs(u), a, b, c, **kinds), strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert cycles[0] == cycles[1]
+
+
 def test_top_k_of_queries_without_an_inner_dimension(rng):
     q, v = np.zeros((2, 90, 0), np.float32), rng.standard_normal((2, 90, 5)).astype(np.float32)
     with pr.device("tensix:n150"):
@@ -69,6 +91,47 @@ def test_padding_beside_infinities_is_zero(rng):
     blocks = got.data.reshape(2, 2, 8, 8).swapaxes(1, 2).reshape(16, 16)
     assert not blocks[13:].any()
     assert not blocks[:, 13:].any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_that_see_an_infinity_share_tiles(rng, causal):
+    q, k, v = (rng.standard_normal((2, 100, 16)).astype(np.float32) for _ in range(3))
+    v[0, 40, 3], v[0, 70, 5], v[1, 99, 0] = np.inf, np.nan, -np.inf
+    with pr.device("tensix:n150") as chip:
+        got = pr.attention(q, k, v, causal=causal)
+        # Of each head four rows of tiles, and again those rows that see something, some tiles of them.
+        (_, again) = chip.report().operations
+        assert again.flops == 0
+        products = again._usage.products.sum()
+    expected = pr.attention(q, k, v, causal=causal)
+    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(expected))
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+    there = np.isfinite(expected)
+    np.testing.assert_allclose(got[there], expected[there], rtol=0.02, atol=0.02)
+    # A tile for each row would be some two hundred pieces of up to four tiles of keys.
+    assert products <= 2 * 4 * 8
+
+
+def test_rows_whose_units_have_infinities_share_tiles(rng):
+    h = rng.integers(-3, 4, (300, 96)).astype(np.float32)
+    w = rng.integers(-3, 4, (96, 64)).astype(np.float32)
+    w[7, 3], w[50, 9], w[51, 60] = np.inf, np.nan, -np.inf
+    h[:, [7, 50, 51]] = 1
+    live = rng.random((300, 12)) < 0.5
+    bias = np.arange(64, dtype=np.float32)
+    start = rng.integers(-3, 4, (300, 64)).astype(np.float32)
+    out = start.copy()
+    with pr.device("tensix:n150") as chip:
+        chip.combine(h, w, out, live, 8, bias, True)
+        _, again = chip.report().operations
+        products = again._usage.products.sum()
+    units = np.repeat(live, 8, axis=1)
+    expected = start + bias
+    for row in range(300):
+        expected[row] += h[row, units[row]] @ w[units[row]]
+    np.testing.assert_array_equal(out, expected)
+    # Units 7, 50 and 51 are of two branches: three groups of rows, each of a few tiles.
+    assert products <= (10 + 3) * 3 * 2
 
 
 def test_threads_take_turns_and_interrupts_leave_nothing(rng, monkeypatch):
@@ -102,10 +165,44 @@ def test_threads_take_turns_and_interrupts_leave_nothing(rng, monkeypatch):
         assert engine.chip._core.buffers() == 0
 
 
-def test_branches_beyond_a_core_are_refused(rng):
-    x, w = rng.standard_normal((2, 4)).astype(np.float32), rng.standard_normal((20000, 4)).astype(np.float32)
-    with pr.device("tensix:n150"), pytest.raises(pr.tensix.UnsupportedError, match="20000 columns"):
-        pr.linear(x, w, prune=pr.Threshold(0.0), branch=20000)
+@pytest.mark.parametrize("norm", ["max", "l2"])
+@pytest.mark.parametrize("size", [1.0, 1e-25, 1e25])
+@pytest.mark.parametrize("branch", [6400, 401])
+def test_branches_beyond_a_core(rng, branch, norm, size):
+    x = rng.standard_normal((40, 4)).astype(np.float32)
+    w = (size * rng.standard_normal((13000, 4))).astype(np.float32)
+    branches = -(-13000 // branch)
+    values = np.empty((40, 13000), np.float32)
+    with pr.device("tensix:n150") as chip:
+        chip.dots(x, w, values)
+    with pr.device("cpu"):
+        expected = norms_of(values.astype(np.float64), branch, norm)
+    tau = float(np.median(expected))
+    cycles = []
+    for mode in ("full", "timing"):
+        norms, live = np.empty((40, branches), np.float32), np.empty((40, branches), bool)
+        out = np.empty((40, 13000), np.float32)
+        with pr.device("tensix:n150", mode=mode) as chip:
+            chip.dots(x, w, out, None, 1, None, None, None, Found(branch, norm, norms, live, tau))
+            cycles.append(chip.report().cycles)
+        if mode == "full":
+            np.testing.assert_allclose(norms, expected, rtol=1e-5)
+            np.testing.assert_array_equal(live, norms > np.float64(tau))
+            assert 0 < live.mean() < 1
+            units = np.repeat(live, branch, axis=1)[:, :13000]
+            np.testing.assert_array_equal(out, np.where(units, values, 0))
+    # The host's norms differ in the last bits: few branches are decided otherwise.
+    assert cycles[0] == pytest.approx(cycles[1], rel=0.02)
+
+
+def test_gates_of_branches_beyond_a_core(rng):
+    z = rng.standard_normal((3, 7000)).astype(np.float32)
+    norms = np.empty((3, 2), np.float32)
+    with pr.device("tensix:n150") as chip:
+        chip.gates(z, 6500, "l2", norms)
+        assert chip.report().operations[0].name == "gates"
+    silu = z / (1 + np.exp(-z.astype(np.float64)))
+    np.testing.assert_allclose(norms, norms_of(silu, 6500, "l2"), rtol=0.01)
 
 
 def test_useful_operations_of_sparse_times_sparse(rng):

@@ -260,7 +260,8 @@ def attend(
     clean = v if tiles.finite(v) else tiles.cleaned(v)
     seen, rows, pairs = _Seen(), [], 0
     # Rows that see an infinity or NaN among values, whose hidden neighbours would meet it times 0.
-    apart: list[tuple[tuple[int, ...], int, Array]] = []
+    # Those of a member of the keys for which these are the same can share tiles.
+    apart: dict[tuple[int, bytes], list[tuple[tuple[int, ...], int, Array]]] = {}
     for member, at in enumerate(batch):
         own = member // heads * groups + at[-1] * groups // heads
         bad: Array = np.zeros(m, bool)
@@ -281,7 +282,8 @@ def attend(
             some = np.repeat(sees.max(axis=1, keepdims=True), _TILE, axis=1)
             rows.append((member * down + i, own, visible, seen.page(some)))
             for line in np.flatnonzero((sees[:, :m] & bad).max(axis=1, initial=False)):
-                apart.append((at, i * _TILE + int(line), np.flatnonzero(sees[line, :m])))
+                which = own, (sees[line, :m] & bad).tobytes()
+                apart.setdefault(which, []).append((at, i * _TILE + int(line), sees[line]))
     operands = (
         tiles.dense(q, _format(q, k), sizes.inner),
         _keys(k, _format(q, k), sizes),
@@ -294,56 +296,66 @@ def attend(
         for member, at in enumerate(batch):
             out[at] = whole[member, :n, :features]
     yield outcome, 2.0 * pairs * (depth + features)
-    most = max((len(keys) for _, _, keys in apart), default=0)
-    together = max(1, _TOGETHER // max(1, most * (depth + features)))
-    for first in range(0, len(apart), together):
-        yield from _apart(run, apart[first : first + together], (q, k, v), out, scale, format)
+    together = max(1, _TOGETHER // max(1, m * (depth + features)))
+    parts = list(apart.items())
+    for first in range(0, len(parts), together):
+        yield _apart(run, parts[first : first + together], (q, k, v, clean), sizes, out, scale, format), 0.0
 
 
-#: Values of keys and of values that are copied for rows of their own at a time.
+#: Values of keys and of values that are copied at a time for rows that see infinities or NaN.
 _TOGETHER = 1 << 24
 
 
 def _apart(
     run: Run,
-    few: list[tuple[tuple[int, ...], int, Array]],
-    operands: tuple[Array, Array, Array],
+    parts: list[tuple[tuple[int, bytes], list[tuple[tuple[int, ...], int, Array]]]],
+    operands: tuple[Array, Array, Array, Array],
+    sizes: _Sizes,
     out: Array,
     scale: float,
     format: str,
-) -> Iterator[tuple[Outcome, float]]:
-    """Attend for some rows, each with a tile and with keys of its own: those that it sees.
+) -> Outcome:
+    """Attend again for rows that see infinities or NaN among values.
 
-    Of their results, what is not finite counts.
+    Each part is a member of the keys, which of its values that are not finite some rows see, and these rows
+    with what they see. The other ones that are not finite are 0 for it. Of the results, what is not finite
+    counts.
     """
-    q, k, v = operands
-    share, (depth, features) = q.shape[-3] // k.shape[-3], (q.shape[-1], v.shape[-1])
-    most = max(len(keys) for _, _, keys in few)
-    sizes = _Sizes(*(max(1, tiles.ceil_tiles(length)) for length in (depth, most, features)))
-    queries = np.stack([q[at][row : row + 1] for at, row, _ in few])
-    own_keys, own_values = (np.zeros((len(few), most, x.shape[-1]), x.dtype) for x in (k, v))
-    seen, rows, pairs = _Seen(), [], 0
-    for number, (at, _, keys) in enumerate(few):
-        group = (*at[:-1], at[-1] // share)
-        own_keys[number, : len(keys)], own_values[number, : len(keys)] = k[group][keys], v[group][keys]
-        # Padding of the last tile of keys is not seen, and that of queries sees what its row does.
-        sees = (np.arange(sizes.keys * _TILE) < len(keys)).reshape(sizes.keys, 1, _TILE)
-        visible = [
-            (j, seen.page(np.repeat(sees[j], _TILE, axis=0))) for j in range(tiles.ceil_tiles(len(keys)))
-        ]
-        rows.append((number, number, visible, 0))
-        pairs += len(keys)
+    q, k, v, clean = operands
+    (m, features), depth = v.shape[-2:], q.shape[-1]
+    own_keys, own_values = (np.empty((len(parts), m, x.shape[-1]), x.dtype) for x in (k, v))
+    seen, queries = _Seen(), []
+    rows: list[tuple[int, int, list[tuple[int, int]], int]] = []
+    for number, ((member, which), lines) in enumerate(parts):
+        there = np.frombuffer(which, bool)
+        own_keys[number] = k.reshape(-1, m, k.shape[-1])[member]
+        every = v.reshape(-1, m, features)[member]
+        own_values[number] = np.where(there[:, None], every, clean.reshape(-1, m, features)[member])
+        for first in range(0, len(lines), _TILE):
+            some = lines[first : first + _TILE]
+            tile, sees = np.zeros((_TILE, depth), q.dtype), np.zeros((_TILE, sizes.keys * _TILE), bool)
+            for line, (at, row, own) in enumerate(some):
+                tile[line], sees[line] = q[at][row], own
+            # Padding sees what the first row does: what it sees of infinities must be the same.
+            sees[len(some) :] = sees[0]
+            by_tile = sees.reshape(_TILE, sizes.keys, _TILE).swapaxes(0, 1)
+            visible = [(int(j), seen.page(by_tile[j])) for j in np.flatnonzero(by_tile.any(axis=(1, 2)))]
+            rows.append((len(rows), number, visible, 0))
+            queries.append(tile)
     tiled = (
-        tiles.dense(queries, _format(q, k), sizes.inner),
+        tiles.dense(np.stack(queries), _format(q, k), sizes.inner),
         _keys(own_keys, _format(q, k), sizes),
         tiles.dense(own_values, "bfloat16" if v.dtype == BFLOAT16 else "float32", sizes.features),
     )
     outcome = _softmax(run, tiled, sizes, rows, seen, format, scale)
     if outcome.outputs:
-        for number, (at, row, _) in enumerate(few):
-            alone = outcome.outputs[0][number * _TILE, :features]
-            out[at][row] = np.where(np.isfinite(alone), out[at][row], alone)
-    yield outcome, 2.0 * pairs * (depth + features)
+        whole, at_tile = outcome.outputs[0][:, :features].reshape(len(rows), _TILE, features), 0
+        for _, lines in parts:
+            alone = whole[at_tile : at_tile + tiles.ceil_tiles(len(lines))].reshape(-1, features)
+            for (at, row, _), own in zip(lines, alone, strict=False):
+                out[at][row] = np.where(np.isfinite(own), out[at][row], own)
+            at_tile += tiles.ceil_tiles(len(lines))
+    return outcome
 
 
 def _keys(k: Array, format: str, sizes: _Sizes) -> tiles.Tiles:

@@ -11,11 +11,11 @@ from prunus import _core
 from prunus._dtypes import F32, Array
 from prunus.engines.base import Found
 from prunus.tensix.mapping import job as jobs
-from prunus.tensix.mapping import multicast, tiles
+from prunus.tensix.mapping import layers, multicast, tiles
 from prunus.tensix.mapping.job import CHUNK, Job, Outcome, Run, in_turn, reach_of
 from prunus.tensix.mapping.products import Epilogue, Steps, multiply
 
-__all__ = ["Layer", "gates"]
+__all__ = ["Layer", "gates", "units_of"]
 
 
 def _units(live: Array | None, branch: int, shape: tuple[int, int]) -> Array | None:
@@ -24,6 +24,15 @@ def _units(live: Array | None, branch: int, shape: tuple[int, int]) -> Array | N
         return None
     each: Array = np.repeat(live, branch, axis=1)[:, : shape[1]]
     return each
+
+
+def units_of(live: Array | None, branch: int, shape: tuple[int, ...]) -> float:
+    """Return how many units of ``shape`` (rows, units) are live; the last branch may be a short one."""
+    rows, units = shape
+    if live is None:
+        return float(rows * units)
+    each = np.minimum(branch, units - branch * np.arange(live.shape[1]))
+    return float((live @ each).sum())
 
 
 def _by_tiles(each: Array) -> Array:
@@ -59,7 +68,10 @@ def _write_norms(norms: Array, pages: Array, branch: int, rows: int, columns: in
     norms[...] = whole[:rows, :count]
 
 
-# Values of rows of their own that are copied at a time.
+# Share of live tiles up to which leaving dead ones out pays against a product of all of them: on n150 and
+# p150 both take the same at 0.9 to 1.
+_SPARSE = 0.8
+# Values of copies with infinities and NaN that are made at a time.
 _TOGETHER = 1 << 24
 
 
@@ -81,17 +93,17 @@ class Layer:
         activation: str | None,
         scale: Array | None,
         found: Found | None,
-    ) -> Outcome | None:
-        """Write what :meth:`prunus.engines.base.Engine.dots` says; return what ran, if anything."""
+    ) -> Iterator[Outcome]:
+        """Write what :meth:`prunus.engines.base.Engine.dots` says; yield what ran."""
         (rows, depth), units = x.shape, len(w)
         if not out.size:
             if found is not None and found.norms.size and self.run.values:
                 found.norms[...] = 0
                 _decide(found)
-            return None
+            return
         each = _units(live, branch, out.shape)
         down, inner, across = (tiles.ceil_tiles(length) for length in (rows, depth, units))
-        wanted = np.ones((down, across), bool)
+        wanted, wide = np.ones((down, across), bool), None
         e = Epilogue(activation=activation, extent=(rows, units))
         if each is not None:
             wanted = _by_tiles(each)
@@ -106,16 +118,31 @@ class Layer:
         if found is not None and found.norms.size:
             tau = None if found.live is None else found.tau
             known = None if self.run.values or found.live is None else np.ascontiguousarray(found.live)
-            e.found = jobs.Found(found.branch, found.norm == "l2", tau, known)
-        steps = np.arange(inner)
-        lists = [Steps(i * inner + steps, steps, np.flatnonzero(wanted[i])) for i in range(down)]
+            wanted_norms = jobs.Found(found.branch, found.norm == "l2", tau, known)
+            if reach_of(found.branch, units):
+                e.found = wanted_norms
+            else:
+                wide = wanted_norms
         left, right = tiles.dense(x, self.formats[0]), tiles.dense(w.T, self.formats[1])
-        outcome = multiply(self.run, left, right, across, lists, self.formats[2], e)
+        by = layers.way(self.run, (down, inner, across), self.formats, e, float(wanted.sum()))
+        if by is not None:
+            outcome = layers.multiply(self.run, left, right, self.formats, e, by)
+        else:
+            steps = np.arange(inner)
+            lists = [Steps(i * inner + steps, steps, np.flatnonzero(wanted[i])) for i in range(down)]
+            outcome = multiply(self.run, left, right, across, lists, self.formats[2], e)
         if outcome.outputs:
             out[...] = outcome.outputs[0][:rows, :units]
         if e.found is not None and found is not None:
             _write(found, outcome, rows, units)
-        return outcome
+        yield outcome
+        if wide is not None and found is not None:
+            outcome, norms = jobs.wide_norms(self.run, out, self.formats[2], wide)
+            if outcome.outputs:
+                out[...] = outcome.outputs[0][:rows, :units]
+                found.norms[...] = norms
+                _decide(found)
+            yield outcome
 
     def combine(
         self,
@@ -143,34 +170,72 @@ class Layer:
         yield self._combine(h, clean, out, each, bias, start)
         if each is None or clean is w:
             return
-        needs = np.flatnonzero(each[:, ~np.isfinite(w).all(axis=1)].max(axis=1, initial=False))
-        most = int(each[needs].sum(axis=1).max(initial=0))
-        together = max(1, _TOGETHER // max(1, most * w.shape[1]))
-        for first in range(0, len(needs), together):
-            yield self._apart(h, w, out, each, needs[first : first + together], bias, start)
+        wrong = np.flatnonzero(~np.isfinite(w).all(axis=1))
+        needs = np.flatnonzero(each[:, wrong].max(axis=1, initial=False))
+        # Rows for which the same of these units are live can share tiles.
+        patterns, group = np.unique(each[np.ix_(needs, wrong)], axis=0, return_inverse=True)
+        group = group.reshape(-1)
+        each_copy = len(np.unique(wrong // tiles.TILE)) * tiles.TILE * w.shape[1]
+        together = max(1, _TOGETHER // each_copy)
+        for first in range(0, len(patterns), together):
+            parts = [
+                (needs[group == number], wrong[patterns[number]])
+                for number in range(first, min(first + together, len(patterns)))
+            ]
+            yield self._apart(h, w, clean, out, each, parts, bias, start)
 
     def _apart(
-        self, h: Array, w: Array, out: Array, each: Array, few: Array, bias: Array | None, start: Array | None
+        self,
+        h: Array,
+        w: Array,
+        clean: Array,
+        out: Array,
+        each: Array,
+        parts: list[tuple[Array, Array]],
+        bias: Array | None,
+        start: Array | None,
     ) -> Outcome:
-        """Sum some rows, each with a tile of its own, over the units that are live for it.
+        """Sum rows again for which units with infinities or NaN are live.
 
-        Of their results, what is not finite counts.
+        ``parts`` are rows, and those of the units that are live for all of them. For a part, tiles of ``w``
+        with such units hold them and no others that are not finite. Of the results, what is not finite
+        counts.
         """
-        most, columns = int(each[few].sum(axis=1).max()), w.shape[1]
-        left, right = np.zeros((len(few), 1, most), h.dtype), np.zeros((len(few), most, columns), w.dtype)
-        for number, row in enumerate(few):
-            at = np.flatnonzero(each[row])
-            left[number, 0, : len(at)], right[number, : len(at)] = h[row, at], w[at]
-        inner, across = tiles.ceil_tiles(most), tiles.ceil_tiles(columns)
-        steps = np.arange(inner)
-        lists = [Steps(number * inner + steps, number * inner + steps) for number in range(len(few))]
-        e = self._sums(bias, None if start is None else start[few][:, None])
+        (units, columns), tile = w.shape, tiles.TILE
+        inner, across = tiles.ceil_tiles(units), tiles.ceil_tiles(columns)
+        right = [np.pad(clean, ((0, inner * tile - units), (0, 0)))]
+        left, begin, count = [], [], inner
+        lists: list[Steps] = []
+        for rows, own in parts:
+            page = np.arange(inner)
+            for place in np.unique(own // tile):
+                here = own[own // tile == place]
+                changed = right[0][place * tile : (place + 1) * tile].copy()
+                changed[here - place * tile] = w[here]
+                right.append(changed)
+                page[place], count = count, count + 1
+            for first in range(0, len(rows), tile):
+                some = rows[first : first + tile]
+                steps = np.flatnonzero(_by_tiles(each[some]))
+                lists.append(Steps(len(lists) * inner + steps, page[steps]))
+                padding = ((0, tile - len(some)), (0, 0))
+                left.append(np.pad(h[some], padding))
+                begin.append(None if start is None else np.pad(start[some], padding))
+        e = self._sums(
+            bias, None if start is None else np.concatenate([one for one in begin if one is not None])
+        )
         formats = self.formats
-        operands = tiles.dense(left, formats[0]), tiles.dense(right, formats[1])
+        operands = (
+            tiles.dense(np.concatenate(left), formats[0]),
+            tiles.dense(np.concatenate(right), formats[1]),
+        )
         outcome = multiply(self.run, *operands, across, lists, formats[2], e)
         if outcome.outputs:
-            alone = outcome.outputs[0][:: tiles.TILE, :columns]
-            out[few] = np.where(np.isfinite(alone), out[few], alone)
+            at = 0
+            for rows, _ in parts:
+                alone = outcome.outputs[0][at : at + len(rows), :columns]
+                out[rows] = np.where(np.isfinite(alone), out[rows], alone)
+                at += tiles.ceil_tiles(len(rows)) * tile
         return outcome
 
     def _sums(self, bias: Array | None, start: Array | None) -> Epilogue:
@@ -186,25 +251,22 @@ class Layer:
         self, h: Array, w: Array, out: Array, each: Array | None, bias: Array | None, start: Array | None
     ) -> Outcome:
         (rows, units), columns = h.shape, w.shape[1]
-        if (
-            each is not None
-            and bias is None
-            and start is None
-            and multicast.pays(rows, units, columns, self.formats[:2])
-        ):
-            outcome = multicast.pruned(self.run, h, w, _by_tiles(each), self.formats[1:])
-            if outcome.outputs:
-                out[...] = outcome.outputs[0][:rows, :columns]
-            return outcome
         down, inner, across = (tiles.ceil_tiles(length) for length in (rows, units, columns))
         wanted = np.ones((down, inner), bool) if each is None else _by_tiles(each)
         e = self._sums(bias, start)
-        lists = []
-        for i in range(down):
-            steps = np.flatnonzero(wanted[i])
-            lists.append(Steps(i * inner + steps, steps))
+        share = float(wanted.mean()) if wanted.size else 1.0
         left, right = tiles.dense(h, self.formats[0]), tiles.dense(w, self.formats[1])
-        outcome = multiply(self.run, left, right, across, lists, self.formats[2], e)
+        by = layers.way(self.run, (down, inner, across), self.formats, e, down * across * share)
+        if share <= _SPARSE and multicast.pays(rows, units, columns, self.formats[:2]):
+            outcome = layers.pruned(self.run, h, w, wanted, self.formats, e)
+        elif by is not None:
+            outcome = layers.multiply(self.run, left, right, self.formats, e, by)
+        else:
+            lists = []
+            for i in range(down):
+                steps = np.flatnonzero(wanted[i])
+                lists.append(Steps(i * inner + steps, steps))
+            outcome = multiply(self.run, left, right, across, lists, self.formats[2], e)
         if outcome.outputs:
             out[...] = outcome.outputs[0][:rows, :columns]
         return outcome
@@ -213,16 +275,32 @@ class Layer:
 _IN, _OUT, _NORMS = 0, 16, 17
 
 
-@in_turn
-def gates(run: Run, z: Array, branch: int, norm: str, norms: Array) -> Outcome | None:
-    """Write the norms of branches of ``silu(z)``; see :meth:`prunus.engines.base.Engine.gates`."""
+def gates(run: Run, z: Array, branch: int, norm: str, norms: Array) -> Iterator[Outcome]:
+    """Write norms of ``silu(z)`` and yield what ran; see :meth:`prunus.engines.base.Engine.gates`."""
     columns = z.shape[-1]
     rows = norms.shape[0]
     if not norms.size:
-        return None
-    values = z.reshape(rows, columns)
+        return
+    found = jobs.Found(branch, norm == "l2", None)
+    outcome = _gates(run, z.reshape(rows, columns), found)
+    if outcome.norms is not None:
+        _write_norms(norms, outcome.norms, branch, rows, columns)
+    yield outcome
+    if not reach_of(branch, columns):
+        values = outcome.outputs[0][:rows, :columns] if outcome.outputs else np.zeros((rows, columns), F32)
+        outcome, words = jobs.wide_norms(run, values, "float32", found)
+        if outcome.outputs:
+            norms[...] = words
+        yield outcome
+
+
+@in_turn
+def _gates(run: Run, values: Array, found: jobs.Found) -> Outcome:
+    """Compute ``silu`` of values, and norms of those branches that a core holds."""
+    rows, columns = values.shape
     down, across = tiles.ceil_tiles(rows), tiles.ceil_tiles(columns)
-    wide = reach_of(branch, columns)
+    reach = reach_of(found.branch, columns)
+    wide = reach or min(across, CHUNK)
     job = Job(run)
     k = job.k
     source = job.input(_IN, tiles.dense(values, values.dtype.name))
@@ -245,8 +323,4 @@ def gates(run: Run, z: Array, branch: int, norm: str, norms: Array) -> Outcome |
             pages = i * across + np.arange(first, min(first + wide, across))
             count = len(pages)
             job.piece(([source] * count, pages), ([out] * count, pages), 0, count)
-    found = jobs.Found(branch, norm == "l2", None)
-    outcome = job.run((found, rows, columns, _NORMS))
-    if outcome.norms is not None:
-        _write_norms(norms, outcome.norms, branch, rows, columns)
-    return outcome
+    return job.run((found, rows, columns, _NORMS) if reach else None)

@@ -14,10 +14,20 @@ from prunus import _core
 from prunus._dtypes import Array
 from prunus._threads import get_num_threads
 from prunus.tensix.buffers import tile_bytes
-from prunus.tensix.errors import UnsupportedError
-from prunus.tensix.mapping.tiles import Tiles, from_tiles
+from prunus.tensix.mapping.tiles import TILE, Tiles, ceil_tiles, dense, from_tiles
 
-__all__ = ["Found", "Job", "Outcome", "Run", "hand_over", "in_turn", "reach_of"]
+__all__ = [
+    "Found",
+    "Job",
+    "Outcome",
+    "Run",
+    "hand_over",
+    "in_turn",
+    "norms_buffer",
+    "norms_read",
+    "reach_of",
+    "wide_norms",
+]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -74,20 +84,12 @@ def hand_over(k: _core.KernelContext, *packs: tuple[int, int]) -> list[_core.Ver
 
 
 def reach_of(branch: int, columns: int) -> int:
-    """Return how many tiles side by side hold whole branches of a result.
+    """Return how many tiles side by side hold whole branches of a result; 0 if a core does not hold as many.
 
-    Raises
-    ------
-    UnsupportedError
-        If a core cannot hold as many.
+    Then norms are found apart, see :func:`wide_norms`.
     """
     reach = _core.tensix_norms(branch, columns)[0]
-    if reach > _REACH:
-        raise UnsupportedError(
-            f"unsupported: norms of branches of {branch} columns, which are whole after {reach} tiles, and a "
-            f"core holds {_REACH}: choose one of at most {_REACH * 32} that 32 divides, or that divides 32"
-        )
-    return reach
+    return reach if reach <= _REACH else 0
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,67 @@ class Outcome:
     outputs: list[Array]
     norms: Array | None
     report: dict[str, Any]
+
+
+def norms_buffer(run: Run, branch: int, rows: int, columns: int) -> int:
+    """Make room in DRAM for norms of branches of a result; return the buffer's number."""
+    size, pages = _norms_pages(branch, rows, columns)
+    buffer = run.chip.buffer(size, pages, None)
+    if run.values:
+        run.chip.write_buffer(buffer, bytes(size * pages))
+    return buffer
+
+
+def norms_read(run: Run, buffer: int, branch: int, rows: int, columns: int) -> Array:
+    """Return the words of norms, a row for each page."""
+    words = np.frombuffer(run.chip.read_buffer(buffer), np.float32)
+    return words.reshape(_norms_pages(branch, rows, columns)[1], -1)
+
+
+def _norms_pages(branch: int, rows: int, columns: int) -> tuple[int, int]:
+    """Return the bytes of a page of norms, and how many there are."""
+    wide, size = _core.tensix_norms(branch, columns)
+    return size, ceil_tiles(rows) * (1 + (ceil_tiles(columns) - 1) // wide)
+
+
+@in_turn
+def wide_norms(run: Run, values: Array, format: str, found: Found) -> tuple[Outcome, Array]:
+    """Find norms of branches that no core holds, in a result that lies in DRAM.
+
+    Parameters
+    ----------
+    run : Run
+        Where.
+    values : ndarray
+        The result, (rows, columns).
+    format : str
+        Of its tiles.
+    found : Found
+        What is wanted.
+
+    Returns
+    -------
+    outcome : Outcome
+        The result, whose dead branches are 0 if there is a threshold.
+    norms : ndarray of float32
+        Shape (rows, branches); empty without values.
+    """
+    (rows, columns), branch = values.shape, found.branch
+    down, across, branches = ceil_tiles(rows), ceil_tiles(columns), -(-columns // branch)
+    each = tile_bytes(format)
+    result = run.chip.buffer(each, down * across, None)
+    buffer = run.chip.buffer(4 * TILE, down * branches, None)
+    if run.values:
+        run.chip.write_buffer(result, dense(values, format).make())
+        run.chip.write_buffer(buffer, bytes(4 * TILE * down * branches))
+    live = None if found.live is None else found.live.tobytes()
+    norms = (branch, columns, rows, format, found.squares, found.threshold, buffer, live)
+    report = _core.tensix_wide_norms(run.chip, result, norms, run.timeline, get_num_threads())
+    if not run.values:
+        return Outcome([], None, report), np.zeros((0, 0), np.float32)
+    words = np.frombuffer(run.chip.read_buffer(buffer), np.float32).reshape(down, branches, TILE)
+    output = from_tiles(run.chip.read_buffer(result), format, (down, across))
+    return Outcome([output], None, report), words.swapaxes(1, 2).reshape(-1, branches)[:rows]
 
 
 @dataclass
@@ -219,13 +282,8 @@ class Job:
         norms, buffer = None, 0
         if found is not None:
             what, rows, columns, cb = found
-            wide, size = _core.tensix_norms(what.branch, columns)
-            across = -(-columns // 32)
-            pages = -(-rows // 32) * -(-across // wide)
-            buffer = self._chip.buffer(size, pages, None)
-            if self._values:
-                self._chip.write_buffer(buffer, bytes(size * pages))
-            self.cb(cb, "float32", 1, size)
+            buffer = norms_buffer(self._run, what.branch, rows, columns)
+            self.cb(cb, "float32", 1, _core.tensix_norms(what.branch, columns)[1])
             format = self._results[0][1]
             live = None if what.live is None else what.live.tobytes()
             norms = (what.branch, columns, rows, format, what.squares, what.threshold, buffer, cb, live)
@@ -252,6 +310,5 @@ class Job:
             for number, format, shape in self._results:
                 outputs.append(from_tiles(self._chip.read_buffer(number), format, shape))
             if found is not None:
-                words = np.frombuffer(self._chip.read_buffer(buffer), np.float32)
-                words = words.reshape(pages, -1)
+                words = norms_read(self._run, buffer, what.branch, rows, columns)
         return Outcome(outputs, words, report)

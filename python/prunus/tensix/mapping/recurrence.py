@@ -1,27 +1,29 @@
 """Selective scans as a program.
 
 Channels lie side by side in a tile, 1024 of them, and each core goes through time with its channels' states
-in its L1.
+in its L1. More states than that holds are cut into groups, one program after the other: what the first ones
+add up comes back as what the next one's sums begin with, so that the order of sums stays the same.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from prunus import _core
 from prunus._dtypes import F32, Array
-from prunus.tensix.buffers import format_of
+from prunus.tensix.buffers import format_of, tile_bytes
 from prunus.tensix.mapping import tiles
-from prunus.tensix.mapping.job import Job, Outcome, Run, hand_over, in_turn
+from prunus.tensix.mapping.job import CHUNK, Job, Outcome, Run, hand_over, in_turn
 
 __all__ = ["Scan", "run"]
 
 _LANES = tiles.TILE * tiles.TILE
 # Circular buffers: what is read at every step, what is read once; what is written; what stays on the core.
-_U, _DELTA, _Z, _B, _C, _MASK, _A, _D, _BIAS, _BEFORE = range(10)
+_U, _DELTA, _Z, _B, _C, _MASK, _A, _D, _BIAS, _BEFORE, _SUMS = range(11)
 _OUT, _AFTER, _H, _STEP, _GAIN, _Y = 16, 17, 24, 25, 26, 27
 
 
@@ -42,6 +44,8 @@ class Scan:
     out: Array
     live: Array | None
     branch: int
+    #: What sums of states begin with, as ``out``.
+    sums: Array | None = None
 
 
 def _lanes(x: Array, format: str | None = None) -> tiles.Tiles:
@@ -85,9 +89,10 @@ def _step(job: Job, s: Scan, states: int) -> list[_core.Verb]:
             k.unary_bcast("scalar", _C, 0, 1),
             k.mul_binary_tile(1, 0),
         ]
-        if state:
-            text += [k.cb_wait_front(_Y, 1), k.copy_tile(_Y, 0, 2), k.add_binary_tile(1, 2)]
-            text += [k.cb_pop_front(_Y, 1)]
+        so_far = _Y if state else None if s.sums is None else _SUMS
+        if so_far is not None:
+            text += [k.cb_wait_front(so_far, 1), k.copy_tile(so_far, 0, 2), k.add_binary_tile(1, 2)]
+            text += [k.cb_pop_front(so_far, 1)]
         text += [k.cb_pop_front(cb, 1) for cb in (_B, _C, _H)]
         text += hand_over(k, (0, _H), (1, _Y))
     text += [k.tile_regs_acquire()]
@@ -132,6 +137,8 @@ def _streams(job: Job, s: Scan, across: int) -> _Streams:
     if s.live is not None:
         live = np.repeat(s.live, s.branch, axis=1)[:, :channels].astype(F32)
         of_step.append(job.input(_MASK, _lanes(live.reshape(s.out.shape), "bfloat16")))
+    if s.sums is not None:
+        of_step.append(job.input(_SUMS, _lanes(s.sums)))
     # What stays on the core for a piece is read once: there is no room for that of the next piece beside it.
     once, before, after = [], None, None
     if states:
@@ -197,9 +204,38 @@ def _piece(job: Job, streams: _Streams, sizes: tuple[int, int, int], member: int
     job.piece(reads, (outs, written), length)
 
 
+def _groups(l1: int, s: Scan) -> int:
+    """Return in how many groups states fit a core's L1, beside what is read and written as time passes."""
+    tile, states = tile_bytes("float32"), s.a.shape[-1]
+    streams = 5 + (s.z is not None) + (s.live is not None) + 2 * (s.state is not None)
+    # What is there once: steps, gains, sums, D, the bias, and room for what lies at a boundary.
+    fixed = [tile * (2 * CHUNK * (streams + sums) + 8) for sums in (0, 1)]
+    whole, part = (max(1, (l1 - taken) // (2 * tile)) for taken in fixed)
+    return 1 if states <= whole else -(-states // part)
+
+
+def run(where: Run, s: Scan) -> Iterator[Outcome]:
+    """Write what :meth:`prunus.engines.base.Engine.scan` says; yield what ran."""
+    states = s.a.shape[-1]
+    groups = _groups(where.chip.l1_bytes(), s)
+    each = -(-states // groups)
+    sums = None
+    for number in range(groups):
+        own = slice(number * each, (number + 1) * each)
+        state = None if s.state is None else s.state[..., own]
+        part = replace(s, a=s.a[..., own], b=s.b[..., own], c=s.c[..., own], state=state, sums=sums)
+        if number + 1 < groups:
+            # The last group has what comes after the sums.
+            sums = np.zeros(s.out.shape, F32)
+            part = replace(part, d=None, z=None, live=None, out=sums)
+        outcome = _run(where, part)
+        if outcome is not None:
+            yield outcome
+
+
 @in_turn
-def run(where: Run, s: Scan) -> Outcome | None:
-    """Write what :meth:`prunus.engines.base.Engine.scan` says; return what ran, None where nothing did."""
+def _run(where: Run, s: Scan) -> Outcome | None:
+    """Run the scan of states that one core holds; return None where there is nothing to do."""
     *batch, length, channels = s.out.shape
     states, members = s.a.shape[-1], math.prod(batch)
     if not channels * members or not length:

@@ -37,6 +37,14 @@ class Tiles:
     format: str
     count: int
     make: Callable[[], bytes]
+    #: The same tiles padded to other numbers of rows and columns, of those that are a matrix.
+    padded: Callable[[int, int], Tiles] | None = None
+
+    def over(self, rows: int, columns: int) -> Tiles:
+        """Return the tiles of the same matrix padded to ``rows`` and ``columns`` of tiles."""
+        if self.padded is None:
+            raise ValueError("these tiles are those of no matrix")
+        return self.padded(rows, columns)
 
 
 class BlockTiles(NamedTuple):
@@ -78,7 +86,10 @@ def dense(array: Array, format: str, columns: int | None = None, rows: int | Non
         padded[:, :m, :n] = array.reshape(members, m, n)
         return _core.tilize(format, padded.reshape(-1, across * TILE)) if count else b""
 
-    return Tiles(format, count, make)
+    def padded(rows: int, columns: int) -> Tiles:
+        return dense(array, format, columns, rows)
+
+    return Tiles(format, count, make, padded)
 
 
 def stacked(values: Array, format: str) -> Tiles:

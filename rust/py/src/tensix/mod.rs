@@ -4,6 +4,7 @@ mod context;
 mod errors;
 pub(crate) mod estimate;
 mod kernel;
+pub(crate) mod layers;
 pub(crate) mod products;
 pub(crate) mod program;
 pub(crate) mod streams;

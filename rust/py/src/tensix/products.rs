@@ -1,10 +1,13 @@
 //! Built-in products on a chip: their buffers, the programs, and what they report.
 
 use prunus_core::Interrupt;
-use prunus_tensix::numerics::Format;
+use prunus_tensix::numerics::{Fidelity, Format};
 use prunus_tensix::program::Program;
 use prunus_tensix::programs::blocking::{self, Request};
+use prunus_tensix::programs::cut::{self, Cut};
 use prunus_tensix::programs::dynamic::{self, Decide, Pruning};
+use prunus_tensix::programs::epilogue::Epilogue;
+use prunus_tensix::programs::layer::{Formats, Layer, Spread};
 use prunus_tensix::programs::matmul::{self, Blocking, Handles, Operands};
 use prunus_tensix::programs::sparse::{self, TilePattern};
 use prunus_tensix::report::Run;
@@ -63,18 +66,66 @@ impl Product {
         self.format.tile_bytes() as u32
     }
 
-    /// The product of dense operands.
-    pub(super) fn dense(&self, simulator: &mut Simulator) -> Result<Dense, Error> {
+    /// The product of dense operands: on a grid, or on a line of cores if that is predicted to take less. With operands in
+    /// L1 (`in0` and the result) it is one on a grid, each core's part of them where the core needs it.
+    pub(super) fn dense(
+        &self,
+        simulator: &mut Simulator,
+        fidelity: Fidelity,
+        (in0_sharded, out_sharded): (bool, bool),
+    ) -> Result<Dense, Error> {
         let Self { tiles, grid, format, wide } = *self;
-        let operands = Operands { in0_sharded: false, out_sharded: false, format, packer_l1_acc: true };
-        let blocking = Request { tiles, grid, operands, wide, tuned: true }.choose(simulator.spec())?;
+        let operands = Operands { in0_sharded, out_sharded, format, packer_l1_acc: true };
+        let request = Request { tiles, grid, operands, wide, tuned: true };
+        let found = request.choose(simulator.spec());
+        if !in0_sharded && !out_sharded {
+            let (formats, epilogue) = ((format, format, format), Epilogue::default());
+            let layer = cut::Request { tiles, formats, wide, fidelity, epilogue: &epilogue };
+            if let Some(line) = layer.line(simulator.spec())? {
+                let faster =
+                    |grid: &Blocking| line.cycles < layer.predict(simulator.spec(), grid, Spread::Grid);
+                if found.as_ref().ok().is_none_or(faster) {
+                    return self.line(simulator, line, formats);
+                }
+            }
+        }
+        let blocking = found?;
         let (m, n) = covered(&blocking)?;
-        let in0 = u32::from(simulator.buffer(self.tile(), pages(m, blocking.k)?, None)?);
+        let columns = u32::from(blocking.grid.0);
+        let in0 = if in0_sharded {
+            simulator.tensor(pages(blocking.per_core.0, blocking.k.div_ceil(columns))? * self.tile())?
+        } else {
+            u32::from(simulator.buffer(self.tile(), pages(m, blocking.k)?, None)?)
+        };
         let in1 = simulator.buffer(self.tile(), pages(blocking.k, n)?, None)?;
-        let out = u32::from(simulator.buffer(self.tile(), pages(m, n)?, None)?);
+        let out = if out_sharded {
+            simulator.tensor(pages(blocking.per_core.0, blocking.per_core.1)? * self.tile())?
+        } else {
+            u32::from(simulator.buffer(self.tile(), pages(m, n)?, None)?)
+        };
         let handles = Handles { in0, in1, out };
         let program = matmul::program(simulator, &blocking, &operands, &handles, wide)?;
         Ok(Dense { program, handles, covered: (m, n) })
+    }
+
+    fn line(&self, simulator: &mut Simulator, line: Cut, formats: Formats) -> Result<Dense, Error> {
+        let (m, n) = covered(&line.blocking)?;
+        let k = line.blocking.k;
+        let buffers = (
+            simulator.buffer(self.tile(), pages(m, k)?, None)?,
+            simulator.buffer(self.tile(), pages(k, n)?, None)?,
+            simulator.buffer(self.tile(), pages(m, n)?, None)?,
+        );
+        let layer = Layer {
+            blocking: line.blocking,
+            spread: line.spread,
+            formats,
+            buffers,
+            extent: (self.tiles.0, self.tiles.2),
+            epilogue: Epilogue::default(),
+        };
+        let handles = Handles { in0: u32::from(buffers.0), in1: buffers.1, out: u32::from(buffers.2) };
+        Ok(Dense { program: layer.program(simulator, self.wide)?, handles, covered: (m, n) })
     }
 
     fn rest(
@@ -103,10 +154,26 @@ impl Product {
             let rows = pattern.rows();
             return Err(Error::Misused(format!("a pattern of {rows} rows for {} rows of tiles", tiles.0)));
         }
-        let blocking = blocking::sparse(simulator.spec(), tiles, grid, (format, format), wide)?;
+        let blocking = blocking::sparse(
+            simulator.spec(),
+            tiles,
+            grid,
+            (format, format, format),
+            wide,
+            &Epilogue::default(),
+        )?;
         let count = u32::try_from(pattern.columns.len()).unwrap_or(u32::MAX).max(1);
         let buffers = self.rest(simulator, &blocking, count)?;
-        sparse::program(simulator, &blocking, pattern, (format, format), buffers, wide, balance)
+        sparse::program(
+            simulator,
+            &blocking,
+            pattern,
+            (format, format, format),
+            buffers,
+            wide,
+            Epilogue::default(),
+            balance,
+        )
     }
 
     /// What is live of the left operand is found as the program runs, and is what the pattern says.
@@ -126,11 +193,27 @@ impl Product {
                 }
             }
         }
-        let blocking = dynamic::cut(simulator.spec(), tiles, grid, (format, format), wide)?;
+        let blocking = dynamic::cut(
+            simulator.spec(),
+            tiles,
+            grid,
+            (format, format, format),
+            wide,
+            &Epilogue::default(),
+        )?;
         let buffers = self.rest(simulator, &blocking, pages(tiles.0, tiles.1)?)?;
         let decide = decide(simulator, &blocking, by)?;
         let pruning = Pruning { decide, tau: 0.0, mask: Some(&mask), rows: tiles.0 };
-        Ok(dynamic::program(simulator, &blocking, &pruning, (format, format), buffers, wide)?.0)
+        Ok(dynamic::program(
+            simulator,
+            &blocking,
+            &pruning,
+            (format, format, format),
+            buffers,
+            wide,
+            Epilogue::default(),
+        )?
+        .0)
     }
 }
 
@@ -151,7 +234,8 @@ fn decide(simulator: &mut Simulator, blocking: &Blocking, by: &str) -> Result<De
 pub(super) struct Pruned<'a> {
     pub(super) tiles: (u32, u32, u32),
     pub(super) buffers: (u16, u16, u16),
-    pub(super) formats: (Format, Format),
+    pub(super) formats: Formats,
+    pub(super) epilogue: Epilogue,
     pub(super) tau: f32,
     pub(super) by: &'a str,
     pub(super) mask: Option<Vec<bool>>,
@@ -162,7 +246,15 @@ impl Pruned<'_> {
     /// Columns of tiles that `in1` and the output have: as many as are wanted, or some more.
     pub(super) fn columns(spec: &ChipSpec, product: &Product, out_format: Format) -> Result<u32, Error> {
         let Product { tiles, grid, format, wide } = *product;
-        Ok(covered(&dynamic::cut(spec, tiles, grid, (format, out_format), wide)?)?.1)
+        Ok(covered(&dynamic::cut(
+            spec,
+            tiles,
+            grid,
+            (format, format, out_format),
+            wide,
+            &Epilogue::default(),
+        )?)?
+        .1)
     }
 
     /// Runs it; returns what it used, and what was live.
@@ -173,95 +265,74 @@ impl Pruned<'_> {
     ) -> Result<(Run, Vec<bool>), Error> {
         let (tiles, wide) = (self.tiles, self.options.wide);
         let grid = grid(simulator.spec(), tiles);
-        let blocking = dynamic::cut(simulator.spec(), tiles, grid, self.formats, wide)?;
+        let blocking = dynamic::cut(simulator.spec(), tiles, grid, self.formats, wide, &self.epilogue)?;
         let decide = decide(simulator, &blocking, self.by)?;
         let pruning = Pruning { decide, tau: self.tau, mask: self.mask.as_deref(), rows: tiles.0 };
-        let (program, found) =
-            dynamic::program(simulator, &blocking, &pruning, self.formats, self.buffers, wide)?;
+        let (program, found) = dynamic::program(
+            simulator,
+            &blocking,
+            &pruning,
+            self.formats,
+            self.buffers,
+            wide,
+            self.epilogue.clone(),
+        )?;
         let run = simulator.run(program, self.options, interrupt)?;
         Ok((run, found.mask()))
     }
 }
 
-/// A product of tiles on a chip's own grid, by multicast: dense, or of the left operand's live tiles only.
-struct Multicast {
+/// The blocking of a dense product on a chip's own grid.
+fn dense_blocking(
+    spec: &ChipSpec,
     tiles: (u32, u32, u32),
-    formats: (Format, Format),
-    live: Option<TilePattern>,
+    format: Format,
     wide: bool,
-}
-
-impl Multicast {
-    fn blocking(&self, spec: &ChipSpec) -> Result<(Blocking, Operands), Error> {
-        let Self { tiles, formats: (format, out), wide, .. } = *self;
-        let grid = grid(spec, tiles);
-        let operands = Operands { in0_sharded: false, out_sharded: false, format, packer_l1_acc: true };
-        if self.live.is_some() {
-            return Ok((blocking::sparse(spec, tiles, grid, (format, out), wide)?, operands));
-        }
-        if format != out {
-            let (a, b) = (format.name(), out.name());
-            return Err(Error::Unsupported(format!(
-                "a dense product of {a} by multicast has no result of {b}"
-            )));
-        }
-        Ok((Request { tiles, grid, operands, wide, tuned: true }.choose(spec)?, operands))
-    }
-
-    fn program(&self, simulator: &Simulator, buffers: (u16, u16, u16)) -> Result<Program, Error> {
-        let (blocking, operands) = self.blocking(simulator.spec())?;
-        let Some(pattern) = &self.live else {
-            let (in0, in1, out) = (u32::from(buffers.0), buffers.1, u32::from(buffers.2));
-            return matmul::program(simulator, &blocking, &operands, &Handles { in0, in1, out }, self.wide);
-        };
-        sparse::program(simulator, &blocking, pattern, self.formats, buffers, self.wide, true)
-    }
+) -> Result<(Blocking, Operands), Error> {
+    let grid = grid(spec, tiles);
+    let operands = Operands { in0_sharded: false, out_sharded: false, format, packer_l1_acc: true };
+    Ok((Request { tiles, grid, operands, wide, tuned: true }.choose(spec)?, operands))
 }
 
 /// Rows and columns of tiles that a product by multicast covers, and how many there are along its inner dimension.
 #[pyfunction]
-#[pyo3(signature = (chip, tiles, sparse, formats, wide))]
+#[pyo3(signature = (chip, tiles, format, wide))]
 pub(crate) fn tensix_covered(
     py: Python<'_>,
     chip: PyRef<'_, TensixChip>,
     tiles: (u32, u32, u32),
-    sparse: bool,
-    formats: (String, String),
+    format: &str,
     wide: bool,
 ) -> PyResult<(u32, u32, u32)> {
-    let formats = (format_of(&formats.0)?, format_of(&formats.1)?);
-    let live = sparse.then(TilePattern::default);
-    let found = Multicast { tiles, formats, live, wide }
-        .blocking(chip.simulator.spec())
+    let format = format_of(format)?;
+    let found = dense_blocking(chip.simulator.spec(), tiles, format, wide)
         .and_then(|(blocking, _)| covered(&blocking).map(|(m, n)| (m, blocking.k, n)));
     found.map_err(|error| to_python(py, &error))
 }
 
-/// Runs a product of tiles in DRAM by multicast. With `live`, columns and starts of rows, the left operand has only those
-/// tiles.
+/// Runs a dense product of tiles of one format in DRAM by multicast.
 #[pyfunction]
-#[pyo3(signature = (chip, tiles, live, buffers, formats, fidelity, wide, timeline, threads=1, stop=None))]
+#[pyo3(signature = (chip, tiles, buffers, format, fidelity, wide, timeline, threads=1, stop=None))]
 #[allow(clippy::too_many_arguments, reason = "what a product is, and how to run it")]
 pub(crate) fn tensix_multicast<'py>(
     py: Python<'py>,
     mut chip: PyRefMut<'py, TensixChip>,
     tiles: (u32, u32, u32),
-    live: Option<(Vec<u32>, Vec<u32>)>,
     buffers: (u16, u16, u16),
-    formats: (String, String),
+    format: &str,
     fidelity: &str,
     wide: bool,
     timeline: u32,
     threads: usize,
     stop: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let formats = (format_of(&formats.0)?, format_of(&formats.1)?);
-    let live = live.map(|(columns, starts)| TilePattern { columns, starts });
+    let format = format_of(format)?;
     let options = Options { fidelity: fidelity_of(fidelity)?, wide, timeline, threads, ..Options::default() };
-    let product = Multicast { tiles, formats, live, wide };
     let simulator = &mut chip.simulator;
     let run = enter(py, stop, |interrupt| {
-        let program = product.program(simulator, buffers)?;
+        let (blocking, operands) = dense_blocking(simulator.spec(), tiles, format, wide)?;
+        let handles = Handles { in0: u32::from(buffers.0), in1: buffers.1, out: u32::from(buffers.2) };
+        let program = matmul::program(simulator, &blocking, &operands, &handles, wide)?;
         simulator.run(program, options, interrupt)
     })?;
     report(py, chip.simulator.spec(), &run)

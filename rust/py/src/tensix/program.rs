@@ -8,6 +8,7 @@ use std::time::Duration;
 use numpy::PyArray1;
 use prunus_tensix::numerics::Fidelity;
 use prunus_tensix::program::{CircularBuffer, Launch, Program, Role};
+use prunus_tensix::programs::epilogue::Epilogue;
 use prunus_tensix::report::Run;
 use prunus_tensix::time::{TICKS, Time};
 use prunus_tensix::timeline::{About, Timeline};
@@ -190,6 +191,12 @@ impl TensixChip {
         }
     }
 
+    /// Bytes of L1 that a program has on each core.
+    fn l1_bytes(&self) -> u32 {
+        let l1 = &self.simulator.spec().l1;
+        l1.bytes - l1.reserved
+    }
+
     /// How many columns of tiles `in1` and the output of [`Self::pruned_product`] have: those wanted, or some more.
     #[pyo3(signature = (tiles, format, out_format, fp32_dest_acc))]
     fn pruned_columns(
@@ -231,9 +238,10 @@ impl TensixChip {
     ) -> PyResult<Reported<'py>> {
         let fidelity = fidelity_of(fidelity)?;
         let options = Options { fidelity, wide: fp32_dest_acc, limit, threads, ..Options::default() };
-        let formats = (format_of(&formats.0)?, format_of(&formats.1)?);
+        let (format, out) = (format_of(&formats.0)?, format_of(&formats.1)?);
         let mask = mask.map(|mask| mask.iter().map(|live| *live != 0).collect());
-        let pruned = Pruned { tiles, buffers, formats, tau, by: decide, mask, options };
+        let (formats, epilogue) = ((format, format, out), Epilogue::default());
+        let pruned = Pruned { tiles, buffers, formats, epilogue, tau, by: decide, mask, options };
         let simulator = &mut self.simulator;
         let (run, found) = enter(py, stop, |interrupt| pruned.run(simulator, interrupt))?;
         let found: Vec<u8> = found.into_iter().map(u8::from).collect();

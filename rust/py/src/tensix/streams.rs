@@ -4,6 +4,7 @@ use numpy::PyReadonlyArray1;
 use prunus_tensix::Options;
 use prunus_tensix::programs::norms::Norms;
 use prunus_tensix::programs::streams::{Buffer, Piece, Stream, Streams, Text, spread};
+use prunus_tensix::programs::wide::Wide;
 use prunus_tensix::verbs::Verb as Asked;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -74,7 +75,7 @@ pub(crate) fn tensix_streams<'py>(
     if let Some((branch, columns, rows, format, squares, threshold, buffer, cb, live)) = norms {
         let format = format_of(&format)?;
         let live = live.map(|live| live.into_iter().map(|byte| byte != 0).collect());
-        all.norms = Some(Norms { branch, columns, rows, format, squares, threshold, buffer, cb, live });
+        all.norms = Some((Norms { branch, columns, rows, format, squares, threshold, buffer, live }, cb));
     }
     let (repeats, groups) = (repeats.as_slice()?, groups.as_slice()?);
     if repeats.len() != groups.len() {
@@ -113,4 +114,31 @@ pub(crate) fn tensix_norms(branch: u32, columns: u32) -> (u32, u32) {
         prunus_tensix::programs::norms::tiles(branch, columns),
         prunus_tensix::programs::norms::page_bytes(branch, columns),
     )
+}
+
+/// Finds norms of branches that no core holds, in a result of tiles in DRAM: `norms` as in [`tensix_streams`], without a
+/// circular buffer. Its buffer has a page of 32 words for each row of tiles and each branch.
+#[pyfunction]
+#[pyo3(signature = (chip, result, norms, timeline, threads=1, stop=None))]
+#[allow(clippy::type_complexity, reason = "what is found")]
+pub(crate) fn tensix_wide_norms<'py>(
+    py: Python<'py>,
+    mut chip: PyRefMut<'py, TensixChip>,
+    result: u16,
+    norms: (u32, u32, u32, String, bool, Option<f64>, u16, Option<Vec<u8>>),
+    timeline: u32,
+    threads: usize,
+    stop: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let (branch, columns, rows, format, squares, threshold, buffer, live) = norms;
+    let live = live.map(|live| live.into_iter().map(|byte| byte != 0).collect());
+    let format = format_of(&format)?;
+    let norms = Norms { branch, columns, rows, format, squares, threshold, buffer, live };
+    let options = Options { timeline, threads, ..Options::default() };
+    let simulator = &mut chip.simulator;
+    let run = enter(py, stop, |interrupt| {
+        let program = Wide { norms, result }.program(simulator)?;
+        simulator.run(program, options, interrupt)
+    })?;
+    report(py, chip.simulator.spec(), &run)
 }

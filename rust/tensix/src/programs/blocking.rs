@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use crate::chip::ChipSpec;
 use crate::error::Error;
 use crate::numerics::Format;
+use crate::programs::epilogue::Epilogue;
 use crate::programs::matmul::{Blocking, Operands};
 
 /// Configurations of the benchmark by format and shape of a core's part
@@ -72,7 +73,7 @@ fn rule(format: Format, part: (u32, u32, u32)) -> Option<[u32; 3]> {
     })
 }
 
-/// Cuts a block-sparse product, whose tiles of `in0` are in one format and its output in another.
+/// Cuts a block-sparse product; formats are those of both operands and of the output.
 ///
 /// Rows of `in1` are sent down the columns of cores once for each output block along M, and that is what a sparse product
 /// waits for: so the output blocks are as high as fit, and then as wide.
@@ -83,10 +84,11 @@ pub fn sparse(
     spec: &ChipSpec,
     tiles: (u32, u32, u32),
     grid: (u16, u16),
-    formats: (Format, Format),
+    formats: (Format, Format, Format),
     wide: bool,
+    epilogue: &Epilogue,
 ) -> Result<Blocking, Error> {
-    sparse_beside(spec, tiles, grid, formats, wide, 0)
+    sparse_beside(spec, tiles, grid, formats, wide, epilogue, 0)
 }
 
 /// The same, where other things take so many bytes of L1.
@@ -94,8 +96,9 @@ pub(super) fn sparse_beside(
     spec: &ChipSpec,
     (m, k, n): (u32, u32, u32),
     grid: (u16, u16),
-    (format, out_format): (Format, Format),
+    (in0, in1, out_format): (Format, Format, Format),
     wide: bool,
+    epilogue: &Epilogue,
     beside: u64,
 ) -> Result<Blocking, Error> {
     let (columns, rows) = (u32::from(grid.0), u32::from(grid.1));
@@ -111,8 +114,9 @@ pub(super) fn sparse_beside(
             for in0_block_w in divisors(k).filter(|part| *part <= 8) {
                 let several = if k > in0_block_w { 2 } else { 1 };
                 let tile = |format: Format| format.tile_bytes() as u64;
-                let mut bytes = u64::from((h + w) * in0_block_w) * several * tile(format);
-                bytes += u64::from(h * w) * tile(out_format);
+                let mut bytes = u64::from(h * in0_block_w) * several * tile(in0);
+                bytes += u64::from(w * in0_block_w) * several * tile(in1);
+                bytes += u64::from(h * w) * tile(out_format) + epilogue.bytes((h, w), most);
                 if partial != out_format {
                     bytes += u64::from(h * w) * tile(partial);
                 }
@@ -260,7 +264,10 @@ impl Request {
                 let in0_block_w = k / columns / div;
                 let out_block = (per_core.0 / down, per_core.1 / across);
                 let blocking = self.with_subblock(spec, Blocking { in0_block_w, out_block, ..start });
-                if fits(&blocking) && blocking.check(spec, self.wide).is_ok() {
+                // What lies in L1 is no part of a core's, but all of it.
+                let sharded = self.operands.in0_sharded || self.operands.out_sharded;
+                let whole = !sharded || out_block == per_core;
+                if whole && fits(&blocking) && blocking.check(spec, self.wide).is_ok() {
                     return Ok(blocking);
                 }
             }
@@ -293,9 +300,17 @@ impl Request {
         if let Some((_, blocking)) = best {
             return Ok(blocking);
         }
+        let least = self.out_blocks(per_core).pop().unwrap_or(per_core);
+        let need = self.l1_bytes(&Blocking { in0_block_w: 1, out_block: least, ..start });
+        let kept = match (self.operands.in0_sharded, self.operands.out_sharded) {
+            (false, false) => "",
+            (true, false) => ", with in0 in L1",
+            (false, true) => ", with the result in L1",
+            (true, true) => ", with in0 and the result in L1",
+        };
         Err(Error::Misused(format!(
-            "L1 overflow: no blocks of {:?} x {k} tiles a core fit into {room} B of {}",
-            per_core, spec.name
+            "L1 overflow: blocks of {per_core:?} x {k} tiles a core need at least {need} B{kept}: {room} B of {} are there",
+            spec.name
         )))
     }
 }

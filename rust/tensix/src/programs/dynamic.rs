@@ -16,6 +16,7 @@ use crate::simulator::Simulator;
 use crate::verbs::Area;
 
 use super::blocking;
+use super::epilogue::Epilogue;
 use super::lists::{Notes, needed, own};
 use super::live::{Layout, Plan, compute, in0, in1_and_out};
 use super::matmul::Blocking;
@@ -56,8 +57,9 @@ pub fn cut(
     spec: &ChipSpec,
     tiles: (u32, u32, u32),
     grid: (u16, u16),
-    formats: (Format, Format),
+    formats: (Format, Format, Format),
     wide: bool,
+    epilogue: &Epilogue,
 ) -> Result<Blocking, Error> {
     let (m, k, _) = tiles;
     let (columns, rows) = (u64::from(grid.0).max(1), u64::from(grid.1).max(1));
@@ -69,7 +71,7 @@ pub fn cut(
     let share = (per_core * k).div_ceil(columns);
     let lists = 64 + (2 * per_core * k + per_core * k).next_multiple_of(64);
     let masks = columns * (share.div_ceil(8) + 64) + (rows + 1) * (per_core * k.div_ceil(32) * 4 + 64);
-    blocking::sparse_beside(spec, tiles, grid, formats, wide, scan + lists + masks + 4 * share + 64)
+    blocking::sparse_beside(spec, tiles, grid, formats, wide, epilogue, scan + lists + masks + 4 * share + 64)
 }
 
 /// Bytes of a page and pages of the buffer that statistics go to by [`Decide::Host`].
@@ -118,9 +120,10 @@ pub fn program(
     simulator: &Simulator,
     blocking: &Blocking,
     pruning: &Pruning<'_>,
-    formats: (Format, Format),
+    formats: (Format, Format, Format),
     buffers: (u16, u16, u16),
     wide: bool,
+    epilogue: Epilogue,
 ) -> Result<(Program, Found), Error> {
     let spec = simulator.spec();
     blocking.check(spec, wide)?;
@@ -128,7 +131,7 @@ pub fn program(
     let ((columns, rows), k) = (blocking.grid, blocking.k);
     let cores: Vec<_> = (0..rows).flat_map(|y| (0..columns).map(move |x| simulator.core(x, y))).collect();
     let order = as_they_lie(pruning.rows as usize, usize::from(rows) * blocking.per_core.0 as usize);
-    let layout = Layout { blocking, formats, buffers, wide, order, rank: spec.software.l1_load };
+    let layout = Layout { blocking, formats, buffers, wide, order, epilogue, rank: spec.software.l1_load };
     let (mut program, shared) = layout.program(simulator)?;
     let bytes = 4.0 * f64::from(pruning.rows) * f64::from(k) * (1.0 + 1.0 / 32.0);
     let last = simulator.core(columns - 1, rows - 1);

@@ -14,6 +14,8 @@ use crate::program::{CircularBuffer, Program};
 use crate::simulator::Simulator;
 use crate::verbs::{Area, CoreId, Place, Verb};
 
+use super::epilogue::{BIAS, Epilogue, Line, Order, Rings};
+use super::layer::registers;
 use super::matmul::{
     Blocking, IN0, IN0_READY, IN0_VALID, IN1, IN1_READY, IN1_VALID, OUT, PARTIALS, SEMAPHORES, receive, send,
 };
@@ -43,8 +45,13 @@ pub(super) type Parts = Rc<Vec<Vec<Part>>>;
 /// What all kernels of a product know.
 pub(super) struct Shared {
     pub(super) blocking: Blocking,
+    /// Bytes of tiles of both operands and of the output.
     pub(super) tile: u32,
+    in1_tile: u32,
     out_tile: u32,
+    epilogue: Epilogue,
+    /// Output blocks row by row, in pieces that leave registers for the epilogue.
+    pieces: Order,
     pub(super) buffers: (u16, u16, u16),
     /// The row of tiles of the output at each place, where there is one.
     pub(super) order: Vec<Option<u32>>,
@@ -75,10 +82,11 @@ pub(super) struct Plan {
 /// A product's operands and how it is cut.
 pub(super) struct Layout<'a> {
     pub(super) blocking: &'a Blocking,
-    pub(super) formats: (Format, Format),
+    pub(super) formats: (Format, Format, Format),
     pub(super) buffers: (u16, u16, u16),
     pub(super) wide: bool,
     pub(super) order: Vec<Option<u32>>,
+    pub(super) epilogue: Epilogue,
     pub(super) rank: f64,
 }
 
@@ -88,18 +96,34 @@ impl Layout<'_> {
     /// # Errors
     /// If the blocking does not fit the chip.
     pub(super) fn program(self, simulator: &Simulator) -> Result<(Program, Rc<Shared>), Error> {
-        let Self { blocking, formats: (format, out_format), buffers, wide, order, rank } = self;
+        let Self {
+            blocking,
+            formats: (format, in1_format, out_format),
+            buffers,
+            wide,
+            order,
+            epilogue,
+            rank,
+        } = self;
         let spec = simulator.spec();
         blocking.check(spec, wide)?;
         if blocking.out_subblock.0 != 1 {
             let subblock = blocking.out_subblock;
             return Err(Error::Misused(format!("subblocks of {subblock:?} tiles: of one row here")));
         }
+        if epilogue.norms.is_some() {
+            return Err(Error::Unsupported("norms of the result of a block-sparse product".into()));
+        }
         let ((columns, rows), (bh, bw), kw) = (blocking.grid, blocking.out_block, blocking.in0_block_w);
         let partial = if wide { Format::Float32 } else { Format::Bfloat16 };
+        let row = (1, blocking.out_subblock.1);
+        let pieces = Order::new((bh, bw), row, registers(spec, wide), epilogue.spares());
         let shared = Shared {
             blocking: *blocking,
             tile: format.tile_bytes() as u32,
+            in1_tile: in1_format.tile_bytes() as u32,
+            epilogue,
+            pieces,
             out_tile: out_format.tile_bytes() as u32,
             buffers,
             order,
@@ -115,7 +139,7 @@ impl Layout<'_> {
         // A core may be done before others have what they need: all of its output has room then.
         for (id, format, pages, shares) in [
             (IN0, format, bh * kw * deep, None),
-            (IN1, format, kw * bw * deep, None),
+            (IN1, in1_format, kw * bw * deep, None),
             (OUT, out_format, bh * bw, None),
             (PARTIALS, partial, bh * bw, shared.shares.then_some(OUT)),
         ] {
@@ -130,6 +154,7 @@ impl Layout<'_> {
                 shares,
             });
         }
+        program.buffers.extend(shared.epilogue.buffers((bh, bw), pieces.piece.1, &cores));
         Ok((program, Rc::new(shared)))
     }
 }
@@ -161,12 +186,57 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// The row of tiles of the result at each row of an output block; of those that have none, another one.
+    fn rows(&self, i: usize) -> impl Iterator<Item = u32> + '_ {
+        let Blocking { per_core, out_block, .. } = self.shared.blocking;
+        let first = usize::from(self.at.1) * per_core.0 as usize + i * out_block.0 as usize;
+        self.shared.order[first..first + out_block.0 as usize].iter().map(|row| row.unwrap_or(0))
+    }
+
+    /// First column of tiles of an output block.
+    fn left(&self, j: u32) -> u32 {
+        u32::from(self.at.0) * self.shared.blocking.per_core.1 + j
+    }
+
+    /// The bias of an output block, if it goes along the row of cores (`down`), or down the column.
+    async fn bias(&self, api: &Api, down: bool, (i, j): (usize, u32)) {
+        let shared = &self.shared;
+        let (columns, rows) = shared.blocking.grid;
+        let flush = shared.flush;
+        if !shared.epilogue.has_bias(down) {
+            return;
+        }
+        let (tiles, line): (Vec<u32>, _) = if down {
+            let (receivers, sems) = ((self.row, u32::from(columns) - 1), (IN0_READY, IN0_VALID));
+            let line = Line { first: self.at.0 == 0, start: self.row_start, receivers, sems, flush };
+            (self.rows(i).collect(), line)
+        } else {
+            let (receivers, sems) = ((self.column, u32::from(rows) - 1), (IN1_READY, IN1_VALID));
+            let line = Line { first: self.at.1 == 0, start: self.column_start, receivers, sems, flush };
+            ((self.left(j)..self.left(j) + shared.blocking.out_block.1).collect(), line)
+        };
+        shared.epilogue.bias(api, &tiles, line).await;
+    }
+
+    /// What comes beside the tiles of an output block.
+    async fn beside(&self, api: &Api, (i, j): (usize, u32), rings: &mut Rings) {
+        let shared = &self.shared;
+        let rows: Vec<u32> = self.rows(i).collect();
+        let left = self.left(j);
+        let page = |(r, c): &(u32, u32)| rows[*r as usize] * shared.n_tiles + left + c;
+        let pages: Vec<u32> = shared.pieces.all().iter().map(page).collect();
+        shared.epilogue.read(api, &pages, shared.pieces.piece.1, rings).await;
+    }
+}
+
 /// Reads live tiles of `in0` and sends them along the row of cores, or receives them.
 pub(super) async fn in0(api: Api, plan: Plan, parts: Parts) {
     let shared = Rc::clone(&plan.shared);
     let Blocking { grid, out_block, in0_block_w, .. } = shared.blocking;
     let pages = out_block.0 * in0_block_w;
-    for (i, _) in plan.blocks() {
+    let mut rings = Rings::default();
+    for (i, j) in plan.blocks() {
         for part in &parts[i] {
             let live = &part.live;
             api.cycles(shared.look).await;
@@ -194,6 +264,8 @@ pub(super) async fn in0(api: Api, plan: Plan, parts: Parts) {
             }
             api.cb_push_back(IN0, pages).await;
         }
+        plan.bias(&api, true, (i, j)).await;
+        plan.beside(&api, (i, j), &mut rings).await;
     }
     api.noc_async_write_barrier().await;
 }
@@ -205,6 +277,8 @@ pub(super) async fn in1_and_out(api: Api, plan: Plan, parts: Parts) {
     let (rows, pages) = (u32::from(grid.1), in0_block_w * out_block.1);
     let n = u32::from(plan.at.0) * per_core.1;
     for (i, j) in plan.blocks() {
+        // Before what is summed: a core that has all it needs waits for nothing that comes after what others need.
+        plan.bias(&api, false, (i, j)).await;
         for part in &parts[i] {
             api.cb_reserve_back(IN1, pages).await;
             if plan.at.1 == 0 {
@@ -215,8 +289,8 @@ pub(super) async fn in1_and_out(api: Api, plan: Plan, parts: Parts) {
                     let first = (part.block * in0_block_w + column) * shared.n_tiles + n + j;
                     for page in first..first + out_block.1 {
                         let place = Place::Dram { buffer: shared.buffers.1, page, offset: 0 };
-                        api.noc_async_read(place, to, shared.tile).await;
-                        to += shared.tile;
+                        api.noc_async_read(place, to, shared.in1_tile).await;
+                        to += shared.in1_tile;
                     }
                 }
                 api.noc_async_read_barrier().await;
@@ -279,6 +353,11 @@ pub(super) async fn compute(api: Api, plan: Plan, parts: Parts) {
             if last && !first {
                 api.cb_wait_front(PARTIALS, out_pages).await;
             }
+            if last && let Some(tiles) = shared.epilogue.bias_tiles((bh, bw)) {
+                api.cb_wait_front(BIAS, tiles).await;
+            }
+            // Only at the end the epilogue needs registers.
+            let w = if last { shared.pieces.piece.1 } else { w };
             let mut rest = live.as_slice();
             let mut start = 0;
             for row in 0..bh {
@@ -308,6 +387,9 @@ pub(super) async fn compute(api: Api, plan: Plan, parts: Parts) {
                                 in0_stride: 1,
                             })
                             .await;
+                        }
+                        if last {
+                            shared.epilogue.apply(&api, &shared.pieces.tiles(row, over)).await;
                         }
                         api.tile_regs_commit().await;
                         if last {
@@ -342,9 +424,14 @@ pub(super) async fn compute(api: Api, plan: Plan, parts: Parts) {
             done += 1;
         }
         if all == 0 {
+            if let Some(tiles) = shared.epilogue.bias_tiles((bh, bw)) {
+                api.cb_wait_front(BIAS, tiles).await;
+            }
             // Registers are zero when they are acquired.
-            for _ in (0..bh * bw).step_by(w as usize) {
+            let w = shared.pieces.piece.1;
+            for at in (0..bh * bw).step_by(w as usize) {
                 api.tile_regs_acquire().await;
+                shared.epilogue.apply(&api, &shared.pieces.tiles(at / bw, at % bw)).await;
                 api.tile_regs_commit().await;
                 api.cb_reserve_back(OUT, w).await;
                 api.tile_regs_wait().await;
@@ -352,6 +439,9 @@ pub(super) async fn compute(api: Api, plan: Plan, parts: Parts) {
                 api.tile_regs_release().await;
                 api.cb_push_back(OUT, w).await;
             }
+        }
+        if let Some(tiles) = shared.epilogue.bias_tiles((bh, bw)) {
+            api.cb_pop_front(BIAS, tiles).await;
         }
     }
 }

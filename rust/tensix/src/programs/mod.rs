@@ -1,7 +1,10 @@
 //! Built-in programs: operations as kernels on cores.
 
 pub mod blocking;
+pub mod cut;
 pub mod dynamic;
+pub mod epilogue;
+pub mod layer;
 mod lists;
 mod live;
 pub mod matmul;
@@ -10,3 +13,4 @@ pub mod patterns;
 mod scan;
 pub mod sparse;
 pub mod streams;
+pub mod wide;

@@ -13,7 +13,7 @@ const VALUE: f64 = 5.0;
 /// Cycles of a square and a sum without floating-point instructions: assumed, two calls of some 40 instructions.
 const SQUARE: f64 = 80.0;
 /// Cycles of a comparison with the threshold, and of what is noted of it.
-const DECIDE: f64 = 8.0;
+pub(super) const DECIDE: f64 = 8.0;
 
 /// What is found.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,8 +33,6 @@ pub struct Norms {
     /// Buffer in DRAM for norms: for each row of tiles and each piece a page of 32 rows of `float32`, with one word for
     /// each branch of the piece.
     pub buffer: u16,
-    /// Where norms are put together, in L1: a circular buffer's number.
-    pub cb: u8,
     /// Without values, what is found to be live: for each row each branch.
     pub live: Option<Vec<bool>>,
 }
@@ -44,8 +42,9 @@ pub struct Norms {
 pub(super) struct Reach {
     /// Their addresses in L1, from left to right.
     pub(super) tiles: Vec<u32>,
-    /// Page of the first one in the output, whose pages are counted row of tiles by row of tiles.
-    pub(super) first: u32,
+    /// Row and column of tiles of the first one in the result.
+    pub(super) top: u32,
+    pub(super) left: u32,
 }
 
 /// A value of 16 bits as the bits of an `f32` of the same order.
@@ -74,13 +73,19 @@ impl Norms {
         page_bytes(self.branch, self.columns)
     }
 
-    pub(super) async fn find(&self, api: &Api, reach: &Reach) {
+    /// Cycles of a tile, about.
+    pub(super) fn tile_cycles(&self) -> f64 {
+        (TILE * TILE) as f64 * (2.0 + if self.squares { SQUARE } else { VALUE })
+    }
+
+    /// Finds norms of the tiles of a piece; they are put together in a page of the circular buffer `cb`.
+    pub(super) async fn find(&self, api: &Api, reach: &Reach, cb: u8) {
         let across = self.columns.div_ceil(TILE as u32);
-        let (top, left) = (reach.first / across * TILE as u32, reach.first % across);
+        let (top, left) = (reach.top * TILE as u32, reach.left);
         let columns = (self.columns - left * TILE as u32).min(reach.tiles.len() as u32 * TILE as u32);
         let each = self.branches();
-        api.cb_reserve_back(self.cb, 1).await;
-        let page = api.get_write_ptr(self.cb).await;
+        api.cb_reserve_back(cb, 1).await;
+        let page = api.get_write_ptr(cb).await;
         for row in 0..(self.rows - top).min(TILE as u32) {
             for at in 0..each {
                 let (from, end) = (columns.min(at * self.branch), columns.min((at + 1) * self.branch));
@@ -100,15 +105,15 @@ impl Norms {
                 }
             }
         }
-        api.cb_push_back(self.cb, 1).await;
-        api.cb_wait_front(self.cb, 1).await;
+        api.cb_push_back(cb, 1).await;
+        api.cb_wait_front(cb, 1).await;
         let pieces = across.div_ceil(self.tiles());
-        let number = reach.first / across * pieces + left / self.tiles();
+        let number = reach.top * pieces + left / self.tiles();
         let place = Place::Dram { buffer: self.buffer, page: number, offset: 0 };
         let rows = (self.rows - top).min(TILE as u32);
         api.noc_async_write(page, place, (rows * each * 4).next_multiple_of(16)).await;
         api.noc_async_write_barrier().await;
-        api.cb_pop_front(self.cb, 1).await;
+        api.cb_pop_front(cb, 1).await;
     }
 
     /// What is known of a branch of a piece that begins at a column.
@@ -176,7 +181,27 @@ impl Norms {
         (f32::from_bits(largest), sum)
     }
 
-    async fn clear(&self, api: &Api, reach: &Reach, row: u32, columns: std::ops::Range<u32>) {
+    /// Goes on with a sum over some more columns of a row.
+    pub(super) async fn add(
+        &self,
+        api: &Api,
+        reach: &Reach,
+        row: u32,
+        columns: std::ops::Range<u32>,
+        sum: &mut Sum,
+    ) {
+        let (mut held, mut word) = (u32::MAX, 0);
+        for column in columns {
+            let (address, shift) = self.place(reach, row, column);
+            if held != address {
+                (held, word) = (address, api.l1_load(address).await);
+            }
+            api.cycles(if self.squares { SQUARE } else { VALUE }).await;
+            sum.add(self.bits(word, shift) & 0x7fff_ffff);
+        }
+    }
+
+    pub(super) async fn clear(&self, api: &Api, reach: &Reach, row: u32, columns: std::ops::Range<u32>) {
         for column in columns {
             let (address, shift) = self.place(reach, row, column);
             if self.format == Format::Float32 {
@@ -185,6 +210,54 @@ impl Norms {
                 let word = api.l1_load(address).await;
                 api.l1_store(address, word & !(0xffff << shift)).await;
             }
+        }
+    }
+}
+
+/// What is known of a branch of which a part has been seen.
+///
+/// Squares of small values would be 0 and those of large ones infinite, where the norm is neither: each has a sum of its own.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sum {
+    /// Bits of the largest absolute value: they ascend with the size.
+    largest: u32,
+    small: f32,
+    plain: f32,
+    large: f32,
+}
+
+/// Values from which on squares are summed in other units, and the roots of these.
+const LARGE: f32 = f32::from_bits((127 + 60) << 23);
+const SMALL: f32 = f32::from_bits((127 - 60) << 23);
+const UNIT: f32 = f32::from_bits((127 + 80) << 23);
+
+impl Sum {
+    fn add(&mut self, bits: u32) {
+        self.largest = self.largest.max(bits);
+        let value = f32::from_bits(bits);
+        let (sum, value) = if value > LARGE {
+            (&mut self.large, value / UNIT)
+        } else if value < SMALL {
+            (&mut self.small, value * UNIT)
+        } else {
+            (&mut self.plain, value)
+        };
+        *sum = value.mul_add(value, *sum);
+    }
+
+    /// The largest absolute value, or the root of the sum of squares.
+    pub(super) fn norm(&self, squares: bool) -> f32 {
+        let largest = f32::from_bits(self.largest);
+        if !squares || !largest.is_finite() {
+            return largest;
+        }
+        if self.large > 0.0 {
+            return (self.large + self.plain / UNIT / UNIT).sqrt() * UNIT;
+        }
+        if self.plain > 0.0 {
+            (self.plain + self.small / UNIT / UNIT).sqrt()
+        } else {
+            self.small.sqrt() / UNIT
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::numerics::Format;
 use crate::program::{Launch, Program, Role};
 use crate::simulator::Simulator;
 
+use super::epilogue::Epilogue;
 use super::live::{Layout, Live, Part, Parts, Plan, compute, in0, in1_and_out};
 use super::matmul::Blocking;
 
@@ -83,17 +84,19 @@ impl TilePattern {
 }
 
 /// The program of `in0 @ in1`, where `in0` has the tiles of a pattern in its buffer and `in1` and the output are dense.
-/// With `balance` rows of tiles are dealt to rows of cores so that each has about as many live ones.
+/// Formats are those of both operands and of the output. With `balance` rows of tiles are dealt to rows of cores so that each has about as many live ones.
 ///
 /// # Errors
 /// If the blocking does not fit the chip or the pattern.
+#[allow(clippy::too_many_arguments, reason = "what a product is")]
 pub fn program(
     simulator: &Simulator,
     blocking: &Blocking,
     pattern: &TilePattern,
-    formats: (Format, Format),
+    formats: (Format, Format, Format),
     buffers: (u16, u16, u16),
     wide: bool,
+    epilogue: Epilogue,
     balance: bool,
 ) -> Result<Program, Error> {
     blocking.check(simulator.spec(), wide)?;
@@ -106,7 +109,7 @@ pub fn program(
     let order =
         if balance { pattern.balanced(groups, each) } else { as_they_lie(pattern.rows(), groups * each) };
     let lists = lists(blocking, pattern, &order);
-    let layout = Layout { blocking, formats, buffers, wide, order, rank: 0.0 };
+    let layout = Layout { blocking, formats, buffers, wide, order, epilogue, rank: 0.0 };
     let (mut program, shared) = layout.program(simulator)?;
     for plan in Plan::all(simulator, &shared) {
         let mut launch = |role, noc, name: &str, body| {

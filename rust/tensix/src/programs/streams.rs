@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::error::Error;
 use crate::kernel::{Api, kernel};
-use crate::numerics::Format;
+use crate::numerics::{Format, TILE};
 use crate::program::{CircularBuffer, Launch, Program, Role};
 use crate::simulator::Simulator;
 use crate::verbs::{CoreId, Place, Verb};
@@ -74,8 +74,8 @@ pub struct Streams {
     pub outputs: Vec<Stream>,
     /// What is computed.
     pub text: Text,
-    /// What is found of the values that are written, on their way out.
-    pub norms: Option<Norms>,
+    /// What is found of the values that are written, on their way out, and the circular buffer for it.
+    pub norms: Option<(Norms, u8)>,
 }
 
 /// Pages that are read before their arrival is waited for, at most.
@@ -145,13 +145,14 @@ async fn read(api: Api, all: Rc<Streams>, pieces: Rc<Vec<Piece>>) {
 async fn write(api: Api, all: Rc<Streams>, pieces: Rc<Vec<Piece>>) {
     let mut rings = rings(&api, &all.outputs, &all.buffers, false).await;
     for piece in pieces.iter() {
-        if let (Some(norms), Some(ring)) = (&all.norms, rings.first()) {
+        if let (Some((norms, cb)), Some(ring)) = (&all.norms, rings.first()) {
             // Norms reach over all tiles of the piece.
             let tiles = piece.writes.len() as u32;
             api.cb_wait_front(ring.stream.cb, tiles).await;
             let from = (0..tiles).map(|i| ring.start + (ring.count + i) % ring.pages * ring.page).collect();
             let first = piece.writes.first().map_or(0, |(_, page)| *page);
-            norms.find(&api, &Reach { tiles: from, first }).await;
+            let across = norms.columns.div_ceil(TILE as u32).max(1);
+            norms.find(&api, &Reach { tiles: from, top: first / across, left: first % across }, *cb).await;
         }
         for chunk in piece.writes.chunks(CHUNK) {
             let counts = counts(rings.len(), chunk);
