@@ -18,7 +18,7 @@ use crate::verbs::Area;
 use super::blocking;
 use super::epilogue::Epilogue;
 use super::lists::{Notes, needed, own};
-use super::live::{Layout, Plan, compute, in0, in1_and_out};
+use super::live::{Layout, Plan, compute, in0_and_out, in1};
 use super::matmul::Blocking;
 pub use super::scan::Decide;
 use super::scan::{Deal, LISTS, MAGNITUDES, MASK, MORE_SEMAPHORES, NORMS, TILES, norms};
@@ -187,7 +187,7 @@ pub fn program(
             kernel(move |api| async move {
                 let (plan, deal, notes) = one;
                 let parts = own(&api, &deal, &plan, &notes, &found).await;
-                in0(api, plan, parts).await;
+                in0_and_out(api, plan, parts).await;
             }),
         );
         launch(
@@ -197,7 +197,7 @@ pub fn program(
             kernel(move |api| async move {
                 let (plan, deal, notes) = two;
                 let parts = needed(&api, &deal, &plan, &notes).await;
-                in1_and_out(api, plan, parts).await;
+                in1(api, plan, parts).await;
             }),
         );
         launch(

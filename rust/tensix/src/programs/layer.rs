@@ -138,7 +138,7 @@ async fn in0(api: Api, plan: Plan) {
         bias(&api, &plan, true, (i, j)).await;
         let pages: Vec<u32> = order.iter().map(|(r, c)| (m + i + r) * shared.n_tiles + n + j + c).collect();
         epilogue.read(&api, &pages, shared.order.piece.0 * shared.order.piece.1, &mut rings).await;
-        help(&api, epilogue, &shared.order, plan.target((i, j))).await;
+        write(&api, epilogue, &shared.order, plan.target((i, j))).await;
     }
     api.noc_async_write_barrier().await;
 }
@@ -200,7 +200,7 @@ async fn in1_and_out(api: Api, plan: Plan) {
             api.cb_push_back(IN1, pages).await;
         }
         bias(&api, &plan, false, (i, j)).await;
-        write(&api, epilogue, &shared.order, plan.target((i, j))).await;
+        help(&api, epilogue, &shared.order, plan.target((i, j))).await;
     }
     api.noc_async_write_barrier().await;
 }

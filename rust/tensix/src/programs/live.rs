@@ -230,8 +230,35 @@ impl Plan {
     }
 }
 
-/// Reads live tiles of `in0` and sends them along the row of cores, or receives them.
-pub(super) async fn in0(api: Api, plan: Plan, parts: Parts) {
+/// Writes a block of the output.
+async fn write(api: &Api, plan: &Plan, (i, j): (usize, u32)) {
+    let shared = &plan.shared;
+    let Blocking { per_core, out_block, out_subblock: (_, w), .. } = shared.blocking;
+    let left = plan.left(j);
+    let first = usize::from(plan.at.1) * per_core.0 as usize + i * out_block.0 as usize;
+    for row in first..first + out_block.0 as usize {
+        for over in (0..out_block.1).step_by(w as usize) {
+            api.cb_wait_front(OUT, w).await;
+            let mut from = api.get_read_ptr(OUT).await;
+            if let Some(row) = shared.order[row] {
+                for c in 0..w {
+                    let page = row * shared.n_tiles + left + over + c;
+                    let place = Place::Dram { buffer: shared.buffers.2, page, offset: 0 };
+                    api.noc_async_write(from, place, shared.out_tile).await;
+                    from += shared.out_tile;
+                }
+                api.noc_async_write_barrier().await;
+            }
+            api.cb_pop_front(OUT, w).await;
+        }
+    }
+}
+
+/// Reads live tiles of `in0` and sends them along the row of cores, or receives them; writes the output.
+///
+/// This thread writes because its network goes along y first: writes of the other one, which goes along x first, crowd the
+/// vertical links of the columns that have DRAM.
+pub(super) async fn in0_and_out(api: Api, plan: Plan, parts: Parts) {
     let shared = Rc::clone(&plan.shared);
     let Blocking { grid, out_block, in0_block_w, .. } = shared.blocking;
     let pages = out_block.0 * in0_block_w;
@@ -266,16 +293,16 @@ pub(super) async fn in0(api: Api, plan: Plan, parts: Parts) {
         }
         plan.bias(&api, true, (i, j)).await;
         plan.beside(&api, (i, j), &mut rings).await;
+        write(&api, &plan, (i, j)).await;
     }
     api.noc_async_write_barrier().await;
 }
 
-/// Reads the rows of `in1` that are needed and sends them down the column of cores, or receives them; writes the output.
-pub(super) async fn in1_and_out(api: Api, plan: Plan, parts: Parts) {
+/// Reads the rows of `in1` that are needed and sends them down the column of cores, or receives them.
+pub(super) async fn in1(api: Api, plan: Plan, parts: Parts) {
     let shared = Rc::clone(&plan.shared);
-    let Blocking { grid, per_core, out_block, in0_block_w, out_subblock: (_, w), .. } = shared.blocking;
+    let Blocking { grid, out_block, in0_block_w, .. } = shared.blocking;
     let (rows, pages) = (u32::from(grid.1), in0_block_w * out_block.1);
-    let n = u32::from(plan.at.0) * per_core.1;
     for (i, j) in plan.blocks() {
         // Before what is summed: a core that has all it needs waits for nothing that comes after what others need.
         plan.bias(&api, false, (i, j)).await;
@@ -286,7 +313,7 @@ pub(super) async fn in1_and_out(api: Api, plan: Plan, parts: Parts) {
                 let mut to = start;
                 for column in &part.needed {
                     api.cycles(shared.look).await;
-                    let first = (part.block * in0_block_w + column) * shared.n_tiles + n + j;
+                    let first = (part.block * in0_block_w + column) * shared.n_tiles + plan.left(j);
                     for page in first..first + out_block.1 {
                         let place = Place::Dram { buffer: shared.buffers.1, page, offset: 0 };
                         api.noc_async_read(place, to, shared.in1_tile).await;
@@ -302,23 +329,6 @@ pub(super) async fn in1_and_out(api: Api, plan: Plan, parts: Parts) {
                 receive(&api, plan.column_start, (IN1_READY, IN1_VALID)).await;
             }
             api.cb_push_back(IN1, pages).await;
-        }
-        let first = usize::from(plan.at.1) * per_core.0 as usize + i * out_block.0 as usize;
-        for row in first..first + out_block.0 as usize {
-            for over in (0..out_block.1).step_by(w as usize) {
-                api.cb_wait_front(OUT, w).await;
-                let mut from = api.get_read_ptr(OUT).await;
-                if let Some(row) = shared.order[row] {
-                    for c in 0..w {
-                        let page = row * shared.n_tiles + n + j + over + c;
-                        let place = Place::Dram { buffer: shared.buffers.2, page, offset: 0 };
-                        api.noc_async_write(from, place, shared.out_tile).await;
-                        from += shared.out_tile;
-                    }
-                    api.noc_async_write_barrier().await;
-                }
-                api.cb_pop_front(OUT, w).await;
-            }
         }
     }
     api.noc_async_write_barrier().await;

@@ -11,7 +11,7 @@ use crate::program::{Launch, Program, Role};
 use crate::simulator::Simulator;
 
 use super::epilogue::Epilogue;
-use super::live::{Layout, Live, Part, Parts, Plan, compute, in0, in1_and_out};
+use super::live::{Layout, Live, Part, Parts, Plan, compute, in0_and_out, in1};
 use super::matmul::Blocking;
 
 /// Which tiles of `in0` exist: for each row of tiles the ascending columns of its live ones, whose pages follow each
@@ -119,8 +119,8 @@ pub fn program(
         let parts = &lists[usize::from(plan.at.1)];
         let with = || (plan.clone(), Rc::clone(parts));
         let (first, second, third) = (with(), with(), with());
-        launch(Role::DataMovement1, 1 - swap, "in0", kernel(move |api| in0(api, first.0, first.1)));
-        launch(Role::DataMovement0, swap, "in1", kernel(move |api| in1_and_out(api, second.0, second.1)));
+        launch(Role::DataMovement1, 1 - swap, "in0", kernel(move |api| in0_and_out(api, first.0, first.1)));
+        launch(Role::DataMovement0, swap, "in1", kernel(move |api| in1(api, second.0, second.1)));
         launch(Role::Compute, 0, "compute", kernel(move |api| compute(api, third.0, third.1)));
     }
     Ok(program)
