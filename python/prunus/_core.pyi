@@ -393,7 +393,8 @@ def tensix_estimate(
     wide: bool,
     decide: str = "static",
     balance: bool = True,
-    in_l1: tuple[bool, bool] = (False, False),
+    in0_l1: bool = False,
+    out_l1: bool = False,
     stop: Any | None = None,
 ) -> dict[str, Any]: ...
 def tensix_multiply(

@@ -218,9 +218,17 @@ def estimate_matmul(
             raise ValueError(f"live must be bool of shape {blocks}, got {live.dtype} of shape {live.shape}")
         share, multiplied = float(live.mean()), _live_values(live, block, m, k)
         rows = _tile_rows(live, block // TILE, tiles)
-    in_l1 = (in0 == "l1", out == "l1")
     run = _core.tensix_estimate(
-        spec.text, tiles, rows, dtype, fidelity, fp32_dest_acc, decide, balance, in_l1
+        spec.text,
+        tiles,
+        rows,
+        dtype,
+        fidelity,
+        fp32_dest_acc,
+        decide,
+        balance,
+        in0_l1=in0 == "l1",
+        out_l1=out == "l1",
     )
     return _estimate(spec, (m, k, n), (share, 2.0 * multiplied * n), fidelity, run)
 

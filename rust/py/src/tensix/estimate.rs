@@ -16,10 +16,10 @@ type Rows = (Vec<u32>, Vec<u32>);
 
 /// Runs the product of an (m, k) and a (k, n) matrix of tiles in DRAM. With `live`, the left one has only the tiles of that
 /// pattern (`decide` "static"; `balance` deals rows of tiles to rows of cores by their live ones), or has all, and what is
-/// live is found as the program runs: by the cores ("dynamic"), the operation before ("epilogue") or the host ("host"). `in_l1`: whether the left
-/// operand and the result of a dense product lie in L1.
+/// live is found as the program runs: by the cores ("dynamic"), the operation before ("epilogue") or the host ("host"). `in0_l1` and
+/// `out_l1`: whether the left operand and the result of a dense product lie in L1.
 #[pyfunction]
-#[pyo3(signature = (spec_text, tiles, live, format, fidelity, wide, decide="static", balance=true, in_l1=(false, false), stop=None))]
+#[pyo3(signature = (spec_text, tiles, live, format, fidelity, wide, decide="static", balance=true, in0_l1=false, out_l1=false, stop=None))]
 #[allow(clippy::too_many_arguments, reason = "what a product is")]
 pub(crate) fn tensix_estimate<'py>(
     py: Python<'py>,
@@ -31,7 +31,8 @@ pub(crate) fn tensix_estimate<'py>(
     wide: bool,
     decide: &str,
     balance: bool,
-    in_l1: (bool, bool),
+    in0_l1: bool,
+    out_l1: bool,
     stop: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let spec = ChipSpec::parse(spec_text).map_err(|error| to_python(py, &error))?;
@@ -42,7 +43,7 @@ pub(crate) fn tensix_estimate<'py>(
         let mut simulator = Simulator::new(spec, false);
         let product = Product { tiles, grid, format, wide };
         let program = match live {
-            None => product.dense(&mut simulator, fidelity, in_l1)?.program,
+            None => product.dense(&mut simulator, fidelity, (in0_l1, out_l1))?.program,
             Some((columns, starts)) => {
                 let pattern = TilePattern { columns, starts };
                 match decide {

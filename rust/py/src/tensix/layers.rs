@@ -23,6 +23,9 @@ type Place = (u16, String);
 /// What is found of a result: branch, columns, rows, format, squares, threshold, buffer, and without values what is live.
 type Found = (u32, u32, u32, String, bool, Option<f64>, u16, Option<Vec<u8>>);
 
+/// Padded sizes, cycles, cycles by lists, and whether parts lie on a line.
+type Predicted = ((u32, u32, u32), f64, f64, bool);
+
 /// What happens to sums, as Python says it.
 #[derive(FromPyObject)]
 pub(crate) struct Ending {
@@ -93,6 +96,7 @@ fn formats_of(formats: &(String, String, String)) -> PyResult<Formats> {
 /// padding, and the cycles it is predicted to take; and those by lists, with so many tiles of the result wanted; and whether parts
 /// lie on a line.
 #[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "what a product is")]
 pub(crate) fn tensix_layer_cut(
     py: Python<'_>,
     chip: PyRef<'_, TensixChip>,
@@ -102,7 +106,7 @@ pub(crate) fn tensix_layer_cut(
     wanted: f64,
     fidelity: &str,
     wide: bool,
-) -> PyResult<((u32, u32, u32), f64, f64, bool)> {
+) -> PyResult<Predicted> {
     let (formats, fidelity, epilogue) = (formats_of(&formats)?, fidelity_of(fidelity)?, ending.epilogue()?);
     let request = Request { tiles, formats, wide, fidelity, epilogue: &epilogue };
     let spec = chip.simulator.spec();

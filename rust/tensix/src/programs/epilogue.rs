@@ -305,7 +305,8 @@ impl Order {
     pub(super) fn new(block: (u32, u32), subblock: (u32, u32), most: u32, spares: u32) -> Self {
         let (h, w) = subblock;
         let room = most.saturating_sub(spares).max(1);
-        let largest = |of: u32, most: u32| (1..=most.min(of).max(1)).rev().find(|part| of % part == 0);
+        let largest =
+            |of: u32, most: u32| (1..=most.min(of).max(1)).rev().find(|part| of.is_multiple_of(*part));
         let piece = if spares == 0 || h * w <= room {
             subblock
         } else if w <= room {
