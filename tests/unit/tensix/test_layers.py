@@ -172,3 +172,32 @@ def test_the_command_takes_places(capsys):
     assert "dense" in capsys.readouterr().out
     assert main(["tensix", "matmul", "512", "512", "512", "--in0", "l1", "--sweep", "0.5"]) != 0
     assert "leave out --in0" in capsys.readouterr().err
+
+
+def test_units_that_no_row_needs_are_not_read(rng):
+    x, w, b = whole(rng, (256, 320)), whole(rng, (640, 320)), whole(rng, 640)
+    scale = whole(rng, (256, 640))
+    want = np.maximum(x @ w.T + b, 0) * scale
+    moved = []
+    for share in (4, 1):
+        live = np.zeros((256, 20), bool)
+        live[: 64 * share, : 5 * share] = rng.random((64 * share, 5 * share)) < 0.5
+        out = np.full((256, 640), np.nan, np.float32)
+        with pr.device("tensix:n150") as engine:
+            engine.dots(x, w, out, live, 32, b, "relu", scale)
+            moved.append(engine.report().dram_bytes)
+        np.testing.assert_array_equal(out, np.where(np.repeat(live, 32, axis=1), want, 0))
+    assert moved[1] < moved[0] / 2.5
+    with pr.device("tensix:n150") as engine:
+        engine.dots(x, w, out, np.zeros((256, 20), bool), 32, b, "relu", scale)
+    assert not out.any()
+
+
+def test_threads_change_nothing(rng):
+    x, w = rng.standard_normal((200, 320)).astype(np.float32), rng.standard_normal((400, 320)).astype(BF16)
+    found = []
+    for threads in (1, 3):
+        with pr.num_threads(threads), pr.device("tensix:n150") as engine:
+            found.append((pr.linear(x, w, activation="silu"), engine.report().cycles))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]

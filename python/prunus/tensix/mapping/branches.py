@@ -35,6 +35,14 @@ def units_of(live: Array | None, branch: int, shape: tuple[int, ...]) -> float:
     return float((live @ each).sum())
 
 
+def _kept(live: Array) -> Array:
+    """Return the lines whose tiles hold something live."""
+    wide = live.copy()
+    for first in range(0, len(live), tiles.TILE):
+        wide[first : first + tiles.TILE] = live[first : first + tiles.TILE].any()
+    return np.flatnonzero(wide)
+
+
 def _by_tiles(each: Array) -> Array:
     """Return which tiles hold something live."""
     rows, cols = (tiles.ceil_tiles(length) for length in each.shape)
@@ -95,13 +103,46 @@ class Layer:
         found: Found | None,
     ) -> Iterator[Outcome]:
         """Write what :meth:`prunus.engines.base.Engine.dots` says; yield what ran."""
-        (rows, depth), units = x.shape, len(w)
         if not out.size:
             if found is not None and found.norms.size and self.run.values:
                 found.norms[...] = 0
                 _decide(found)
             return
         each = _units(live, branch, out.shape)
+        if each is None or found is not None:
+            yield from self._dots(x, w, out, each, bias, activation, scale, found)
+            return
+        # Rows and columns of tiles of which nothing is wanted have no part in the product.
+        kept, some = (_kept(each.max(axis=axis, initial=False)) for axis in (1, 0))
+        part: Array = np.zeros((len(kept), len(some)), out.dtype)
+        if part.size:
+            at = np.ix_(kept, some)
+            yield from self._dots(
+                x[kept],
+                w[some],
+                part,
+                each[at],
+                None if bias is None else bias[some],
+                activation,
+                None if scale is None else scale[at],
+                found,
+            )
+        if self.run.values:
+            out[...] = 0
+            out[np.ix_(kept, some)] = part
+
+    def _dots(
+        self,
+        x: Array,
+        w: Array,
+        out: Array,
+        each: Array | None,
+        bias: Array | None,
+        activation: str | None,
+        scale: Array | None,
+        found: Found | None,
+    ) -> Iterator[Outcome]:
+        (rows, depth), units = x.shape, len(w)
         down, inner, across = (tiles.ceil_tiles(length) for length in (rows, depth, units))
         wanted, wide = np.ones((down, across), bool), None
         e = Epilogue(activation=activation, extent=(rows, units))
