@@ -262,9 +262,10 @@ fn lists_of_what_is_live_are_paid_for() {
         columns: (0..tiles as u32).map(|tile| tile % 64).collect(),
         starts: (0..5).map(|row| row * 64).collect(),
     };
-    let formats = (Format::Bfloat16, Format::Float32);
-    let listed =
-        sparse::program(&chip, &blocking, &pattern, formats, buffers, case.wide, false).expect("a program");
+    let formats = (Format::Bfloat16, Format::Bfloat16, Format::Float32);
+    let plain = Epilogue::default();
+    let listed = sparse::program(&chip, &blocking, &pattern, formats, buffers, case.wide, plain, false);
+    let listed = listed.expect("a program");
     let listed = chip.run(listed, case.options(), &Never).expect("an end").cycles();
     // Two walks over the bits, of 12 cycles each; two changes of a counter, of 4; and an entry is stored, in 5.
     let least = (2.0 * 12.0 + 2.0 * 4.0 + 5.0) * tiles as f64;

@@ -197,7 +197,7 @@ fn what_fits_no_core_is_refused() {
         fidelity: Fidelity::HiFi4,
         epilogue: &epilogue,
     };
-    assert!(request((0, 4, 4)).choose(&spec).is_err_and(|error| error.to_string().contains("1 to")));
+    assert!(request((0, 4, 4)).choose(&spec).is_err_and(|error| error.to_string().contains("at least 1")));
     let mut small = spec.clone();
     small.l1.bytes = 16384;
     let error = request((64, 64, 64)).choose(&small).expect_err("too small");

@@ -260,7 +260,7 @@ impl Request<'_> {
         let (m, k, n) = self.tiles;
         if [m, k, n].iter().any(|side| *side == 0 || *side > MOST) {
             return Err(Error::Misused(format!(
-                "a product of ({m}, {k}, {n}) tiles: 1 to {MOST} along a side"
+                "a product of ({m}, {k}, {n}) tiles: at least 1 and at most {MOST} along a side"
             )));
         }
         Ok(())
