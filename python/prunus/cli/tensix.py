@@ -12,7 +12,11 @@ from prunus.cli._files import refusing, writable
 from prunus.cli.errors import CommandError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prunus.tensix.estimate import Estimate
     from prunus.tensix.spec import ChipSpec
+    from prunus.tensix.sweep import Sweep
     from prunus.tensix.validation.rows import Row
     from prunus.tensix.validation.run import Prediction
 
@@ -195,7 +199,8 @@ def _sweep(options: argparse.Namespace, chip: "ChipSpec") -> str:
     from prunus._table import format_table
     from prunus.tensix.sweep import plot, sweep
 
-    with Progress(1 + 2 * len(options.sweep), "matmul") as bar:
+    runs = 1 + 2 * len(options.sweep) + (options.sweep[-1] < 1)
+    with Progress(runs, "matmul") as bar:
         found = sweep(
             options.m,
             options.k,
@@ -219,19 +224,26 @@ def _sweep(options: argparse.Namespace, chip: "ChipSpec") -> str:
         cells.append(line)
     lines = [format_table(header, cells), ""]
     for kind, some in kinds.items():
-        even = found.break_even(some)
-        if even is not None:
-            lines.append(f"{kind}: as fast as dense at {even:.0%} live")
-        else:
-            faster = [one.cycles <= found.dense.cycles for one in some]
-            said = "faster than dense at each" if all(faster) else "no break-even at any"
-            if any(faster) and not all(faster):
-                said = "slower than dense at some, and not at the highest"
-            lines.append(f"{kind}: {said} of these")
+        lines.append(f"{kind}: {_even(found, some, found.dense, 'dense')}")
+    own = _even(found, found.dynamic, found.every, "all blocks by the same kernels")
+    lines[-1] += f"; {own}"
     if options.plot is not None:
         plot(options.plot, found)
         lines.append(f"plot: {options.plot}")
     return "\n".join(lines)
+
+
+def _even(found: "Sweep", some: "Sequence[Estimate]", beside: "Estimate", name: str) -> str:
+    """Say where products break even with another one."""
+    even = found.break_even(some, beside)
+    if even is not None:
+        return f"as fast as {name} at {even:.0%} live"
+    faster = [one.cycles <= beside.cycles for one in some]
+    if all(faster):
+        return f"faster than {name} at each of these"
+    if any(faster):
+        return f"slower than {name} at some of these, and not at the highest"
+    return f"slower than {name} at each of these"
 
 
 def _drawable(path: Path) -> None:

@@ -23,7 +23,10 @@ class Sweep:
     densities : tuple of float
         Shares of the left operand's blocks that are live, ascending.
     dense : Estimate
-        Of the product of dense operands.
+        Of the product of dense operands, by the kernels of Tenstorrent's benchmark.
+    every : Estimate
+        Of all blocks by the kernels of ``static``, which write their results another way: what these gain
+        beside ``dense`` with nothing left out has nothing to do with dead blocks.
     static, dynamic : tuple of Estimate
         For each density: of the product whose pattern is known before, and of the one that finds it out.
     """
@@ -31,6 +34,7 @@ class Sweep:
     block: int
     densities: tuple[float, ...]
     dense: Estimate
+    every: Estimate
     static: tuple[Estimate, ...]
     dynamic: tuple[Estimate, ...]
 
@@ -38,13 +42,15 @@ class Sweep:
         """Return how many times as fast as the dense product each of some estimates is."""
         return [self.dense.cycles / one.cycles for one in found]
 
-    def break_even(self, found: Sequence[Estimate]) -> float | None:
-        """Return the density from which on a product is slower than the dense one.
+    def break_even(self, found: Sequence[Estimate], beside: Estimate | None = None) -> float | None:
+        """Return the density from which on a product is slower than another one.
 
         Parameters
         ----------
         found : sequence of Estimate
             ``static`` or ``dynamic``.
+        beside : Estimate, optional
+            What they are compared with: ``dense`` if nothing is said, or ``every``.
 
         Returns
         -------
@@ -52,7 +58,7 @@ class Sweep:
             Between two densities on the line between their cycles: the last at which it is not slower, and
             the next one. None if it is not slower at the highest density, or slower at all of them.
         """
-        over = [one.cycles - self.dense.cycles for one in found]
+        over = [one.cycles - (beside or self.dense).cycles for one in found]
         last = max((i for i, more in enumerate(over) if more <= 0), default=None)
         if last is None or last + 1 == len(over):
             return None
@@ -111,7 +117,8 @@ def sweep(
     dense = run(None, "static")
     static = tuple(run(live, "static") for live in densities)
     dynamic = tuple(run(live, "dynamic") for live in densities)
-    return Sweep(block, tuple(densities), dense, static, dynamic)
+    every = static[-1] if densities and densities[-1] == 1 else run(1.0, "static")
+    return Sweep(block, tuple(densities), dense, every, static, dynamic)
 
 
 def plot(path: Path, found: Sweep) -> None:

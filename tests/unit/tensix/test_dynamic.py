@@ -154,14 +154,16 @@ def test_a_mask_is_given_where_none_is_found(rng):
 def test_sweep_and_its_break_even():
     found = sweep(256, 256, 256, "n150", [0.1, 1.0])
     assert found.gains(found.static)[0] > found.gains(found.dynamic)[0]
+    assert found.every == found.static[-1] == sweep(256, 256, 256, "n150", [0.1]).every
     one = found.dense
     costs = [dict(zip(("cycles",), (one.cycles * part,), strict=True)) for part in (0.5, 0.9, 1.3)]
     line = tuple(type(one)(**{**vars(one), **cost}) for cost in costs)
-    curve = Sweep(32, (0.2, 0.4, 0.8), one, line, line)
+    curve = Sweep(32, (0.2, 0.4, 0.8), one, line[1], line, line)
     assert curve.break_even(line) == pytest.approx(0.5)
+    assert curve.break_even(line, curve.every) == pytest.approx(0.4)
     assert curve.break_even(line[:2]) is None
     # From there on it is slower: not from where it is for once.
-    curve = Sweep(32, (0.1, 0.2, 0.4, 0.8), one, line, line)
+    curve = Sweep(32, (0.1, 0.2, 0.4, 0.8), one, one, line, line)
     assert curve.break_even((line[0], line[2], *line[1:])) == pytest.approx(0.5)
     assert curve.break_even((line[0], line[2], line[0], line[1])) is None
     assert curve.break_even((line[2], line[2], line[2], line[2])) is None

@@ -1,4 +1,5 @@
-//! Block-sparse products on a grid of cores: as the dense ones, but dead tiles are neither read nor sent nor multiplied.
+//! Block-sparse products on a grid of cores: as the dense ones, but dead tiles are neither read nor sent nor multiplied, and
+//! the other thread writes results.
 //!
 //! The pattern is known before the program runs, and so are the lists of the kernels ([`super::live`]).
 
