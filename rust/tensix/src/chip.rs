@@ -36,6 +36,8 @@ pub struct ChipSpec {
     pub host: Host,
     /// What parts take, for estimates.
     pub energy: Energy,
+    /// Links to other chips, where the board has some.
+    pub ethernet: Option<Ethernet>,
 }
 
 /// Nodes of the NoC.
@@ -234,6 +236,40 @@ pub struct Energy {
     pub static_watts: f64,
 }
 
+/// Links to other chips of a mesh, each from one Ethernet tile to another. Times are of the wall clock.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ethernet {
+    /// NoC coordinates of the tiles whose links lead to the chip before in a row of chips: link i of it is connected
+    /// with link i of that chip's `east`. Empty where the board has none.
+    pub west: Vec<[u16; 2]>,
+    /// The same of links to the next chip of a row.
+    pub east: Vec<[u16; 2]>,
+    /// The same of links to the chip before in a column of chips, which has them in `south`.
+    pub north: Vec<[u16; 2]>,
+    /// The same of links to the next chip of a column.
+    pub south: Vec<[u16; 2]>,
+    /// Bytes of a link, in 10^9 a second each way; what a wire's packets carry beside data takes its part.
+    pub gb_per_s: f64,
+    /// Bytes of data in a packet on the wire at most.
+    pub payload_bytes: u32,
+    /// Bytes that each packet on the wire has beside its data.
+    pub overhead_bytes: u32,
+    /// Bytes of data that a tile is given, and sends, at once; the wire cuts them up.
+    pub packet_bytes: u32,
+    /// Bytes that tell tiles where a packet goes: they travel over the NoC with its data.
+    pub header_bytes: u32,
+    /// Nanoseconds between two packets that a tile sends: the work of its RISC-V core.
+    pub packet_ns: f64,
+    /// Nanoseconds from a packet's being in a tile to its being in the next one, beside its time on the wire.
+    pub latency_ns: f64,
+    /// Bytes of packets that a tile has room for: of its own chip's, of those that pass through, and of those that
+    /// came by its link, so many each.
+    pub buffer_bytes: u32,
+    /// A byte on a link, in picojoules: for estimates.
+    pub pj_per_byte: f64,
+}
+
 const SHIPPED: [(&str, &str); 5] = [
     ("n150", include_str!("../chips/n150.toml")),
     ("n300", include_str!("../chips/n300.toml")),
@@ -330,7 +366,8 @@ impl ChipSpec {
                 return wrong(format!("dram.channels has ({x}, {y}), where a worker is"));
             }
         }
-        self.check_figures()
+        self.check_figures()?;
+        self.ethernet.as_ref().map_or(Ok(()), |ethernet| ethernet.check(self))
     }
 
     fn check_figures(&self) -> Result<(), Error> {

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use crate::error::Error;
+use crate::mesh::ChipId;
 use crate::verbs::{Along, Area, Binary, Broadcast, CoreId, Place, Reply, Unary, Verb};
 
 /// A program of one thread.
@@ -150,6 +151,48 @@ impl Api {
 
     pub fn noc_semaphore_wait_min(&self, semaphore: u8, value: u32) -> Call<'_> {
         self.call(Verb::NocSemaphoreWait { semaphore, value, at_least: true })
+    }
+
+    pub fn fabric_unicast_noc_unicast_write(
+        &self,
+        from: u32,
+        chip: ChipId,
+        to: Place,
+        bytes: u32,
+        link: Option<u8>,
+    ) -> Call<'_> {
+        self.call(Verb::FabricUnicastNocUnicastWrite { from, chip, to, bytes, link })
+    }
+
+    pub fn fabric_unicast_noc_fused_unicast_with_atomic_inc(
+        &self,
+        from: u32,
+        (chip, to): (ChipId, Place),
+        bytes: u32,
+        (core, semaphore, by): (CoreId, u8, u32),
+        link: Option<u8>,
+    ) -> Call<'_> {
+        self.call(Verb::FabricUnicastNocFusedUnicastWithAtomicInc {
+            from,
+            chip,
+            to,
+            bytes,
+            core,
+            semaphore,
+            by,
+            link,
+        })
+    }
+
+    pub fn fabric_unicast_noc_unicast_atomic_inc(
+        &self,
+        chip: ChipId,
+        core: CoreId,
+        semaphore: u8,
+        by: u32,
+        link: Option<u8>,
+    ) -> Call<'_> {
+        self.call(Verb::FabricUnicastNocUnicastAtomicInc { chip, core, semaphore, by, link })
     }
 
     pub fn l1_load(&self, address: u32) -> Call<'_> {

@@ -2,6 +2,7 @@
 
 use crate::chip::ChipSpec;
 use crate::error::Error;
+use crate::mesh::{ChipId, Mesh};
 
 /// Bytes that are marked as written together.
 const GRAIN: u32 = 16;
@@ -88,6 +89,8 @@ fn grains(address: u32, bytes: u32) -> impl Iterator<Item = (usize, u64)> {
 pub(crate) struct Buffer {
     pub(crate) page_bytes: u32,
     pub(crate) pages: u32,
+    /// The chip in whose DRAM it is.
+    pub(crate) chip: ChipId,
     /// The channel of all its pages, where they are not spread.
     pub(crate) channel: Option<u16>,
     /// Bytes of all pages, where values are wanted, and which pages have been written.
@@ -109,18 +112,21 @@ pub(crate) struct Memory {
     pub(crate) buffers: Vec<Buffer>,
     /// Where tensors in L1 begin; circular buffers of programs end there.
     pub(crate) tensors: u32,
-    dram_bytes: u64,
+    /// Bytes of buffers on each chip.
+    dram_bytes: Vec<u64>,
 }
 
 impl Memory {
-    pub(crate) fn new(spec: &ChipSpec, values: bool) -> Self {
-        let l1 = vec![Bytes::new(spec.l1.bytes); spec.cores()];
-        Self { values, l1, buffers: Vec::new(), tensors: spec.l1.bytes, dram_bytes: 0 }
+    pub(crate) fn new(spec: &ChipSpec, mesh: Mesh, values: bool) -> Self {
+        let l1 = vec![Bytes::new(spec.l1.bytes); spec.cores() * usize::from(mesh.chips())];
+        let dram_bytes = vec![0; usize::from(mesh.chips())];
+        Self { values, l1, buffers: Vec::new(), tensors: spec.l1.bytes, dram_bytes }
     }
 
     pub(crate) fn buffer(
         &mut self,
         spec: &ChipSpec,
+        chip: ChipId,
         page_bytes: u32,
         pages: u32,
         channel: Option<u16>,
@@ -133,7 +139,10 @@ impl Memory {
             return Err(Error::Misused(format!("channel {channel}: {} has {channels}", spec.name)));
         }
         let bytes = u64::from(page_bytes) * u64::from(pages);
-        let all = self.dram_bytes + bytes;
+        let Some(used) = self.dram_bytes.get_mut(usize::from(chip)) else {
+            return Err(Error::Misused(format!("a buffer on chip {chip}, which there is not")));
+        };
+        let all = *used + bytes;
         if all > spec.dram.channel_bytes * channels || self.buffers.len() == usize::from(u16::MAX) {
             return Err(Error::Misused(format!(
                 "{all} B of buffers, {} has {} B of DRAM",
@@ -141,9 +150,9 @@ impl Memory {
                 spec.dram.channel_bytes * channels
             )));
         }
-        self.dram_bytes = all;
+        *used = all;
         let data = self.values.then(|| (vec![0; bytes as usize], vec![false; pages as usize]));
-        self.buffers.push(Buffer { page_bytes, pages, channel, data });
+        self.buffers.push(Buffer { page_bytes, pages, chip, channel, data });
         Ok((self.buffers.len() - 1) as u16)
     }
 
@@ -155,7 +164,8 @@ impl Memory {
     /// Gives all buffers in DRAM back but the first ones.
     pub(crate) fn keep(&mut self, count: usize) {
         for buffer in self.buffers.drain(count.min(self.buffers.len())..) {
-            self.dram_bytes -= u64::from(buffer.page_bytes) * u64::from(buffer.pages);
+            self.dram_bytes[usize::from(buffer.chip)] -=
+                u64::from(buffer.page_bytes) * u64::from(buffer.pages);
         }
     }
 
@@ -177,6 +187,30 @@ impl Memory {
         }
         data.copy_from_slice(bytes);
         written.fill(true);
+        Ok(())
+    }
+
+    /// Writes some pages of a buffer, whose bytes follow each other.
+    pub(crate) fn fill_pages(&mut self, buffer: u16, pages: &[u32], bytes: &[u8]) -> Result<(), Error> {
+        let Some(found) = self.buffers.get_mut(usize::from(buffer)) else {
+            return Err(Error::Misused(format!("there is no buffer {buffer} in DRAM")));
+        };
+        let (size, count) = (found.page_bytes as usize, found.pages);
+        if bytes.len() != size * pages.len() || pages.iter().any(|page| *page >= count) {
+            return Err(Error::Misused(format!(
+                "buffer {buffer} of {count} pages of {size} B: got {} pages up to {} with {} B",
+                pages.len(),
+                pages.iter().max().copied().unwrap_or(0),
+                bytes.len()
+            )));
+        }
+        let Some((data, written)) = &mut found.data else {
+            return Err(Error::Misused(format!("buffer {buffer} holds no values: the chip keeps only time")));
+        };
+        for (page, from) in pages.iter().zip(bytes.chunks_exact(size)) {
+            data[*page as usize * size..][..size].copy_from_slice(from);
+            written[*page as usize] = true;
+        }
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! A program: circular buffers, semaphores, and a kernel for each thread of each core that takes part.
 
+use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::numerics::Format;
 use crate::verbs::CoreId;
@@ -20,7 +21,7 @@ pub enum Role {
 pub struct CircularBuffer {
     /// Number, 0 to 31.
     pub id: u8,
-    /// Cores that have it, at one address.
+    /// Cores that have it, at one address; their numbers count over all chips of a mesh.
     pub cores: Vec<CoreId>,
     /// What its tiles are stored as.
     pub format: Format,
@@ -36,7 +37,7 @@ pub struct CircularBuffer {
 
 /// A kernel on one thread.
 pub struct Launch {
-    /// The core.
+    /// The core; its number counts over all chips of a mesh.
     pub core: CoreId,
     /// Which of its threads.
     pub role: Role,
@@ -57,4 +58,35 @@ pub struct Program {
     pub semaphores: Vec<u32>,
     /// Kernels.
     pub launches: Vec<Launch>,
+}
+
+impl Program {
+    /// The program of the first chip on another one, whose first core's number is given.
+    #[must_use]
+    pub fn moved(mut self, first: CoreId) -> Self {
+        for core in self.buffers.iter_mut().flat_map(|buffer| &mut buffer.cores) {
+            *core += first;
+        }
+        for launch in &mut self.launches {
+            launch.core += first;
+        }
+        self
+    }
+
+    /// Both programs at once. Semaphores are every core's: those of one number begin alike.
+    ///
+    /// # Errors
+    /// If they do not.
+    pub fn beside(mut self, other: Self) -> Result<Self, Error> {
+        let both = self.semaphores.len().min(other.semaphores.len());
+        if self.semaphores[..both] != other.semaphores[..both] {
+            return Err(Error::Misused(
+                "programs side by side whose semaphores begin with other values".into(),
+            ));
+        }
+        self.semaphores.extend_from_slice(&other.semaphores[both..]);
+        self.buffers.extend(other.buffers);
+        self.launches.extend(other.launches);
+        Ok(self)
+    }
 }

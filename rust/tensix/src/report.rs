@@ -1,5 +1,6 @@
 //! What a run used.
 
+use crate::mesh::ChipId;
 use crate::noc::{LinkUse, Node};
 use crate::numerics::Fidelity;
 use crate::time::{Time, cycles};
@@ -36,6 +37,25 @@ pub struct CoreUse {
     pub took_part: bool,
 }
 
+/// What passed an Ethernet link, one way.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EthernetUse {
+    /// Nodes of the tile that sends and of the one that receives.
+    pub nodes: (Node, Node),
+    /// Their chips.
+    pub chips: (ChipId, ChipId),
+    /// Which of the links between these chips.
+    pub link: u8,
+    /// Packets that tiles sent.
+    pub packets: u64,
+    /// Bytes of data in them.
+    pub bytes: u64,
+    /// Bytes on the wire, with what its packets carry beside data.
+    pub wire_bytes: u64,
+    /// Ticks in which the link, or the tile that sends, was taken.
+    pub busy: Time,
+}
+
 /// A program's run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
@@ -43,12 +63,14 @@ pub struct Run {
     pub end: Time,
     /// Events of the simulation.
     pub events: u64,
-    /// Each core's part, in order of their numbers.
+    /// Each core's part, in order of their numbers: those of the first chip, then those of the second.
     pub cores: Vec<CoreUse>,
     /// Each link that was used.
     pub links: Vec<LinkUse>,
     /// Node, bytes and busy ticks of each channel of DRAM.
     pub channels: Vec<(Node, u64, Time)>,
+    /// Each Ethernet link that was used, one way.
+    pub ethernet: Vec<EthernetUse>,
     /// Flits times hops.
     pub hop_flits: u64,
     /// Phases of the matrix unit.

@@ -1,4 +1,4 @@
-//! A chip with its memory, on which programs run one after the other.
+//! A chip, or several in a mesh, with its memory, on which programs run one after the other.
 
 use prunus_core::Interrupt;
 
@@ -6,13 +6,15 @@ use crate::chip::ChipSpec;
 use crate::error::Error;
 use crate::machine::{Machine, Options};
 use crate::memory::Memory;
+use crate::mesh::{ChipId, Mesh};
 use crate::program::Program;
 use crate::report::Run;
 use crate::verbs::CoreId;
 
-/// A simulated chip.
+/// A simulated chip, or a mesh of equal ones.
 pub struct Simulator {
     spec: ChipSpec,
+    mesh: Mesh,
     memory: Memory,
 }
 
@@ -20,7 +22,22 @@ impl Simulator {
     /// A chip with empty memory; with `values`, its programs compute, otherwise they only take time.
     #[must_use]
     pub fn new(spec: ChipSpec, values: bool) -> Self {
-        Self { memory: Memory::new(&spec, values), spec }
+        Self { memory: Memory::new(&spec, Mesh::ONE, values), spec, mesh: Mesh::ONE }
+    }
+
+    /// Chips in rows and columns, each with memory of its own.
+    ///
+    /// # Errors
+    /// If the board has no links for such a mesh, or it is too large.
+    pub fn mesh(spec: ChipSpec, (rows, columns): (u16, u16), values: bool) -> Result<Self, Error> {
+        let mesh = Mesh::new(&spec, rows, columns)?;
+        Ok(Self { memory: Memory::new(&spec, mesh, values), spec, mesh })
+    }
+
+    /// Which chips there are.
+    #[must_use]
+    pub fn chips(&self) -> Mesh {
+        self.mesh
     }
 
     /// Its description.
@@ -35,12 +52,26 @@ impl Simulator {
         self.memory.values
     }
 
-    /// A buffer in DRAM, its pages in turn in all channels, or all in one.
+    /// A buffer in DRAM of the first chip, its pages in turn in all channels, or all in one.
     ///
     /// # Errors
     /// If it is empty, or DRAM is too small.
     pub fn buffer(&mut self, page_bytes: u32, pages: u32, channel: Option<u16>) -> Result<u16, Error> {
-        self.memory.buffer(&self.spec, page_bytes, pages, channel)
+        self.buffer_on(0, page_bytes, pages, channel)
+    }
+
+    /// The same in DRAM of any chip. Numbers of buffers count over all chips.
+    ///
+    /// # Errors
+    /// If it is empty, DRAM is too small, or there is no such chip.
+    pub fn buffer_on(
+        &mut self,
+        chip: ChipId,
+        page_bytes: u32,
+        pages: u32,
+        channel: Option<u16>,
+    ) -> Result<u16, Error> {
+        self.memory.buffer(&self.spec, chip, page_bytes, pages, channel)
     }
 
     /// Room for a tensor in every core's L1, at the address that is returned.
@@ -68,6 +99,14 @@ impl Simulator {
     /// If there is no such buffer, it has another size, or the chip keeps no values.
     pub fn write_buffer(&mut self, buffer: u16, bytes: &[u8]) -> Result<(), Error> {
         self.memory.fill(buffer, bytes)
+    }
+
+    /// Writes some pages of a buffer in DRAM, whose bytes follow each other.
+    ///
+    /// # Errors
+    /// If there is no such buffer, it has not these pages, or the chip keeps no values.
+    pub fn write_pages(&mut self, buffer: u16, pages: &[u32], bytes: &[u8]) -> Result<(), Error> {
+        self.memory.fill_pages(buffer, pages, bytes)
     }
 
     /// All bytes of a buffer in DRAM.
@@ -102,23 +141,29 @@ impl Simulator {
     }
 
     fn check_l1(&self, core: CoreId, address: u32, bytes: u64) -> Result<(), Error> {
-        if usize::from(core) >= self.spec.cores()
+        if usize::from(core) >= self.memory.l1.len()
             || u64::from(address) + bytes > u64::from(self.spec.l1.bytes)
         {
             return Err(Error::Misused(format!(
                 "{bytes} B at {address} of core {core}'s L1: {} has {} cores with {} B",
                 self.spec.name,
-                self.spec.cores(),
+                self.memory.l1.len(),
                 self.spec.l1.bytes
             )));
         }
         Ok(())
     }
 
-    /// Number of the core at logical coordinates.
+    /// Number of the core at logical coordinates, on the first chip; kernels call cores of their own chip so.
     #[must_use]
     pub fn core(&self, x: u16, y: u16) -> CoreId {
         y * self.spec.workers.x.len() as u16 + x
+    }
+
+    /// Number of the first core of a chip: launches and circular buffers count cores over all chips.
+    #[must_use]
+    pub fn first_core(&self, chip: ChipId) -> CoreId {
+        chip * self.spec.cores() as CoreId
     }
 
     /// NoC coordinates of a core.
@@ -139,6 +184,6 @@ impl Simulator {
         options: Options,
         interrupt: &dyn Interrupt,
     ) -> Result<Run, Error> {
-        Machine::new(&self.spec, &mut self.memory, interrupt, options).run(program)
+        Machine::new(&self.spec, self.mesh, &mut self.memory, interrupt, options).run(program)
     }
 }

@@ -1,6 +1,9 @@
 //! What a kernel can ask of the machine; each verb has the name of the hardware's API call that it stands for.
 
-/// Number of a Tensix core: `row * columns + column` in logical coordinates.
+use crate::mesh::ChipId;
+
+/// Number of a Tensix core: `row * columns + column` in logical coordinates. What kernels name so is on their own chip;
+/// programs count cores over all chips, those of the second one behind those of the first.
 pub type CoreId = u16;
 
 /// Where bytes are.
@@ -103,39 +106,167 @@ pub enum Unary {
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "fields have the names of the API's arguments")]
 pub enum Verb {
-    CbReserveBack { cb: u8, pages: u32 },
-    CbPushBack { cb: u8, pages: u32 },
-    CbWaitFront { cb: u8, pages: u32 },
-    CbPopFront { cb: u8, pages: u32 },
-    GetWritePtr { cb: u8 },
-    GetReadPtr { cb: u8 },
-    NocAsyncRead { from: Place, to: u32, bytes: u32, stateful: bool },
+    CbReserveBack {
+        cb: u8,
+        pages: u32,
+    },
+    CbPushBack {
+        cb: u8,
+        pages: u32,
+    },
+    CbWaitFront {
+        cb: u8,
+        pages: u32,
+    },
+    CbPopFront {
+        cb: u8,
+        pages: u32,
+    },
+    GetWritePtr {
+        cb: u8,
+    },
+    GetReadPtr {
+        cb: u8,
+    },
+    NocAsyncRead {
+        from: Place,
+        to: u32,
+        bytes: u32,
+        stateful: bool,
+    },
     NocAsyncReadBarrier,
-    NocAsyncWrite { from: u32, to: Place, bytes: u32, stateful: bool },
+    NocAsyncWrite {
+        from: u32,
+        to: Place,
+        bytes: u32,
+        stateful: bool,
+    },
     NocAsyncWriteBarrier,
     NocAsyncWritesFlushed,
-    NocAsyncWriteMulticast { from: u32, area: Area, to: u32, bytes: u32, linked: bool },
-    NocSemaphoreInc { core: CoreId, semaphore: u8, by: u32 },
-    NocSemaphoreSet { semaphore: u8, value: u32 },
-    NocSemaphoreSetMulticast { from: u8, semaphore: u8, area: Area },
-    NocSemaphoreWait { semaphore: u8, value: u32, at_least: bool },
-    L1Load { address: u32 },
-    L1Store { address: u32, value: u32 },
+    NocAsyncWriteMulticast {
+        from: u32,
+        area: Area,
+        to: u32,
+        bytes: u32,
+        linked: bool,
+    },
+    NocSemaphoreInc {
+        core: CoreId,
+        semaphore: u8,
+        by: u32,
+    },
+    NocSemaphoreSet {
+        semaphore: u8,
+        value: u32,
+    },
+    NocSemaphoreSetMulticast {
+        from: u8,
+        semaphore: u8,
+        area: Area,
+    },
+    NocSemaphoreWait {
+        semaphore: u8,
+        value: u32,
+        at_least: bool,
+    },
+    /// To another chip: an address of L1 there, or a page in its DRAM. `link` is one of those to the next chip.
+    FabricUnicastNocUnicastWrite {
+        from: u32,
+        chip: ChipId,
+        to: Place,
+        bytes: u32,
+        link: Option<u8>,
+    },
+    /// The same, and behind all of it an increment of a semaphore of a core of that chip, in the last packet.
+    FabricUnicastNocFusedUnicastWithAtomicInc {
+        from: u32,
+        chip: ChipId,
+        to: Place,
+        bytes: u32,
+        core: CoreId,
+        semaphore: u8,
+        by: u32,
+        link: Option<u8>,
+    },
+    /// Of a core of another chip, behind all that this thread sent there before by the same link.
+    FabricUnicastNocUnicastAtomicInc {
+        chip: ChipId,
+        core: CoreId,
+        semaphore: u8,
+        by: u32,
+        link: Option<u8>,
+    },
+    L1Load {
+        address: u32,
+    },
+    L1Store {
+        address: u32,
+        value: u32,
+    },
     Cycles(f64),
     TileRegsAcquire,
     TileRegsCommit,
     TileRegsWait,
     TileRegsRelease,
-    MatmulBlock { in0_cb: u8, in1_cb: u8, in0: u32, in1: u32, dst: u32, h: u32, w: u32, in0_stride: u32 },
-    CopyTile { cb: u8, tile: u32, dst: u32 },
-    BinaryTiles { op: Binary, broadcast: Broadcast, in0_cb: u8, in1_cb: u8, in0: u32, in1: u32, dst: u32 },
-    BroadcastTile { broadcast: Broadcast, cb: u8, tile: u32, dst: u32 },
-    ReduceTile { op: Binary, along: Along, cb: u8, tile: u32, dst: u32 },
-    BinaryDst { op: Binary, dst: u32, other: u32 },
-    MaskTile { dst: u32, mask: u32 },
-    UnaryTile { op: Unary, dst: u32 },
-    PackTile { dst: u32, cb: u8, tile: u32, tiles: u32 },
-    PackReconfigL1Acc { on: bool },
+    MatmulBlock {
+        in0_cb: u8,
+        in1_cb: u8,
+        in0: u32,
+        in1: u32,
+        dst: u32,
+        h: u32,
+        w: u32,
+        in0_stride: u32,
+    },
+    CopyTile {
+        cb: u8,
+        tile: u32,
+        dst: u32,
+    },
+    BinaryTiles {
+        op: Binary,
+        broadcast: Broadcast,
+        in0_cb: u8,
+        in1_cb: u8,
+        in0: u32,
+        in1: u32,
+        dst: u32,
+    },
+    BroadcastTile {
+        broadcast: Broadcast,
+        cb: u8,
+        tile: u32,
+        dst: u32,
+    },
+    ReduceTile {
+        op: Binary,
+        along: Along,
+        cb: u8,
+        tile: u32,
+        dst: u32,
+    },
+    BinaryDst {
+        op: Binary,
+        dst: u32,
+        other: u32,
+    },
+    MaskTile {
+        dst: u32,
+        mask: u32,
+    },
+    UnaryTile {
+        op: Unary,
+        dst: u32,
+    },
+    PackTile {
+        dst: u32,
+        cb: u8,
+        tile: u32,
+        tiles: u32,
+    },
+    PackReconfigL1Acc {
+        on: bool,
+    },
 }
 
 impl Verb {

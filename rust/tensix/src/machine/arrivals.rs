@@ -7,7 +7,7 @@ use crate::noc::{Class, Node, Packet, Target};
 use crate::time::{TICKS, Time};
 use crate::verbs::{CoreId, Place};
 
-use super::transfers::Load;
+use super::transfers::{Load, Sender};
 use super::work::{Block, Op};
 use super::{Event, Machine};
 
@@ -79,12 +79,25 @@ impl Machine<'_> {
                     self.stir(core)?;
                 }
             }
+            Load::Parcel { from, end, parcel } => {
+                self.noc.settle(&mut self.queue, noc, source, node);
+                if let Sender::Thread(thread) = from {
+                    self.queue.at(back, Event::Acknowledged(thread));
+                }
+                self.collected(end, parcel);
+            }
+            Load::Unpacked { end, parcel, .. } => {
+                if packet.bytes > 4 {
+                    self.noc.settle(&mut self.queue, noc, source, node);
+                }
+                self.unpacked(end, parcel, back)?;
+            }
             Load::Request { .. } => {}
         }
         Ok(())
     }
 
-    fn store(&mut self, to: Place, data: &Arc<Block>) {
+    pub(super) fn store(&mut self, to: Place, data: &Arc<Block>) {
         match to {
             Place::L1 { core, address } => self.put(core, address, data),
             Place::Dram { buffer, page, offset } => {

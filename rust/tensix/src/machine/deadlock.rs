@@ -19,6 +19,7 @@ impl Machine<'_> {
                 Wait::Reads => format!("waits for {} reads", thread.reads),
                 Wait::Writes => format!("waits for {} writes", thread.writes),
                 Wait::Multicast { .. } => "waits for a multicast to leave".into(),
+                Wait::Room { end } => format!("waits for room in {}", self.tile_of(end)),
                 Wait::Departures => format!("waits for {} writes to leave", thread.departures),
                 Wait::Semaphore { semaphore, value, at_least } => {
                     let is = self.cores[usize::from(thread.core)].semaphores[usize::from(semaphore)];
@@ -45,6 +46,7 @@ impl Machine<'_> {
                 ));
             }
         }
+        lines.extend(self.stuck());
         let more = lines.len().saturating_sub(LISTED);
         lines.truncate(LISTED);
         if more > 0 {

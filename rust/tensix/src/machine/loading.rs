@@ -1,5 +1,7 @@
 //! Lays a program out: where its circular buffers are, and which kernel runs where.
 
+use std::collections::HashSet;
+
 use crate::error::Error;
 use crate::program::{Program, Role};
 use crate::timeline::Lane;
@@ -98,7 +100,7 @@ impl Machine<'_> {
         for core in &mut self.cores {
             core.semaphores.clone_from(&program.semaphores);
         }
-        let mut taken = Vec::new();
+        let mut taken = HashSet::new();
         for launch in program.launches {
             if usize::from(launch.core) >= self.cores.len() {
                 return Err(Error::Misused(format!(
@@ -115,7 +117,7 @@ impl Machine<'_> {
                     launch.name, launch.noc
                 )));
             }
-            if taken.contains(&(launch.core, launch.role as u8)) {
+            if !taken.insert((launch.core, launch.role as u8)) {
                 return Err(Error::Misused(format!(
                     "kernel {}: the {:?} thread of core {} has another kernel",
                     launch.name,
@@ -123,7 +125,6 @@ impl Machine<'_> {
                     self.describe(launch.core)
                 )));
             }
-            taken.push((launch.core, launch.role as u8));
             let lane = match launch.role {
                 Role::DataMovement0 => Lane::DataMovement0,
                 Role::DataMovement1 => Lane::DataMovement1,

@@ -1,4 +1,4 @@
-//! The machine: cores, networks and memory, event by event.
+//! The machine: cores, networks, links between chips and memory, event by event.
 
 mod arrivals;
 mod calculate;
@@ -7,6 +7,7 @@ mod compute;
 mod costs;
 mod deadlock;
 mod engines;
+mod fabric;
 mod loading;
 mod pool;
 mod recording;
@@ -23,6 +24,7 @@ use prunus_core::Interrupt;
 use crate::chip::ChipSpec;
 use crate::error::Error;
 use crate::memory::Memory;
+use crate::mesh::{ChipId, Mesh};
 use crate::noc::{self, Noc, Node, Packet};
 use crate::numerics::Fidelity;
 use crate::program::Program;
@@ -33,6 +35,7 @@ use crate::verbs::CoreId;
 use cb::Cb;
 use compute::Compute;
 use costs::Costs;
+use fabric::Fabric;
 use pool::Pool;
 use threads::{Thread, Wait};
 use transfers::Load;
@@ -69,6 +72,8 @@ enum Event {
     Stir(CoreId),
     /// The path of a core's multicast is its own.
     Reserved(CoreId, u8),
+    /// Something has happened at an end of an Ethernet link.
+    Fabric(fabric::Event),
 }
 
 impl From<noc::Event> for Event {
@@ -80,6 +85,7 @@ impl From<noc::Event> for Event {
 /// A core's shared state.
 struct Core {
     node: Node,
+    chip: ChipId,
     cbs: Vec<Option<Cb>>,
     semaphores: Vec<u32>,
     threads: Vec<u32>,
@@ -115,12 +121,16 @@ impl Default for Options {
 
 pub(crate) struct Machine<'a> {
     spec: &'a ChipSpec,
+    mesh: Mesh,
     memory: &'a mut Memory,
     interrupt: &'a dyn Interrupt,
     options: Options,
     queue: Queue<Event>,
     noc: Noc<Load>,
+    /// Links between chips.
+    fabric: Fabric,
     rates: Rates,
+    /// Of all chips, one behind the other.
     cores: Vec<Core>,
     threads: Vec<Thread>,
     computes: Vec<Compute>,
@@ -134,19 +144,22 @@ pub(crate) struct Machine<'a> {
 impl<'a> Machine<'a> {
     pub(crate) fn new(
         spec: &'a ChipSpec,
+        mesh: Mesh,
         memory: &'a mut Memory,
         interrupt: &'a dyn Interrupt,
         options: Options,
     ) -> Self {
-        let noc = Noc::new(spec);
+        let noc = Noc::new(spec, mesh);
         let mut node_cores = vec![None; noc.torus.nodes()];
-        let mut cores = Vec::with_capacity(spec.cores());
-        for y in &spec.workers.y {
-            for x in &spec.workers.x {
-                let node = noc.torus.node(*x, *y);
+        let mut cores = Vec::with_capacity(memory.l1.len());
+        let places = spec.workers.y.iter().flat_map(|y| spec.workers.x.iter().map(move |x| (*x, *y)));
+        for chip in 0..mesh.chips() {
+            for (x, y) in places.clone() {
+                let node = noc.torus.node_of(chip, x, y);
                 node_cores[usize::from(node)] = Some(cores.len() as CoreId);
                 cores.push(Core {
                     node,
+                    chip,
                     cbs: Vec::new(),
                     semaphores: Vec::new(),
                     threads: Vec::new(),
@@ -165,8 +178,10 @@ impl<'a> Machine<'a> {
             queue: Queue::new(),
             threads: Vec::new(),
             computes: Vec::new(),
-            timeline: (options.timeline > 0).then(|| Box::new(Timeline::new(options.timeline, spec.cores()))),
+            timeline: (options.timeline > 0).then(|| Box::new(Timeline::new(options.timeline, cores.len()))),
+            fabric: Fabric::new(spec, mesh, &noc.torus),
             spec,
+            mesh,
             memory,
             interrupt,
             options,
@@ -177,10 +192,20 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// A core by its number and its logical coordinates.
+    /// A core by its logical coordinates, and its chip where there are several.
     fn describe(&self, core: CoreId) -> String {
         let across = self.spec.workers.x.len() as u16;
-        format!("({}, {})", core % across, core / across)
+        let (chip, core) = Mesh::split(self.spec, core);
+        format!("({}, {}){}", core % across, core / across, self.of_chip(chip))
+    }
+
+    /// Which chip something is on, where there are several.
+    fn of_chip(&self, chip: ChipId) -> String {
+        if self.mesh.chips() == 1 {
+            return String::new();
+        }
+        let (row, column) = self.mesh.place(chip);
+        format!(" of chip ({row}, {column})")
     }
 
     pub(crate) fn run(mut self, program: Program) -> Result<Run, Error> {
@@ -252,6 +277,7 @@ impl<'a> Machine<'a> {
             }
             Event::Stir(core) => self.stir(core)?,
             Event::Reserved(core, noc) => self.reserved(core, noc),
+            Event::Fabric(event) => self.fabric_event(event),
         }
         Ok(())
     }
@@ -316,6 +342,7 @@ impl<'a> Machine<'a> {
             cores: cores.collect(),
             links: self.noc.uses(),
             channels: self.noc.channel_uses().collect(),
+            ethernet: self.fabric.uses(self.mesh),
             hop_flits: self.noc.hop_flits,
             fidelity: self.options.fidelity,
             timeline: self.timeline.map(|timeline| *timeline),

@@ -30,6 +30,13 @@ impl Verb {
                 ("noc_semaphore_set_multicast", About::Semaphore(semaphore))
             }
             Self::NocSemaphoreWait { semaphore, .. } => ("noc_semaphore_wait", About::Semaphore(semaphore)),
+            Self::FabricUnicastNocUnicastWrite { .. } => ("fabric_unicast_noc_unicast_write", About::None),
+            Self::FabricUnicastNocFusedUnicastWithAtomicInc { semaphore, .. } => {
+                ("fabric_unicast_noc_fused_unicast_with_atomic_inc", About::Semaphore(semaphore))
+            }
+            Self::FabricUnicastNocUnicastAtomicInc { semaphore, .. } => {
+                ("fabric_unicast_noc_unicast_atomic_inc", About::Semaphore(semaphore))
+            }
             Self::L1Load { .. } => ("l1_load", About::None),
             Self::L1Store { .. } => ("l1_store", About::None),
             Self::Cycles(_) => ("cycles", About::None),
@@ -63,6 +70,7 @@ impl Wait {
             Self::Departures => ("noc_async_writes_flushed", About::None),
             Self::Multicast { flag: false } => ("noc_async_write_multicast", About::None),
             Self::Multicast { flag: true } => ("noc_semaphore_set_multicast", About::None),
+            Self::Room { .. } => ("wait_for_empty_write_slot", About::None),
             Self::Semaphore { semaphore, .. } => ("noc_semaphore_wait", About::Semaphore(semaphore)),
         })
     }

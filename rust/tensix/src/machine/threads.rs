@@ -35,6 +35,10 @@ pub(super) enum Wait {
         value: u32,
         at_least: bool,
     },
+    /// An Ethernet tile has no room for a packet.
+    Room {
+        end: u32,
+    },
 }
 
 /// A data-movement thread.
@@ -55,6 +59,8 @@ pub(super) struct Thread {
     pub(super) departures: u32,
     /// The path of a multicast is held for the next one.
     pub(super) linked: bool,
+    /// An Ethernet tile has room for the packet that it waited with.
+    pub(super) granted: bool,
     pub(super) end: Time,
 }
 
@@ -74,6 +80,7 @@ impl Thread {
             writes: 0,
             departures: 0,
             linked: false,
+            granted: false,
             end: 0,
         }
     }
@@ -87,7 +94,8 @@ impl Machine<'_> {
         let of = |cb: u8| core.cbs.get(usize::from(cb)).and_then(Option::as_ref);
         let costs = &self.costs;
         match thread.wait {
-            Wait::Timer => None,
+            // Both are told by an event of their own.
+            Wait::Timer | Wait::Room { .. } => None,
             Wait::Front { cb, pages } => {
                 of(cb).filter(|cb| cb.filled() >= pages).map(|_| costs.semaphore_wait)
             }
@@ -154,6 +162,10 @@ impl Machine<'_> {
             Verb::NocAsyncWriteMulticast { .. } | Verb::NocSemaphoreSetMulticast { .. } => costs.multicast,
             Verb::NocSemaphoreInc { .. } => costs.semaphore_inc,
             Verb::NocSemaphoreSet { .. } => costs.semaphore_set,
+            // The data's write and that of the header that says where it goes; of an increment the header's alone.
+            Verb::FabricUnicastNocUnicastWrite { to, .. }
+            | Verb::FabricUnicastNocFusedUnicastWithAtomicInc { to, .. } => 2 * costs.write[0] + page(to),
+            Verb::FabricUnicastNocUnicastAtomicInc { .. } => costs.write[0],
             Verb::L1Load { .. } => costs.load,
             Verb::L1Store { .. } => costs.store,
             Verb::Cycles(cycles) => ticks(cycles.clamp(0.0, 1e12)),

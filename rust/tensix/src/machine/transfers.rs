@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::mesh::ChipId;
 use crate::noc::{Class, Node, Packet, Target};
 use crate::time::{TICKS, Time};
 use crate::verbs::{Area, CoreId, Place, Reply, Verb};
 
+use super::fabric::Far;
 use super::threads::Wait;
 use super::work::Block;
 use super::{Event, Machine};
@@ -48,6 +50,27 @@ pub(super) enum Load {
         to: u32,
         data: Option<Arc<Block>>,
     },
+    /// To an Ethernet tile of the same chip, that sends it on.
+    Parcel {
+        from: Sender,
+        end: u32,
+        parcel: u32,
+    },
+    /// From an Ethernet tile to where it goes.
+    /// A flag that came with data has taken no room of its own.
+    Unpacked {
+        end: u32,
+        parcel: u32,
+        room: bool,
+    },
+}
+
+/// Who has a parcel go over the NoC.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Sender {
+    Thread(u32),
+    /// The Ethernet tile of an end of a link, by which it came to the chip.
+    End(u32),
 }
 
 impl Machine<'_> {
@@ -56,15 +79,25 @@ impl Machine<'_> {
         format!("kernel {} on core {}", thread.name, self.describe(thread.core))
     }
 
-    pub(super) fn check_l1(&self, id: u32, core: CoreId, address: u32, bytes: u32) -> Result<(), Error> {
-        if usize::from(core) >= self.cores.len() {
+    /// Counts a core of a chip over all chips.
+    pub(super) fn core_of(&self, id: u32, chip: ChipId, core: CoreId) -> Result<CoreId, Error> {
+        let each = self.spec.cores();
+        if usize::from(core) >= each {
             return Err(Error::Misused(format!(
-                "{}: core {core}, {} has {}",
+                "{}: core {core}, {} has {each}",
                 self.whose(id),
-                self.spec.name,
-                self.cores.len()
+                self.spec.name
             )));
         }
+        Ok(chip * each as CoreId + core)
+    }
+
+    /// The same of a core that a kernel names, which is on its own chip.
+    fn near(&self, id: u32, core: CoreId) -> Result<CoreId, Error> {
+        self.core_of(id, self.cores[usize::from(self.threads[id as usize].core)].chip, core)
+    }
+
+    pub(super) fn check_l1(&self, id: u32, core: CoreId, address: u32, bytes: u32) -> Result<(), Error> {
         if u64::from(address) + u64::from(bytes) > u64::from(self.spec.l1.bytes) {
             return Err(Error::Misused(format!(
                 "{}: {bytes} B at {address} of core {}'s L1, which has {} B",
@@ -123,21 +156,40 @@ impl Machine<'_> {
 
     fn dram_node(&self, buffer: u16, page: u32) -> Node {
         let channels = &self.spec.dram.channels;
-        let fixed = self.memory.buffers[usize::from(buffer)].channel;
-        let [x, y] = channels[fixed.map_or(page as usize % channels.len(), usize::from)];
-        self.noc.torus.node(x, y)
+        let found = &self.memory.buffers[usize::from(buffer)];
+        let [x, y] = channels[found.channel.map_or(page as usize % channels.len(), usize::from)];
+        self.noc.torus.node_of(found.chip, x, y)
     }
 
-    /// Checks a place, and that it and an address of the own L1 may be ends of one transfer.
-    fn resolve(&self, id: u32, place: Place, own: u32, bytes: u32) -> Result<Node, Error> {
-        let (node, address, alignment, what) = match place {
+    /// Checks a place on the own chip, and that it and an address of the own L1 may be ends of one transfer. Returns its
+    /// node, and the place with the core's number over all chips.
+    fn resolve(&self, id: u32, place: Place, own: u32, bytes: u32) -> Result<(Node, Place), Error> {
+        self.resolve_on(id, self.cores[usize::from(self.threads[id as usize].core)].chip, place, own, bytes)
+    }
+
+    /// The same of a place on any chip.
+    pub(super) fn resolve_on(
+        &self,
+        id: u32,
+        chip: ChipId,
+        place: Place,
+        own: u32,
+        bytes: u32,
+    ) -> Result<(Node, Place), Error> {
+        let (node, place, address, alignment, what) = match place {
             Place::L1 { core, address } => {
+                let core = self.core_of(id, chip, core)?;
                 self.check_l1(id, core, address, bytes)?;
-                (self.cores[usize::from(core)].node, address, self.spec.l1.alignment, "L1")
+                let place = Place::L1 { core, address };
+                (self.cores[usize::from(core)].node, place, address, self.spec.l1.alignment, "L1")
             }
             Place::Dram { buffer, page, offset } => {
                 self.check_dram(id, buffer, page, offset, bytes)?;
-                (self.dram_node(buffer, page), offset, self.spec.dram.alignment, "DRAM")
+                let there = self.memory.buffers[usize::from(buffer)].chip;
+                if there != chip {
+                    return Err(self.elsewhere(id, buffer, there, chip));
+                }
+                (self.dram_node(buffer, page), place, offset, self.spec.dram.alignment, "DRAM")
             }
         };
         self.check_l1(id, self.threads[id as usize].core, own, bytes)?;
@@ -148,7 +200,17 @@ impl Machine<'_> {
                 self.whose(id)
             )));
         }
-        Ok(node)
+        Ok((node, place))
+    }
+
+    #[cold]
+    fn elsewhere(&self, id: u32, buffer: u16, there: ChipId, chip: ChipId) -> Error {
+        Error::Misused(format!(
+            "{}: buffer {buffer} is in the DRAM{}, not{}: to another chip data goes by              fabric_unicast_noc_unicast_write",
+            self.whose(id),
+            self.of_chip(there),
+            self.of_chip(chip)
+        ))
     }
 
     /// The first packet of a transfer; what is left of it is paid for and sent next.
@@ -207,10 +269,61 @@ impl Machine<'_> {
                 None
             }
             Verb::NocSemaphoreInc { core, semaphore, by } => {
-                self.check_l1(id, core, 0, 4)?;
+                let core = self.near(id, core)?;
                 self.semaphore(core, semaphore, id)?;
                 let target = self.cores[usize::from(core)].node;
                 self.post(id, target, 4, Load::IncrementSemaphore { thread: id, semaphore, by });
+                None
+            }
+            Verb::FabricUnicastNocUnicastWrite { from, chip, to, bytes, link } => {
+                let now = bytes.min(self.fabric.packet_bytes);
+                if !self.send_far(id, chip, link, Far::Write { from, to, bytes: now, then: None })? {
+                    self.threads[id as usize].pending = Some(verb);
+                    return Ok(None);
+                }
+                (bytes > now).then(|| Verb::FabricUnicastNocUnicastWrite {
+                    from: from + now,
+                    chip,
+                    to: later(to, now),
+                    bytes: bytes - now,
+                    link,
+                })
+            }
+            Verb::FabricUnicastNocFusedUnicastWithAtomicInc {
+                from,
+                chip,
+                to,
+                bytes,
+                core,
+                semaphore,
+                by,
+                link,
+            } => {
+                let now = bytes.min(self.fabric.packet_bytes);
+                // Checked with each packet, told with the last one.
+                let flag = self.flag(id, chip, (core, semaphore, by))?;
+                let then = (bytes == now).then_some(flag);
+                if !self.send_far(id, chip, link, Far::Write { from, to, bytes: now, then })? {
+                    self.threads[id as usize].pending = Some(verb);
+                    return Ok(None);
+                }
+                (bytes > now).then(|| Verb::FabricUnicastNocFusedUnicastWithAtomicInc {
+                    from: from + now,
+                    chip,
+                    to: later(to, now),
+                    bytes: bytes - now,
+                    core,
+                    semaphore,
+                    by,
+                    link,
+                })
+            }
+            Verb::FabricUnicastNocUnicastAtomicInc { chip, core, semaphore, by, link } => {
+                let flag = self.flag(id, chip, (core, semaphore, by))?;
+                if !self.send_far(id, chip, link, Far::Increment(flag))? {
+                    self.threads[id as usize].pending = Some(verb);
+                    return Ok(None);
+                }
                 None
             }
             other => {
@@ -221,6 +334,8 @@ impl Machine<'_> {
         let cost = match &rest {
             Verb::NocAsyncRead { stateful, .. } => self.costs.read[usize::from(*stateful)],
             Verb::NocAsyncWrite { stateful, .. } => self.costs.write[usize::from(*stateful)],
+            Verb::FabricUnicastNocUnicastWrite { .. }
+            | Verb::FabricUnicastNocFusedUnicastWithAtomicInc { .. } => 2 * self.costs.write[0],
             _ => self.costs.multicast,
         };
         self.note_verb(id, &rest, cost);
@@ -237,7 +352,7 @@ impl Machine<'_> {
         if bytes == 0 {
             return Err(Error::Misused(format!("{} reads 0 bytes", self.whose(id))));
         }
-        let target = self.resolve(id, from, to, bytes)?;
+        let (target, from) = self.resolve(id, from, to, bytes)?;
         let thread = &mut self.threads[id as usize];
         thread.reads += 1;
         let packet = Packet {
@@ -257,7 +372,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn own_bytes(&self, id: u32, from: u32, bytes: u32) -> Result<Option<Arc<Block>>, Error> {
+    pub(super) fn own_bytes(&self, id: u32, from: u32, bytes: u32) -> Result<Option<Arc<Block>>, Error> {
         let core = self.threads[id as usize].core;
         self.memory.values.then(|| self.read_l1(id, core, from, bytes)).transpose()
     }
@@ -266,14 +381,14 @@ impl Machine<'_> {
         if bytes == 0 {
             return Err(Error::Misused(format!("{} writes 0 bytes", self.whose(id))));
         }
-        let target = self.resolve(id, to, from, bytes)?;
+        let (target, to) = self.resolve(id, to, from, bytes)?;
         let data = self.own_bytes(id, from, bytes)?;
         self.post(id, target, bytes, Load::Write { thread: id, to, data });
         Ok(())
     }
 
     /// Sends a packet that will be acknowledged by one node.
-    fn post(&mut self, id: u32, target: Node, bytes: u32, load: Load) {
+    pub(super) fn post(&mut self, id: u32, target: Node, bytes: u32, load: Load) {
         let injection = self.injection(bytes, self.spec.noc.write_rate);
         let thread = &mut self.threads[id as usize];
         thread.writes += 1;
@@ -408,8 +523,12 @@ impl Machine<'_> {
             Load::Write { thread, .. }
             | Load::Multicast { thread, .. }
             | Load::SetSemaphore { thread, .. }
-            | Load::IncrementSemaphore { thread, .. } => thread,
-            Load::Request { .. } | Load::Reply { .. } => return,
+            | Load::IncrementSemaphore { thread, .. }
+            | Load::Parcel { from: Sender::Thread(thread), .. } => thread,
+            Load::Parcel { from: Sender::End(end), .. } | Load::Unpacked { end, room: true, .. } => {
+                return self.passed(end);
+            }
+            Load::Request { .. } | Load::Reply { .. } | Load::Unpacked { .. } => return,
         };
         let state = &mut self.threads[thread as usize];
         state.departures -= 1;

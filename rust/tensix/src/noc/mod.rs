@@ -15,6 +15,7 @@ pub use route::{Node, Target};
 pub(crate) use route::{Torus, port};
 
 use crate::chip::ChipSpec;
+use crate::mesh::Mesh;
 use crate::time::{Queue, TICKS, Time, ticks};
 
 /// Classes of packets have virtual channels of their own, so that none waits for one of another class.
@@ -107,7 +108,7 @@ struct Link {
 pub struct LinkUse {
     /// Network, 0 or 1.
     pub noc: u8,
-    /// The node whose router the link leaves.
+    /// The node whose router the link leaves: nodes of the second chip come behind those of the first.
     pub node: Node,
     /// 0: along x, 1: along y, 2: into the node, 3: out of the node.
     pub port: u8,
@@ -145,11 +146,14 @@ pub(crate) struct Noc<P> {
 }
 
 impl<P> Noc<P> {
-    pub(crate) fn new(spec: &ChipSpec) -> Self {
-        let torus = Torus::new(spec.grid.columns, spec.grid.rows, &spec.workers.x, &spec.workers.y);
+    pub(crate) fn new(spec: &ChipSpec, mesh: Mesh) -> Self {
+        let workers = &spec.workers;
+        let torus = Torus::new(spec.grid.columns, spec.grid.rows, &workers.x, &workers.y, mesh.chips());
         let mut channels = vec![None; torus.nodes()];
-        for [x, y] in &spec.dram.channels {
-            channels[usize::from(torus.node(*x, *y))] = Some(Channel::new(&spec.dram));
+        for chip in 0..mesh.chips() {
+            for [x, y] in &spec.dram.channels {
+                channels[usize::from(torus.node_of(chip, *x, *y))] = Some(Channel::new(&spec.dram));
+            }
         }
         let nodes = torus.nodes() as Node;
         let ports = |noc, node| (0..port::COUNT as u8).map(move |out| (noc, node, out));

@@ -2,7 +2,7 @@
 //!
 //! NoC 0 goes right and then down, NoC 1 up and then left (tenstorrent/tt-isa-documentation:WormholeB0/NoC/RoutingPaths.md).
 
-/// A node of the grid: `y * columns + x`.
+/// A node of the grid: `y * columns + x`; behind those of one chip come those of the next.
 pub type Node = u16;
 
 /// Where a packet leaves a router, or how it came there.
@@ -32,11 +32,12 @@ pub enum Target {
     },
 }
 
-/// A torus, and which of its nodes receive multicasts.
+/// A torus, once for each chip, and which of its nodes receive multicasts. Routes stay on their chip.
 #[derive(Debug, Clone)]
 pub(crate) struct Torus {
     pub(crate) columns: u16,
     pub(crate) rows: u16,
+    /// Of all chips, as the tables below.
     workers: Vec<bool>,
     xs: Vec<u16>,
     ys: Vec<u16>,
@@ -46,19 +47,25 @@ pub(crate) struct Torus {
 }
 
 impl Torus {
-    pub(crate) fn new(columns: u16, rows: u16, xs: &[u16], ys: &[u16]) -> Self {
+    pub(crate) fn new(columns: u16, rows: u16, xs: &[u16], ys: &[u16], chips: u16) -> Self {
         let mut workers = vec![false; usize::from(columns) * usize::from(rows)];
         for y in ys {
             for x in xs {
                 workers[usize::from(*y) * usize::from(columns) + usize::from(*x)] = true;
             }
         }
-        let places: Vec<_> = (0..rows).flat_map(|y| (0..columns).map(move |x| (x, y))).collect();
-        let node = |x: u16, y: u16| y % rows * columns + x % columns;
-        let forward = places.iter().map(|(x, y)| [node(x + 1, *y), node(*x, y + 1)]).collect();
-        let backward =
-            places.iter().map(|(x, y)| [node(x + columns - 1, *y), node(*x, y + rows - 1)]).collect();
+        let grid = move || (0..rows).flat_map(move |y| (0..columns).map(move |x| (x, y)));
+        let each = columns * rows;
+        let node = |chip: u16, x: u16, y: u16| chip * each + y % rows * columns + x % columns;
+        let (mut places, mut forward, mut backward) = (Vec::new(), Vec::new(), Vec::new());
+        for chip in 0..chips {
+            places.extend(grid());
+            forward.extend(grid().map(|(x, y)| [node(chip, x + 1, y), node(chip, x, y + 1)]));
+            backward
+                .extend(grid().map(|(x, y)| [node(chip, x + columns - 1, y), node(chip, x, y + rows - 1)]));
+        }
         let (xs, ys) = (xs.to_vec(), ys.to_vec());
+        let workers = workers.repeat(usize::from(chips));
         Self { columns, rows, workers, xs, ys, places, next: [forward, backward] }
     }
 
@@ -70,8 +77,19 @@ impl Torus {
         self.places[usize::from(node)]
     }
 
+    /// A node of the first chip.
     pub(crate) fn node(&self, x: u16, y: u16) -> Node {
         y * self.columns + x
+    }
+
+    /// The first node of the chip that a node is on.
+    fn first(&self, node: Node) -> Node {
+        node - node % (self.columns * self.rows)
+    }
+
+    /// A node of a chip, by the chip's number.
+    pub(crate) fn node_of(&self, chip: u16, x: u16, y: u16) -> Node {
+        chip * self.columns * self.rows + self.node(x, y)
     }
 
     /// Hops from one node to another along each axis.
@@ -161,7 +179,8 @@ impl Torus {
     pub(crate) fn receivers(&self, source: Node, from: (u16, u16), to: (u16, u16), own: bool) -> Vec<Node> {
         let rows = from.1..=to.1.min(self.rows - 1);
         let all = rows.flat_map(|y| (from.0..=to.0.min(self.columns - 1)).map(move |x| (x, y)));
-        all.map(|(x, y)| self.node(x, y))
+        let first = self.first(source);
+        all.map(|(x, y)| first + self.node(x, y))
             .filter(|node| self.workers[usize::from(*node)] && (own || *node != source))
             .collect()
     }
@@ -183,7 +202,7 @@ mod tests {
     use super::*;
 
     fn torus() -> Torus {
-        Torus::new(5, 4, &[1, 2, 4], &[0, 1, 3])
+        Torus::new(5, 4, &[1, 2, 4], &[0, 1, 3], 2)
     }
 
     /// Walks all copies of a packet; returns where they were taken out, and the links used.
@@ -211,8 +230,9 @@ mod tests {
     fn packets_reach_their_node_in_as_many_hops_as_it_is_away() {
         let torus = torus();
         for noc in 0..2 {
-            for from in 0..20 {
-                for to in 0..20 {
+            for from in 0..40 {
+                // Nodes of the same chip: there is no way to another one.
+                for to in from / 20 * 20..from / 20 * 20 + 20 {
                     let (taken, links) = walk(noc, from, Target::One(to));
                     let (dx, dy) = torus.distance(noc, from, to);
                     assert_eq!((taken, links), (vec![to], usize::from(dx + dy)));
@@ -225,7 +245,7 @@ mod tests {
     fn multicasts_reach_each_worker_once() {
         let torus = torus();
         for noc in 0..2 {
-            for source in 0..20 {
+            for source in 0..40 {
                 for own in [false, true] {
                     for (from, to) in [((0, 0), (4, 3)), ((1, 1), (2, 3)), ((4, 0), (4, 3)), ((1, 3), (4, 3))]
                     {
