@@ -69,6 +69,8 @@ __all__ = [
     "tensix_covered",
     "tensix_dram",
     "tensix_estimate",
+    "tensix_estimate_mesh",
+    "tensix_gather",
     "tensix_layer",
     "tensix_layer_cut",
     "tensix_multicast",
@@ -397,6 +399,25 @@ def tensix_estimate(
     out_l1: bool = False,
     stop: Any | None = None,
 ) -> dict[str, Any]: ...
+def tensix_estimate_mesh(
+    spec_text: str,
+    mesh: tuple[int, int],
+    tiles: tuple[int, int, int],
+    live: tuple[Sequence[int], Sequence[int]] | None,
+    format: str,
+    fidelity: str,
+    wide: bool,
+    decide: str = "static",
+    balance: bool = True,
+    stop: Any | None = None,
+) -> list[dict[str, Any]]: ...
+def tensix_gather(
+    chip: TensixChip,
+    lines: Sequence[tuple[bool, int, Sequence[tuple[int, Sequence[int]]]]],
+    timeline: int = 0,
+    threads: int = 1,
+    stop: Any | None = None,
+) -> dict[str, Any]: ...
 def tensix_multiply(
     spec_text: str,
     tiles: tuple[int, int, int],
@@ -528,9 +549,9 @@ def untilize(format: str, data: bytes, rows: int, columns: int) -> NDArray[Any]:
 @final
 class Place:
     @staticmethod
-    def l1(core: tuple[int, int], address: int) -> Place: ...
+    def l1(core: tuple[int, int], address: int, chip: tuple[int, int] | None = None) -> Place: ...
     @staticmethod
-    def dram(buffer: int, page: int, offset: int) -> Place: ...
+    def dram(buffer: int, page: int, offset: int, chip: tuple[int, int] | None = None) -> Place: ...
     def __eq__(self, other: object, /) -> bool: ...
 
 @final
@@ -542,7 +563,13 @@ class KernelContext:
     def core(self) -> tuple[int, int]: ...
     @property
     def name(self) -> str: ...
-    def get_noc_addr(self, core: tuple[int, int], address: int) -> Place: ...
+    @property
+    def chip(self) -> tuple[int, int]: ...
+    @property
+    def mesh(self) -> tuple[int, int]: ...
+    def get_noc_addr(
+        self, core: tuple[int, int], address: int, chip: tuple[int, int] | None = None
+    ) -> Place: ...
     def get_tile_size(self, cb: int) -> int: ...
     def cb_reserve_back(self, cb: int, pages: int) -> Verb: ...
     def cb_wait_front(self, cb: int, pages: int) -> Verb: ...
@@ -563,6 +590,27 @@ class KernelContext:
         size: int,
         linked: bool = False,
         loopback_src: bool = False,
+    ) -> Verb: ...
+    def fabric_unicast_noc_unicast_write(
+        self, src: int, dst: Place, size: int, link: int | None = None
+    ) -> Verb: ...
+    def fabric_unicast_noc_fused_unicast_with_atomic_inc(
+        self,
+        src: int,
+        dst: Place,
+        size: int,
+        core: tuple[int, int],
+        semaphore: int,
+        by: int = ...,
+        link: int | None = None,
+    ) -> Verb: ...
+    def fabric_unicast_noc_unicast_atomic_inc(
+        self,
+        chip: tuple[int, int],
+        core: tuple[int, int],
+        semaphore: int,
+        by: int = ...,
+        link: int | None = None,
     ) -> Verb: ...
     def noc_semaphore_inc(self, core: tuple[int, int], semaphore: int, by: int = ...) -> Verb: ...
     def noc_semaphore_set(self, semaphore: int, value: int) -> Verb: ...
@@ -614,22 +662,43 @@ class KernelContext:
 
 @final
 class TensixChip:
-    def __new__(cls, spec: str, values: bool) -> Self: ...
+    def __new__(cls, spec: str, values: bool, mesh: tuple[int, int] = (1, 1)) -> Self: ...
+    def stand_on(self, chip: tuple[int, int]) -> None: ...
     def buffer(self, page_bytes: int, pages: int, channel: int | None = None) -> int: ...
     def tensor(self, size: int) -> int: ...
     def write_buffer(self, buffer: int, data: bytes) -> None: ...
+    def write_pages(self, buffer: int, pages: Sequence[int], data: bytes) -> None: ...
     def read_buffer(self, buffer: int) -> bytes: ...
-    def write_l1(self, core: tuple[int, int], address: int, data: bytes) -> None: ...
-    def read_l1(self, core: tuple[int, int], address: int, size: int) -> bytes: ...
+    def write_l1(
+        self, core: tuple[int, int], address: int, data: bytes, chip: tuple[int, int] = (0, 0)
+    ) -> None: ...
+    def read_l1(
+        self, core: tuple[int, int], address: int, size: int, chip: tuple[int, int] = (0, 0)
+    ) -> bytes: ...
     def context(
-        self, core: tuple[int, int], name: str, pages: Sequence[tuple[int, int]]
+        self,
+        core: tuple[int, int],
+        name: str,
+        pages: Sequence[tuple[int, int]],
+        chip: tuple[int, int] = (0, 0),
     ) -> KernelContext: ...
     def recorder(self) -> KernelContext: ...
     def buffers(self) -> int: ...
     def keep_buffers(self, count: int) -> None: ...
     def run(
         self,
-        buffers: Sequence[tuple[int, Sequence[tuple[int, int]], str, int, int, int | None, int | None]],
+        buffers: Sequence[
+            tuple[
+                int,
+                Sequence[tuple[int, int]],
+                Sequence[tuple[int, int]],
+                str,
+                int,
+                int,
+                int | None,
+                int | None,
+            ]
+        ],
         semaphores: Sequence[int],
         kernels: Sequence[tuple[KernelContext, str, int, object]],
         fidelity: str,

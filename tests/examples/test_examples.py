@@ -216,3 +216,15 @@ def test_tensix_ring_all_reduce(capsys):
         assert ring["error"] < 0.02
         assert ring["rate"] > 3
     assert "KiB each" in capsys.readouterr().out
+
+
+def test_tensix_chips_all_reduce(capsys):
+    found = run("tensix/chips_all_reduce")
+    assert set(found) == {"2 n300, 16 tiles", "4 n300, 16 tiles", "4 p150, 16 tiles"}
+    for name, line in found.items():
+        assert line["error"] < 0.02
+        assert line["same"] == 1.0, "all chips have the same sum"
+        # Each tile goes along the line once, and back once.
+        assert line["bytes"] == 2 * (int(name[0]) - 1) * 16 * 2048
+    assert found["4 p150, 16 tiles"]["cycles"] > 0
+    assert "Ethernet MB" in capsys.readouterr().out

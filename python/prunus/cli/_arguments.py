@@ -12,6 +12,7 @@ __all__ = [
     "byte_count",
     "choices",
     "densities",
+    "mesh",
     "number",
     "numbers",
     "price",
@@ -38,6 +39,14 @@ def number(text: str) -> int:
 def numbers(text: str) -> list[int]:
     """Read whole numbers above 0, separated by commas."""
     return [number(part) for part in text.split(",")]
+
+
+def mesh(text: str) -> tuple[int, int]:
+    """Read rows and columns, such as ``2x4``."""
+    parts = text.lower().split("x")
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"rows and columns such as 2x4, got {text!r}")
+    return number(parts[0]), number(parts[1])
 
 
 def byte_count(text: str) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunus.cli import tensix_bench
-from prunus.cli._arguments import Commands, densities, number, share
+from prunus.cli._arguments import Commands, densities, mesh, number, share
 from prunus.cli._files import refusing, writable
 from prunus.cli.errors import CommandError
 
@@ -28,7 +28,8 @@ _MATMUL = """\
 Run the product of an M x K and a K x N matrix on a simulated chip, without values, and tell what it costs and
 what bounds it. With --density the left operand is block-sparse: blocks that are not live are neither read nor
 sent nor multiplied. Which ones are live is known before (static), or found out by the cores (dynamic).
-With --sweep the three are compared at several densities."""
+With --sweep the three are compared at several densities. With --mesh the product is cut over several chips;
+operands go to the chips that need them first, which is part of the cycles."""
 
 _KINDS = ("gemm", "noc", "dram")
 _SHOWN = 20
@@ -62,6 +63,7 @@ def add(commands: Commands) -> None:
     ):
         arg(size, type=number, metavar=size.upper(), help=what)
     arg("--chip", default="n150", help="a shipped chip, or a TOML file of one (default: n150)")
+    arg("--mesh", type=mesh, metavar="RxC", help="rows and columns of chips that Ethernet joins, such as 2x4")
     arg("--density", type=share, help="share of the left operand's blocks that are live (default: dense)")
     arg("--block", type=number, default=32, help="rows and columns of a block (default: 32)")
     arg("--dtype", default="bfloat16", help="format of tiles: bfloat16, bfloat8_b, bfloat4_b, ...")
@@ -130,6 +132,8 @@ def matmul(options: argparse.Namespace) -> int:
     """Run a product, or several of different densities, and print a row for each."""
     from prunus.tensix.spec import ChipSpec
 
+    if options.mesh is not None and options.sweep is not None:
+        raise CommandError("--sweep compares products on one chip: leave --mesh out")
     if options.plot is not None and options.sweep is None:
         raise CommandError("--plot draws a sweep: give --sweep too")
     if options.density is not None and options.sweep is not None:
@@ -143,7 +147,8 @@ def matmul(options: argparse.Namespace) -> int:
         chip = ChipSpec.load(options.chip) if options.chip.endswith(".toml") else ChipSpec.named(options.chip)
         table = _one(options, chip) if options.sweep is None else _sweep(options, chip)
     what = f"{options.m} x {options.k} x {options.n}, {options.dtype} {options.fidelity}"
-    print(f"{chip.name}: {what}, blocks of {options.block} x {options.block}\n")
+    many = "" if options.mesh is None else f" mesh of {options.mesh[0]} x {options.mesh[1]}"
+    print(f"{chip.name}{many}: {what}, blocks of {options.block} x {options.block}\n")
     print(table)
     return 0
 
@@ -173,10 +178,13 @@ def _one(options: argparse.Namespace, chip: "ChipSpec") -> str:
                 fidelity=options.fidelity,
                 in0=options.in0,
                 out=options.out,
+                mesh=options.mesh,
             )
             rows.append((label if options.density is None else f"{100 * options.density:g} % {label}", found))
             bar.step(label)
     header = ["live", "cycles", "us", "TFLOP/s", "of peak", "DRAM MB", "hop MB", "bound"]
+    if options.mesh is not None:
+        header[-1:] = ["Ethernet MB", "Ethernet first", "bound"]
     cells = [
         [
             label,
@@ -186,6 +194,11 @@ def _one(options: argparse.Namespace, chip: "ChipSpec") -> str:
             f"{one.utilisation:.0%}",
             f"{one.dram_bytes / 1e6:.1f}",
             f"{one.hop_bytes / 1e6:.1f}",
+            *(
+                []
+                if options.mesh is None
+                else [f"{one.ethernet_bytes / 1e6:.1f}", f"{one.ethernet_cycles:.0f}"]
+            ),
             f"{one.bound} {max(one.busy.values()):.0%}",
         ]
         for label, one in rows

@@ -112,8 +112,8 @@ class device:  # noqa: N801 - a context manager that reads as a function
         One of :func:`prunus.engines.names`; or "tensix:" and the path of a chip's description, ending in
         ".toml".
     **options
-        Of a simulated chip: ``mode``, "full" or "timing", see :class:`prunus.tensix.TensixEngine`. Others
-        have none.
+        Of a simulated chip: ``mode``, "full" or "timing", and ``mesh``, rows and columns of chips that
+        Ethernet joins; see :class:`prunus.tensix.TensixEngine`. Others have none.
 
     Raises
     ------

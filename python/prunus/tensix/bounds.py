@@ -1,8 +1,9 @@
 """What a run waits for.
 
 The rule. Of each kind of part the busiest one counts, as a share of the run's cycles: matrix unit ("math"),
-unpacker, packer, link of a network ("NoC"), channel of DRAM. Of these the one with the largest share is
-what the run waits for, if it works at least `BINDS` of the time, with two exceptions:
+unpacker, packer, link of a network ("NoC"), channel of DRAM, link between chips ("ethernet"). Of these the
+one with the largest share is what the run waits for, if it works at least `BINDS` of the time, with two
+exceptions:
 
 - "imbalance", if that part belongs to a core and cores have unequal work: the mean over cores of what their
   busiest unit works is less than `BINDS` of the most that a core's does. With equal shares the run would be
@@ -44,7 +45,7 @@ class Bound:
     Attributes
     ----------
     name : str
-        "math", "unpack", "pack", "NoC", "DRAM", "latency" or "imbalance".
+        "math", "unpack", "pack", "NoC", "DRAM", "ethernet", "latency" or "imbalance".
     busiest : dict of str to float
         Share of the time for which the busiest part of each kind works.
     imbalance : float
@@ -67,6 +68,8 @@ def judge(usage: Usage) -> Bound:
     work = dict(zip(_OF_CORES, units.max(axis=1, initial=0).tolist(), strict=True))
     work["NoC"] = on_chip
     work["DRAM"] = dram
+    if usage.mesh != (1, 1):
+        work["ethernet"] = float(usage.ethernet["busy"].max(initial=0.0))
     busiest = {part: busy / cycles if cycles else 0.0 for part, busy in work.items()}
     imbalance = _short(units[0])
     name = max(busiest, key=lambda part: busiest[part])

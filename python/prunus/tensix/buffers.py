@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from prunus import _core
 from prunus.tensix.errors import MisusedError
+from prunus.tensix.mesh import ChipAt
 
 __all__ = ["TILE", "Buffer", "Matrix", "format_of", "tile_bytes", "tilize", "untilize"]
 
@@ -100,12 +101,15 @@ class Buffer:
         Bytes of a page, and pages.
     channel : int or None
         The channel of all pages; None where they are spread.
+    chip : tuple of int
+        Row and column of the chip in whose DRAM it is.
     """
 
     number: int
     page_bytes: int
     pages: int
     channel: int | None
+    chip: ChipAt
 
     @property
     def nbytes(self) -> int:
@@ -132,7 +136,7 @@ class Buffer:
                 f"misused: byte {offset} of page {index}, "
                 f"the buffer has {self.pages} pages of {self.page_bytes} B"
             )
-        return _core.Place.dram(self.number, index, offset)
+        return _core.Place.dram(self.number, index, offset, self.chip)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +170,7 @@ class Matrix(Buffer):
         rows, columns = self.tiles
         if not (0 <= row < rows and 0 <= column < columns):
             raise MisusedError(f"misused: tile ({row}, {column}) of {rows} x {columns} tiles")
-        return _core.Place.dram(self.number, row * columns + column, 0)
+        return _core.Place.dram(self.number, row * columns + column, 0, self.chip)
 
 
 def shape_of(given: Sequence[int] | ArrayLike) -> tuple[int, int] | None:

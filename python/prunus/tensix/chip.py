@@ -14,6 +14,7 @@ from prunus._threads import get_num_threads
 from prunus.tensix.buffers import Buffer, Matrix, format_of, shape_of, tile_bytes, tilize, untilize
 from prunus.tensix.cores import Core, CoreRange
 from prunus.tensix.errors import MisusedError, TensixError
+from prunus.tensix.mesh import chips_of, every, mesh_of
 from prunus.tensix.program import Program
 from prunus.tensix.report import Operation, Report
 from prunus.tensix.spec import ChipSpec
@@ -26,7 +27,7 @@ Fidelity: TypeAlias = Literal["LoFi", "HiFi2", "HiFi3", "HiFi4"]
 
 
 class Chip:
-    """A simulated chip with its memory.
+    """A simulated chip with its memory, or a mesh of equal chips that Ethernet links join.
 
     Runs are deterministic: the same program takes the same cycles and gives the same bits, every time. Values
     are computed on as many threads as `prunus.num_threads` says; neither cycles nor bits depend on it.
@@ -37,6 +38,8 @@ class Chip:
         A chip that comes with the package, by its name, or a description.
     mode : {"full", "timing"}
         Whether values are computed, or only time; then memory holds nothing, and reading it is an error.
+    mesh : tuple of int, optional
+        Rows and columns of chips; by default one chip. Each has memory of its own, and its own cores.
     timeline : bool or int
         Whether runs record what their threads do, and how many intervals of it at most; True is 2^20.
 
@@ -44,6 +47,8 @@ class Chip:
     ------
     SpecError
         If there is no chip of that name.
+    UnsupportedError
+        If its board has no links for such a mesh.
 
     Examples
     --------
@@ -58,7 +63,12 @@ class Chip:
     """
 
     def __init__(
-        self, spec: str | ChipSpec = "n150", mode: Mode = "full", *, timeline: bool | int = False
+        self,
+        spec: str | ChipSpec = "n150",
+        mode: Mode = "full",
+        *,
+        mesh: tuple[int, int] | None = None,
+        timeline: bool | int = False,
     ) -> None:
         if mode not in ("full", "timing"):
             raise ValueError(f"mode is full or timing, got {mode!r}")
@@ -66,7 +76,8 @@ class Chip:
             raise TypeError(f"expected a chip's name or a ChipSpec, got {type(spec).__name__}")
         self._spec = ChipSpec.named(spec) if isinstance(spec, str) else spec
         self._mode = mode
-        self._core = _core.TensixChip(self._spec.text, mode == "full")
+        self._mesh = mesh_of(mesh)
+        self._core = _core.TensixChip(self._spec.text, mode == "full", self._mesh)
         self._running = False
         #: Of threads that use the chip as an engine.
         self._turn = threading.RLock()
@@ -84,8 +95,18 @@ class Chip:
         return self._mode
 
     @property
+    def mesh(self) -> tuple[int, int]:
+        """Rows and columns of chips; (1, 1) is one chip."""
+        return self._mesh
+
+    @property
+    def chips(self) -> list[tuple[int, int]]:
+        """All chips by row and column, row by row."""
+        return every(self._mesh)
+
+    @property
     def cores(self) -> CoreRange:
-        """All cores."""
+        """All cores of a chip."""
         workers = self._spec.workers
         return CoreRange((0, 0), (len(workers.x) - 1, len(workers.y) - 1))
 
@@ -102,7 +123,12 @@ class Chip:
         return self._core
 
     def buffer(
-        self, array: ArrayLike | tuple[int, int], dtype: object = None, *, channel: int | None = None
+        self,
+        array: ArrayLike | tuple[int, int],
+        dtype: object = None,
+        *,
+        channel: int | None = None,
+        chip: tuple[int, int] = (0, 0),
     ) -> Matrix:
         """Put a matrix into DRAM, a page for each tile.
 
@@ -114,6 +140,8 @@ class Chip:
             Format of the tiles; by default the array's own dtype, and bfloat16 for a shape.
         channel : int, optional
             The channel of all tiles; by default they are spread over all.
+        chip : tuple of int
+            Row and column of the chip of a mesh in whose DRAM it is.
 
         Returns
         -------
@@ -131,22 +159,26 @@ class Chip:
         """
         shape = shape_of(array)
         if shape is not None:
-            return self._matrix(shape, format_of("bfloat16" if dtype is None else dtype), channel)
+            return self._matrix(shape, format_of("bfloat16" if dtype is None else dtype), channel, chip)
         values = np.asarray(array)
         name = format_of(values.dtype if dtype is None else dtype)
         data = tilize(values, name)
-        buffer = self._matrix((values.shape[0], values.shape[1]), name, channel)
+        buffer = self._matrix((values.shape[0], values.shape[1]), name, channel, chip)
         self._idle().write_buffer(buffer.number, data)
         return buffer
 
-    def _matrix(self, shape: tuple[int, int], dtype: str, channel: int | None) -> Matrix:
+    def _matrix(
+        self, shape: tuple[int, int], dtype: str, channel: int | None, chip: tuple[int, int]
+    ) -> Matrix:
         if min(shape) <= 0:
             raise MisusedError(f"misused: a matrix of {shape[0]} x {shape[1]} holds nothing")
         pages = -(-shape[0] // 32) * -(-shape[1] // 32)
-        raw = self.pages(tile_bytes(dtype), pages, channel=channel)
-        return Matrix(raw.number, raw.page_bytes, raw.pages, channel, shape, dtype)
+        raw = self.pages(tile_bytes(dtype), pages, channel=channel, chip=chip)
+        return Matrix(raw.number, raw.page_bytes, raw.pages, channel, raw.chip, shape, dtype)
 
-    def pages(self, page_bytes: int, pages: int, *, channel: int | None = None) -> Buffer:
+    def pages(
+        self, page_bytes: int, pages: int, *, channel: int | None = None, chip: tuple[int, int] = (0, 0)
+    ) -> Buffer:
         """Make a buffer of plain pages in DRAM.
 
         Parameters
@@ -155,14 +187,29 @@ class Chip:
             Bytes of a page, and pages.
         channel : int, optional
             The channel of all pages; by default page ``i`` is in channel ``i % channels``.
+        chip : tuple of int
+            Row and column of the chip of a mesh in whose DRAM it is.
         """
         for what, value in (("page_bytes", page_bytes), ("pages", pages), ("channel", channel or 0)):
             if not 0 <= value < 2**32:
                 raise MisusedError(f"misused: {what} of a buffer is {value}")
         if channel is not None and channel >= len(self._spec.dram.channels):
             raise MisusedError(f"misused: channel {channel}: there are {len(self._spec.dram.channels)}")
-        number = self._idle().buffer(page_bytes, pages, channel)
-        return Buffer(number, page_bytes, pages, channel)
+        at = self._at(chip)
+        core = self._idle()
+        core.stand_on(at)
+        try:
+            number = core.buffer(page_bytes, pages, channel)
+        finally:
+            core.stand_on((0, 0))
+        return Buffer(number, page_bytes, pages, channel, at)
+
+    def _at(self, chip: tuple[int, int]) -> tuple[int, int]:
+        """Return a chip that there is."""
+        found = chips_of(chip)
+        if found is None or len(found) != 1 or found[0] not in self.chips:
+            raise MisusedError(f"misused: chip {chip!r}: the mesh has {self._mesh[0]} x {self._mesh[1]}")
+        return found[0]
 
     def write(self, buffer: Buffer, data: ArrayLike | bytes) -> None:
         """Write all of a buffer.
@@ -236,12 +283,12 @@ class Chip:
             raise MisusedError(f"misused: room of {size} B in L1")
         return self._idle().tensor(size)
 
-    def write_l1(self, core: Core, address: int, data: bytes) -> None:
-        """Write bytes to a core's L1."""
-        self._idle().write_l1(core, self._l1(address), data)
+    def write_l1(self, core: Core, address: int, data: bytes, *, chip: tuple[int, int] = (0, 0)) -> None:
+        """Write bytes to the L1 of a core, of the chip of a mesh in a row and column."""
+        self._idle().write_l1(core, self._l1(address), data, self._at(chip))
 
-    def read_l1(self, core: Core, address: int, size: int) -> bytes:
-        """Return bytes of a core's L1.
+    def read_l1(self, core: Core, address: int, size: int, *, chip: tuple[int, int] = (0, 0)) -> bytes:
+        """Return bytes of the L1 of a core, of the chip of a mesh in a row and column.
 
         Raises
         ------
@@ -250,7 +297,7 @@ class Chip:
         UnsupportedError
             If the chip only takes time.
         """
-        return self._idle().read_l1(core, self._l1(address), self._l1(size))
+        return self._idle().read_l1(core, self._l1(address), self._l1(size), self._at(chip))
 
     def _l1(self, value: int) -> int:
         if not 0 <= value <= self._spec.l1.bytes:
@@ -317,7 +364,7 @@ class Chip:
         core = self._idle()
         self._running = True
         try:
-            buffers, semaphores, kernels = program._start(core)
+            buffers, semaphores, kernels = program._start(core, self._mesh)
             found = core.run(
                 buffers,
                 semaphores,
@@ -337,12 +384,16 @@ class Chip:
     def _record(self, found: Mapping[str, Any], *, name: str, flops: float | None = None) -> Operation:
         """Enter a run, as the compiled side reports it, and return its part of the report."""
         done = Operation(self._spec, found, name=name, flops=flops)
+        self._keep(done)
+        return done
+
+    def _keep(self, done: Operation) -> None:
+        """Enter an operation into the report."""
         self._operations.append(done)
         if len(self._operations) > _KEPT:
             # A chip may live for long: its first runs become one.
             first = self._operations[: _KEPT // 2]
             self._operations[: _KEPT // 2] = [Operation.together(self._spec, first)]
-        return done
 
     def report(self) -> Report:
         """Return what all runs since the chip was made, or since :meth:`reset_report`, took and moved.
@@ -363,7 +414,9 @@ class Chip:
         self._operations = []
 
     def __repr__(self) -> str:
-        return f"<Chip {self._spec.name!r}, {self._mode}>"
+        rows, columns = self._mesh
+        many = "" if self._mesh == (1, 1) else f", {rows} x {columns} chips"
+        return f"<Chip {self._spec.name!r}{many}, {self._mode}>"
 
 
 # Runs that are kept one by one, some tens of kilobytes each, at most.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +28,7 @@ from prunus.tensix.mapping import (
 )
 from prunus.tensix.mapping.job import Outcome, Run
 from prunus.tensix.mapping.products import Epilogue, Steps
+from prunus.tensix.mapping.tiles import BlockTiles, Tiles
 from prunus.tensix.report import Report
 from prunus.tensix.spec import ChipSpec
 
@@ -112,16 +113,63 @@ class TensixEngine:
         return Run(chip._idle(), chip.mode == "full", "HiFi4", wide, chip._timeline, chip._turn)
 
     def _done(self, name: str, outcome: Outcome, flops: float) -> None:
-        spend(self.chip._record(outcome.report, name=name, flops=flops).cycles)
+        self._enter(outcome.report, name, flops)
+
+    def _enter(self, found: Mapping[str, Any], name: str, flops: float) -> None:
+        """Have the report tell of a run."""
+        spend(self.chip._record(found, name=name, flops=flops).cycles)
+
+    # What a mesh of chips does in its own way: products that go over all of them.
+
+    def _multiply(
+        self,
+        left: Tiles,
+        right: Tiles,
+        across: int,
+        rows: Sequence[Steps],
+        format: str,
+        e: Epilogue,
+    ) -> Outcome:
+        return products.multiply(self._run, left, right, across, rows, format, e)
+
+    def _pairs(
+        self,
+        pages: tuple[Tiles, Tiles],
+        places: Sequence[tuple[int, int]],
+        sums: Sequence[tuple[Array, Array]],
+        format: str,
+    ) -> Outcome:
+        """Sum products of pages, for each of some tiles of the result, at their rows and columns of tiles."""
+        return products.pairs(self._run, *pages, sums, format)
+
+    def _static(
+        self, w: BlockTiles, shape: tuple[int, int], x: Array, formats: layers.Formats, e: Epilogue
+    ) -> Outcome | None:
+        """Multiply by multicast a left operand that has some tiles only; None where that goes by lists."""
+        return layers.static(self._run, w, shape, x, formats, e)
+
+    def _dense(self, a: Array, b: Array, formats: layers.Formats) -> Outcome | None:
+        """Multiply by multicast; None where that goes by lists."""
+        (m, k), n = a.shape, b.shape[1]
+        down, _, across = sizes = multicast.sizes_of(m, k, n)
+        by = layers.way(self._run, sizes, formats, Epilogue(), down * across)
+        plain = len(set(formats)) == 1
+        if plain and not (by and by.line) and multicast.pays(m, k, n, formats):
+            return multicast.dense(self._run, a, b, formats[0])
+        if by is None:
+            return None
+        left, right = tiles.dense(a, formats[0]), tiles.dense(b, formats[1])
+        return layers.multiply(self._run, left, right, formats, Epilogue(), by)
 
     def _host(self, statistics: int) -> None:
         """Count a round trip: float32 go to the host, which decides, and a bit for each comes back."""
         host, clock = self.chip.spec.host, self.chip.spec.clock_ghz * 1e9
         moved = 4 * statistics + -(-statistics // 8)
         cycles = (host.round_trip_us * 1e-6 + moved / (host.gb_per_s * 1e9)) * clock
-        nothing: dict[str, list[Any]] = {name: [] for name in ("cores", "links", "channels")}
+        nothing: dict[str, Any] = {name: [] for name in ("cores", "links", "channels", "ethernet")}
+        nothing["mesh"] = self.chip.mesh
         found = {"cycles": cycles, "math_cycles": 0.0, "events": 0, "hop_bytes": 0, "fidelity": "HiFi4"}
-        spend(self.chip._record({**found, **nothing}, name="host", flops=0.0).cycles)
+        self._enter({**found, **nothing}, "host", 0.0)
 
     def _begin(self, out: Array) -> None:
         """Where the chip only takes time, results are zeros."""
@@ -205,9 +253,10 @@ class TensixEngine:
             and multicast.pays(m, x.shape[1], n, (left, right, result))
             and parts[0].distinct
         ):
-            outcome = layers.static(self._run, parts[0], (m, x.shape[1]), x[0], (left, right, result), e)
-            self._done("dsd", outcome, useful)
-            return self._crop(outcome.outputs, 1, m, n, dtype)
+            found = self._static(parts[0], (m, x.shape[1]), x[0], (left, right, result), e)
+            if found is not None:
+                self._done("dsd", found, useful)
+                return self._crop(found.outputs, 1, m, n, dtype)
         rows, first = [], 0
         for number, part in enumerate(parts):
             ends = np.searchsorted(part.rows, np.arange(down + 1))
@@ -216,9 +265,7 @@ class TensixEngine:
                 rows.append(Steps(first + at, number * depth + part.columns[at], bias=i))
             first += len(part.rows)
         values = np.concatenate([part.values for part in parts])
-        outcome = products.multiply(
-            self._run, tiles.stacked(values, left), tiles.dense(x, right), across, rows, result, e
-        )
+        outcome = self._multiply(tiles.stacked(values, left), tiles.dense(x, right), across, rows, result, e)
         self._done("dsd", outcome, useful)
         return self._crop(outcome.outputs, len(members), m, n, dtype)
 
@@ -289,13 +336,8 @@ class TensixEngine:
         found = np.zeros((0, tiles.TILE, tiles.TILE), dtype)
         if order:
             sums = [(np.array(wanted[at][0]), np.array(wanted[at][1])) for at in order]
-            outcome = products.pairs(
-                self._run,
-                tiles.stacked(left.values, formats[0]),
-                tiles.stacked(right.values, formats[1]),
-                sums,
-                formats[2],
-            )
+            both = tiles.stacked(left.values, formats[0]), tiles.stacked(right.values, formats[1])
+            outcome = self._pairs(both, order, sums, formats[2])
             self._done("ssd", outcome, 0.0 if again else operands.useful(a, b))
             if outcome.outputs:
                 found = outcome.outputs[0].reshape(-1, tiles.TILE, tiles.TILE)
@@ -325,8 +367,7 @@ class TensixEngine:
                 inner = np.arange(depth)
                 left = (number * down + i) * depth + inner
                 rows.append(Steps(left, number * depth + inner, np.flatnonzero(wanted[i])))
-        outcome = products.multiply(
-            self._run,
+        outcome = self._multiply(
             tiles.dense(a, formats[0]),
             tiles.dense(b, formats[1]),
             across,
@@ -356,20 +397,10 @@ class TensixEngine:
         down, depth, across = (tiles.ceil_tiles(length) for length in (m, k, n))
         members, steps = int(np.prod(out.shape[:-2], dtype=int)), np.arange(depth)
         if members == 1:
-            sizes, plain = (down, depth, across), len(set(formats)) == 1
-            by = layers.way(self._run, sizes, formats, Epilogue(), down * across)
-            outcome = None
-            if plain and not (by and by.line) and multicast.pays(m, k, n, formats):
-                outcome = multicast.dense(self._run, a.reshape(m, k), b.reshape(k, n), formats[0])
-            elif by is not None:
-                left, right = (
-                    tiles.dense(a.reshape(m, k), formats[0]),
-                    tiles.dense(b.reshape(k, n), formats[1]),
-                )
-                outcome = layers.multiply(self._run, left, right, formats, Epilogue(), by)
-            if outcome is not None:
-                self._done("matmul", outcome, 2.0 * out.size * k)
-                out[...] = self._crop(outcome.outputs, 1, m, n, out.dtype).reshape(out.shape)
+            found = self._dense(a.reshape(m, k), b.reshape(k, n), formats)
+            if found is not None:
+                self._done("matmul", found, 2.0 * out.size * k)
+                out[...] = self._crop(found.outputs, 1, m, n, out.dtype).reshape(out.shape)
                 return
         rows = [
             Steps((member * down + i) * depth + steps, member * depth + steps)
@@ -377,7 +408,7 @@ class TensixEngine:
             for i in range(down)
         ]
         left, right = tiles.dense(a, formats[0]), tiles.dense(b, formats[1])
-        outcome = products.multiply(self._run, left, right, across, rows, formats[2], Epilogue())
+        outcome = self._multiply(left, right, across, rows, formats[2], Epilogue())
         self._done("matmul", outcome, 2.0 * out.size * k)
         if outcome.outputs:
             out[...] = self._crop(outcome.outputs, members, m, n, out.dtype).reshape(out.shape)
@@ -520,14 +551,21 @@ class TensixEngine:
             self._host(norms.size)
 
 
-def make(name: str, mode: Mode = "full") -> TensixEngine:
+def make(name: str, mode: Mode = "full", mesh: tuple[int, int] | None = None) -> TensixEngine:
     """Return an engine for "tensix:" and the name of a chip, or the path of its description.
+
+    With ``mesh`` it has so many rows and columns of chips; see :class:`prunus.tensix.meshes.MeshEngine`.
 
     Raises
     ------
     SpecError
         If there is no such chip.
+    UnsupportedError
+        If its board has no links for such a mesh.
     """
+    from prunus.tensix.meshes import MeshEngine
+
     chip = name.partition(":")[2]
     spec = ChipSpec.load(chip) if chip.endswith(".toml") else ChipSpec.named(chip)
-    return TensixEngine(name, Chip(spec, mode))
+    made = Chip(spec, mode, mesh=mesh)
+    return TensixEngine(name, made) if made.mesh == (1, 1) else MeshEngine(name, made)

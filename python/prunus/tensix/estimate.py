@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus import _core
+from prunus.tensix.errors import UnsupportedError
+from prunus.tensix.mesh import mesh_of
 from prunus.tensix.report import Operation
 from prunus.tensix.spec import ChipSpec
 from prunus.tensix.usage import TILE_FLOPS
@@ -59,9 +61,17 @@ class Estimate:
         Share of the busiest matrix unit's work that the mean one is short of.
     bound : str
         What the product waits for: one of the parts of ``busy``, "imbalance", or "latency" (hand-overs
-        between parts none of which works all the time); :mod:`prunus.tensix.bounds` has the rule.
+        between parts none of which works all the time); :mod:`prunus.tensix.bounds` has the rule. In a mesh
+        ``busy``, ``imbalance`` and ``bound`` are of the longer one of two parts: operands that go to the
+        chips that need them ("ethernet" is a link between chips), or the product.
     events : int
         Events of the simulation.
+    mesh : tuple of int
+        Rows and columns of chips; all other figures are of all of them together.
+    ethernet_bytes : int
+        Bytes of data times links between chips that they passed.
+    ethernet_cycles : float
+        The part of ``cycles`` in which operands go to the chips that need them.
     """
 
     chip: str
@@ -79,6 +89,9 @@ class Estimate:
     imbalance: float
     bound: str
     events: int
+    mesh: tuple[int, int] = (1, 1)
+    ethernet_bytes: int = 0
+    ethernet_cycles: float = 0.0
 
 
 def random_blocks(rows: int, columns: int, density: float, seed: int = 0) -> NDArray[np.bool_]:
@@ -124,6 +137,7 @@ def estimate_matmul(
     fp32_dest_acc: bool = False,
     in0: str = "dram",
     out: str = "dram",
+    mesh: tuple[int, int] | None = None,
 ) -> Estimate:
     """Run the product of an (m, k) and a (k, n) matrix on a simulated chip, without values.
 
@@ -167,6 +181,12 @@ def estimate_matmul(
         Where the left operand and the result of a dense product are: "dram", or "l1": a core has the part of
         the result that it computes, and of the left operand the rows of its row of cores, dealt to these
         along k.
+    mesh : tuple of int, optional
+        Rows and columns of chips. Rows of the left operand and of the result are cut over rows of chips,
+        columns of the right one and of the result over their columns. Each chip holds one part of each
+        operand: of the left one its block of K columns by its column in the mesh, of the right one by its
+        row. Before the product those of a row of chips send each other their parts of the left operand, those
+        of a column theirs of the right one, over Ethernet.
 
     Returns
     -------
@@ -176,8 +196,10 @@ def estimate_matmul(
     Raises
     ------
     ValueError
-        If sizes, blocks, density, dtype, fidelity, ``decide`` or places are wrong, or L1 is too small: the
-        message says how much is needed.
+        If sizes, blocks, density, dtype, fidelity, ``decide``, ``mesh`` or places are wrong, or L1 is too
+        small: the message says how much is needed.
+    UnsupportedError
+        If the board has no links for the mesh, or a mesh is to have operands in L1.
 
     Examples
     --------
@@ -218,19 +240,21 @@ def estimate_matmul(
             raise ValueError(f"live must be bool of shape {blocks}, got {live.dtype} of shape {live.shape}")
         share, multiplied = float(live.mean()), _live_values(live, block, m, k)
         rows = _tile_rows(live, block // TILE, tiles)
-    run = _core.tensix_estimate(
-        spec.text,
-        tiles,
-        rows,
-        dtype,
-        fidelity,
-        fp32_dest_acc,
-        decide,
-        balance,
-        in0_l1=in0 == "l1",
-        out_l1=out == "l1",
-    )
-    return _estimate(spec, (m, k, n), (share, 2.0 * multiplied * n), fidelity, run)
+    chips = mesh_of(mesh)
+    in_l1 = {"in0_l1": in0 == "l1", "out_l1": out == "l1"}
+    if chips == (1, 1):
+        runs = [
+            _core.tensix_estimate(
+                spec.text, tiles, rows, dtype, fidelity, fp32_dest_acc, decide, balance, **in_l1
+            )
+        ]
+    elif any(in_l1.values()):
+        raise UnsupportedError(f"unsupported: operands in L1 on a mesh of {chips[0]} x {chips[1]} chips")
+    else:
+        runs = _core.tensix_estimate_mesh(
+            spec.text, chips, tiles, rows, dtype, fidelity, fp32_dest_acc, decide, balance
+        )
+    return _estimate(spec, (m, k, n), (share, 2.0 * multiplied * n), fidelity, runs)
 
 
 def _tile_rows(
@@ -256,12 +280,16 @@ def _estimate(
     shape: tuple[int, int, int],
     useful: tuple[float, float],
     fidelity: str,
-    run: dict[str, Any],
+    runs: list[dict[str, Any]],
 ) -> Estimate:
     share, flops = useful
-    done = Operation(spec, run, name="matmul", flops=flops)
+    parts = [Operation(spec, run, name="matmul", flops=flops if run is runs[-1] else 0.0) for run in runs]
+    done = parts[0] if len(parts) == 1 else Operation.after(parts)
     across, down = spec.workers["compute_grid"]
-    peak = TILE_FLOPS / (spec.matrix.tile_cycles * PHASES[fidelity]) * across * down * spec.clock_ghz * 1e9
+    # Of a mesh the part counts that takes most of the time: operands on their way, or the product.
+    longest = max(parts, key=lambda part: part.cycles)
+    units = across * down * done.mesh[0] * done.mesh[1]
+    peak = TILE_FLOPS / (spec.matrix.tile_cycles * PHASES[fidelity]) * units * spec.clock_ghz * 1e9
     return Estimate(
         chip=spec.name,
         shape=shape,
@@ -274,8 +302,11 @@ def _estimate(
         dram_bytes=done.dram_bytes,
         noc_bytes=done.noc_bytes,
         hop_bytes=done.hop_bytes,
-        busy=done.busiest,
-        imbalance=done.imbalance,
-        bound=done.bound,
+        busy=longest.busiest,
+        imbalance=longest.imbalance,
+        bound=longest.bound,
         events=done.events,
+        mesh=done.mesh,
+        ethernet_bytes=done.ethernet_bytes,
+        ethernet_cycles=sum(part.cycles for part in parts[:-1]),
     )

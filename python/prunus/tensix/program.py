@@ -10,6 +10,7 @@ from prunus import _core
 from prunus.tensix.buffers import format_of, tile_bytes
 from prunus.tensix.cores import Core, Cores, cores_of
 from prunus.tensix.errors import MisusedError
+from prunus.tensix.mesh import ChipAt, Chips, Mesh, chips_of, every
 
 __all__ = ["Kernel", "Program", "Role"]
 
@@ -31,6 +32,7 @@ class _CircularBuffer:
     pages: int
     address: int | None
     shares: int | None
+    chips: tuple[ChipAt, ...] | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class _Launch:
     args: Arguments
     noc: int
     name: str
+    chips: tuple[ChipAt, ...] | None
 
 
 class Program:
@@ -94,6 +97,7 @@ class Program:
         page_bytes: int | None = None,
         address: int | None = None,
         shares: int | None = None,
+        chips: Chips | None = None,
     ) -> int:
         """Add a circular buffer: pages in L1 that one kernel of a core fills and another one empties.
 
@@ -114,6 +118,8 @@ class Program:
             Where it lies, such as :meth:`Chip.tensor` returns; by default behind those added before.
         shares : int, optional
             Number of a buffer added before, where it lies as well.
+        chips : (row, column) or list of (row, column), optional
+            Chips of a mesh whose cores have it; by default all.
 
         Returns
         -------
@@ -127,7 +133,9 @@ class Program:
         if number > 31:
             raise MisusedError(f"misused: circular buffers have numbers from 0 to 31, got {number}")
         chosen = tuple(cores_of(cores))
-        buffer = _CircularBuffer(number, chosen, format_of(format), size, pages, address, shares)
+        buffer = _CircularBuffer(
+            number, chosen, format_of(format), size, pages, address, shares, chips_of(chips)
+        )
         self._buffers.append(buffer)
         return number
 
@@ -160,6 +168,7 @@ class Program:
         *,
         noc: int | None = None,
         name: str | None = None,
+        chips: Chips | None = None,
     ) -> None:
         """Add a kernel: a generator function that is run once for each core.
 
@@ -179,6 +188,8 @@ class Program:
             The network of its transfers: by default 0 for readers and 1 for writers.
         name : str, optional
             What messages call it; by default the function's name.
+        chips : (row, column) or list of (row, column), optional
+            Chips of a mesh on which it runs; by default all. A kernel's ``k.chip`` is where it is.
         """
         if not callable(function):
             raise TypeError(f"a kernel is a generator function, got {type(function).__name__}")
@@ -188,21 +199,26 @@ class Program:
             raise MisusedError(f"misused: noc is 0 or 1, got {noc!r}")
         called = name if name is not None else getattr(function, "__name__", "kernel")
         network = _NOC[role] if noc is None else noc
-        self._launches.append(_Launch(function, tuple(cores_of(cores)), role, args, network, called))
+        on = chips_of(chips)
+        self._launches.append(_Launch(function, tuple(cores_of(cores)), role, args, network, called, on))
 
-    def _start(self, chip: _core.TensixChip) -> tuple[list[Any], list[int], list[Any]]:
+    def _start(self, chip: _core.TensixChip, mesh: Mesh) -> tuple[list[Any], list[int], list[Any]]:
         """Return the parts that the compiled side takes, with a new generator for each kernel and core."""
+        every_chip = tuple(every(mesh))
         buffers = [
-            (b.number, b.cores, b.format, b.page_bytes, b.pages, b.address, b.shares) for b in self._buffers
+            (b.number, b.cores, b.chips or every_chip, b.format, b.page_bytes, b.pages, b.address, b.shares)
+            for b in self._buffers
         ]
-        pages: dict[Core, list[tuple[int, int]]] = {}
+        pages: dict[tuple[ChipAt, Core], list[tuple[int, int]]] = {}
         for b in self._buffers:
-            for core in b.cores:
-                pages.setdefault(core, []).append((b.number, b.page_bytes))
+            for at in b.chips or every_chip:
+                for core in b.cores:
+                    pages.setdefault((at, core), []).append((b.number, b.page_bytes))
         kernels = []
         for launch in self._launches:
-            for core in launch.cores:
-                context = chip.context(core, launch.name, pages.get(core, []))
-                args = launch.args(core) if callable(launch.args) else launch.args
-                kernels.append((context, launch.role, launch.noc, launch.function(context, *args)))
+            for at in launch.chips or every_chip:
+                for core in launch.cores:
+                    context = chip.context(core, launch.name, pages.get((at, core), []), at)
+                    args = launch.args(core) if callable(launch.args) else launch.args
+                    kernels.append((context, launch.role, launch.noc, launch.function(context, *args)))
         return buffers, list(self._semaphores), kernels

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from prunus._table import format_table
 from prunus.tensix.bounds import Bound, judge
+from prunus.tensix.errors import MisusedError
+from prunus.tensix.mesh import every
 from prunus.tensix.spec import ChipSpec
 from prunus.tensix.usage import PORTS, TILE_FLOPS, Usage
 
@@ -114,6 +117,36 @@ class _Figures:
         return int(links["bytes"][links["port"] == PORTS.index("out")].sum())
 
     @property
+    def mesh(self) -> tuple[int, int]:
+        """Rows and columns of chips; (1, 1) is one chip."""
+        return self._usage.mesh
+
+    @property
+    def ethernet_bytes(self) -> int:
+        """Bytes of data times links between chips that they passed."""
+        return int(self._usage.ethernet["bytes"].sum())
+
+    @property
+    def ethernet(self) -> list[tuple[tuple[int, int], tuple[int, int], int, int, int, float]]:
+        """Each link between chips that was used, one way.
+
+        Row and column of the chip that sends and of the one that receives, number of the link, bytes of
+        data, bytes on the wire, and busy cycles: of the wire, or of the tile that sends where that takes
+        longer.
+        """
+        return [
+            (
+                (int(one["chip"][0]), int(one["chip"][1])),
+                (int(one["to"][0]), int(one["to"][1])),
+                int(one["link"]),
+                int(one["bytes"]),
+                int(one["wire_bytes"]),
+                float(one["busy"]),
+            )
+            for one in self._usage.ethernet
+        ]
+
+    @property
     def hop_bytes(self) -> int:
         """Bytes times hops: a byte is counted on each link between routers that it passes."""
         return self._usage.hop_bytes
@@ -122,10 +155,10 @@ class _Figures:
     def cores(self) -> list[dict[str, Any]]:
         """Each core that took part, in cycles.
 
-        ``core``, ``computes`` (whether it has a compute kernel), ``math_end``, ``math_busy``,
-        ``unpack_busy`` (of both), ``pack_busy``, ``waits`` (of unpack, math and pack), ``threads`` (which
-        of the data-movement threads 0 and 1 have a kernel), ``thread_ends`` and ``thread_waits`` (theirs),
-        ``products`` (of two tiles), ``unpack_bytes`` and ``pack_bytes``.
+        ``core``, ``chip`` (row and column in a mesh), ``computes`` (whether it has a compute kernel),
+        ``math_end``, ``math_busy``, ``unpack_busy`` (of both), ``pack_busy``, ``waits`` (of unpack, math
+        and pack), ``threads`` (which of the data-movement threads 0 and 1 have a kernel), ``thread_ends``
+        and ``thread_waits`` (theirs), ``products`` (of two tiles), ``unpack_bytes`` and ``pack_bytes``.
         """
         found = []
         for one in self._usage.cores:
@@ -133,6 +166,7 @@ class _Figures:
             found.append(
                 {
                     "core": tuple(one["at"].tolist()),
+                    "chip": tuple(one["chip"].tolist()),
                     "computes": bool(one["computes"]),
                     "math_end": float(one["math_end"]),
                     "math_busy": float(one["math_busy"]),
@@ -151,7 +185,7 @@ class _Figures:
 
     @property
     def links(self) -> list[tuple[int, tuple[int, int], str, int, float]]:
-        """Each link of the networks that was used.
+        """Each link of the networks on chip that was used; of one chip of a mesh, see :meth:`Report.on`.
 
         Network, NoC coordinates of the node that it leaves, kind ("x", "y", "in" to the node, "out" of it),
         bytes, and busy cycles.
@@ -175,6 +209,8 @@ class _Figures:
     def energy(self) -> dict[str, float]:
         """Estimate of the energy, in joules, by part: "math", "L1", "NoC", "DRAM" and "static".
 
+        In a mesh there is "ethernet" too, by the ``pj_per_byte`` of the chip's ``[ethernet]``.
+
         Products of tiles, bytes unpacked, packed, and moved between L1 and the networks, bytes times hops,
         bytes of DRAM, and time, each times a constant of the chip's ``[energy]``, whose sources stand
         there. None of these is the vendor's figure: compare runs by it, not cards.
@@ -185,18 +221,24 @@ class _Figures:
         here = [x in workers.x and y in workers.y for x, y in links["at"][port].tolist()]
         through_l1 = int(links["bytes"][port][here].sum())
         l1 = int(usage.cores["unpack_bytes"].sum() + usage.cores["pack_bytes"].sum()) + through_l1
+        chips = self.mesh[0] * self.mesh[1]
+        wire = int(usage.ethernet["wire_bytes"].sum())
         return {
+            **({"ethernet": 1e-12 * wire * self._spec.ethernet.pj_per_byte} if wire else {}),
             "math": 1e-12 * float((usage.products * cost.product_pj).sum()),
             "L1": 1e-12 * l1 * cost.l1_pj_per_byte,
             "NoC": 1e-12 * self.hop_bytes * cost.noc_pj_per_byte_hop,
             "DRAM": 1e-12 * self.dram_bytes * cost.dram_pj_per_byte,
-            "static": self.seconds * cost.static_watts,
+            "static": self.seconds * cost.static_watts * chips,
         }
 
     def _row(self, name: str, bound: str) -> list[str]:
         """Return the cells of a table."""
         busy = [f"{share:.0%}" for share in self.busy.values()]
-        traffic = [f"{1e-6 * moved:.2f}" for moved in (self.dram_bytes, self.noc_bytes, self.hop_bytes)]
+        moved = [self.dram_bytes, self.noc_bytes, self.hop_bytes]
+        if self.mesh != (1, 1):
+            moved.append(self.ethernet_bytes)
+        traffic = [f"{1e-6 * some:.2f}" for some in moved]
         energy = 1e3 * sum(self.energy.values())
         return [
             name,
@@ -261,13 +303,30 @@ class Operation(_Figures):
         """The cycles spent under each bound."""
         return Counter({self.bound: self.cycles}) if self._spent is None else self._spent
 
+    def _with(self, usage: Usage) -> Operation:
+        """Return the same operation with another usage, without a timeline."""
+        other = copy(self)
+        other.__dict__.pop("_bound", None)
+        other.timeline, other._usage, other._spent = None, usage, None
+        return other
+
+    @classmethod
+    def beside(cls, runs: Sequence[Operation]) -> Operation:
+        """Return one operation of what chips of a mesh did at the same time, at least one of them."""
+        return runs[0]._with(Usage.beside([run._usage for run in runs]))
+
+    @classmethod
+    def after(cls, runs: Sequence[Operation]) -> Operation:
+        """Return one operation of several runs that followed each other, at least one."""
+        return runs[-1]._with(Usage.total([run._usage for run in runs]))
+
     @cached_property
     def _bound(self) -> Bound:
         return judge(self._usage)
 
     @property
     def bound(self) -> str:
-        """What it waits for: "math", "unpack", "pack", "NoC", "DRAM", "latency" or "imbalance".
+        """What it waits for: "math", "unpack", "pack", "NoC", "DRAM", "ethernet", "latency" or "imbalance".
 
         The part whose busiest one works the largest share of the time, from 70 % on; "imbalance" where
         cores have unequal shares of that work, or most are done early; else "latency".
@@ -370,7 +429,28 @@ class Report(_Figures):
                 share = one.busiest.get(one.bound)
                 rows.append(one._row(one.name, one.bound if share is None else f"{one.bound} {share:.0%}"))
         rows.append(self._row("total", self.bound))
-        return format_table(_HEAD, rows)
+        head = _HEAD if self.mesh == (1, 1) else [*_HEAD[:-2], "Ethernet MB", *_HEAD[-2:]]
+        return format_table(head, rows)
+
+    def on(self, chip: tuple[int, int]) -> Report:
+        """Return the same runs as one chip of a mesh saw them.
+
+        Cores, links, channels, bytes and busy shares are that chip's, cycles those of the mesh.
+
+        Parameters
+        ----------
+        chip : tuple of int
+            Its row and column.
+
+        Raises
+        ------
+        MisusedError
+            If there is no such chip.
+        """
+        rows, columns = self.mesh
+        if chip not in every(self.mesh):
+            raise MisusedError(f"misused: chip {chip!r}: the mesh has {rows} x {columns}")
+        return Report(self._spec, [one._with(one._usage.on(chip)) for one in self._operations])
 
     def plot(self, path: str | PathLike[str] | None = None) -> Any:
         """Draw how busy cores and links are; needs matplotlib, the extra ``plot``.
@@ -390,8 +470,13 @@ class Report(_Figures):
         ------
         ModuleNotFoundError
             If matplotlib is missing.
+        MisusedError
+            If it is about several chips: ``report.on(chip).plot()`` draws one of them.
         """
         from prunus.tensix.heat import draw
+
+        if self.mesh != (1, 1):
+            raise MisusedError("misused: a picture is of one chip of a mesh: report.on((row, column)).plot()")
 
         figure = draw(self._spec, self._usage)
         if path is not None:

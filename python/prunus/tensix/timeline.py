@@ -9,6 +9,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Final
 
 from prunus.tensix.cores import Core
+from prunus.tensix.mesh import ChipAt
 
 if TYPE_CHECKING:
     from prunus.tensix.report import Operation
@@ -29,6 +30,8 @@ class Interval:
     ----------
     core : tuple of int
         Logical coordinates.
+    chip : tuple of int
+        Row and column of its chip in a mesh.
     thread : str
         One of "data movement 0", "data movement 1", "unpack", "math" and "pack".
     kernel : str
@@ -47,6 +50,7 @@ class Interval:
     """
 
     core: Core
+    chip: ChipAt
     thread: str
     kernel: str
     what: str
@@ -65,7 +69,7 @@ class Timeline:
             name: found[name] for name in ("core", "thread", "label", "calls", "start", "end", "busy")
         }
         self._labels: list[tuple[str, bool]] = found["labels"]
-        self._places: dict[int, Core] = dict(found["places"])
+        self._places: dict[int, tuple[Core, ChipAt]] = dict(found["places"])
         self._kernels = {(core, thread): name for core, thread, name in found["kernels"]}
         self._dropped: int = found["dropped"]
 
@@ -76,8 +80,13 @@ class Timeline:
 
     @property
     def cores(self) -> list[Core]:
-        """Cores that have a kernel."""
-        return list(self._places.values())
+        """Cores that have a kernel; in a mesh there may be several with the same coordinates."""
+        return [core for core, _ in self._places.values()]
+
+    @property
+    def places(self) -> list[tuple[ChipAt, Core]]:
+        """Chip and core, where there is a kernel."""
+        return [(chip, core) for core, chip in self._places.values()]
 
     def __len__(self) -> int:
         return len(self._columns["start"])
@@ -88,7 +97,8 @@ class Timeline:
             what, waits = self._labels[label]
             # Unpack, math and pack run one kernel, which is entered for the first of them.
             kernel = self._kernels[core, min(thread, 2)]
-            yield Interval(self._places[core], THREADS[thread], kernel, what, waits, calls, start, end, busy)
+            at = self._places[core]
+            yield Interval(*at, THREADS[thread], kernel, what, waits, calls, start, end, busy)
 
     def __repr__(self) -> str:
         more = f", {self._dropped} dropped" if self._dropped else ""
@@ -107,11 +117,12 @@ def save(path: str | PathLike[str], operations: Sequence[Operation]) -> None:
 
 
 def _events(operations: Sequence[Operation]) -> Iterator[dict[str, Any]]:
-    cores = sorted({core for one in operations if one.timeline for core in one.timeline.cores})
-    processes = {core: number for number, core in enumerate(cores, 1)}
+    places = sorted({place for one in operations if one.timeline for place in one.timeline.places})
+    processes = {place: number for number, place in enumerate(places, 1)}
+    several = len({chip for chip, _ in places}) > 1
     yield _name("process_name", 0, 0, "operations")
-    for core, process in processes.items():
-        yield _name("process_name", process, 0, f"core {core}")
+    for (chip, core), process in processes.items():
+        yield _name("process_name", process, 0, f"chip {chip} core {core}" if several else f"core {core}")
         for thread, called in enumerate(THREADS):
             yield _name("thread_name", process, thread, called)
     begin = 0.0
@@ -135,7 +146,7 @@ def _events(operations: Sequence[Operation]) -> Iterator[dict[str, Any]]:
             kind = "wait" if interval.waits else "work"
             yield {
                 **_span(name, kind, (begin + interval.start, begin + interval.end), one.clock_ghz),
-                "pid": processes[interval.core],
+                "pid": processes[interval.chip, interval.core],
                 "tid": THREADS.index(interval.thread),
                 "args": {
                     "kernel": interval.kernel,

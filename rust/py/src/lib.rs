@@ -75,6 +75,8 @@ mod _core {
     #[pymodule_export]
     use super::tensix::layers::{tensix_layer, tensix_layer_cut, tensix_sparse, tensix_sparse_covered};
     #[pymodule_export]
+    use super::tensix::mesh::{tensix_estimate_mesh, tensix_gather};
+    #[pymodule_export]
     use super::tensix::products::{tensix_covered, tensix_multicast};
     #[pymodule_export]
     use super::tensix::program::{TensixChip, check_chip, chip_names, chip_text};

@@ -15,6 +15,8 @@ use crate::verbs::CoreId;
 pub struct Simulator {
     spec: ChipSpec,
     mesh: Mesh,
+    /// The chip that what is made and run without naming one is for.
+    site: ChipId,
     memory: Memory,
 }
 
@@ -22,7 +24,7 @@ impl Simulator {
     /// A chip with empty memory; with `values`, its programs compute, otherwise they only take time.
     #[must_use]
     pub fn new(spec: ChipSpec, values: bool) -> Self {
-        Self { memory: Memory::new(&spec, Mesh::ONE, values), spec, mesh: Mesh::ONE }
+        Self { memory: Memory::new(&spec, Mesh::ONE, values), spec, mesh: Mesh::ONE, site: 0 }
     }
 
     /// Chips in rows and columns, each with memory of its own.
@@ -31,7 +33,7 @@ impl Simulator {
     /// If the board has no links for such a mesh, or it is too large.
     pub fn mesh(spec: ChipSpec, (rows, columns): (u16, u16), values: bool) -> Result<Self, Error> {
         let mesh = Mesh::new(&spec, rows, columns)?;
-        Ok(Self { memory: Memory::new(&spec, mesh, values), spec, mesh })
+        Ok(Self { memory: Memory::new(&spec, mesh, values), spec, mesh, site: 0 })
     }
 
     /// Which chips there are.
@@ -52,12 +54,30 @@ impl Simulator {
         self.memory.values
     }
 
-    /// A buffer in DRAM of the first chip, its pages in turn in all channels, or all in one.
+    /// Chooses the chip for [`Self::buffer`] and [`Self::here`]: the first one until then.
+    ///
+    /// # Errors
+    /// If there is no such chip.
+    pub fn stand_on(&mut self, chip: ChipId) -> Result<(), Error> {
+        if chip >= self.mesh.chips() {
+            return Err(Error::Misused(format!("chip {chip}: the mesh has {}", self.mesh.chips())));
+        }
+        self.site = chip;
+        Ok(())
+    }
+
+    /// A program of the first chip on the chosen one.
+    #[must_use]
+    pub fn here(&self, program: Program) -> Program {
+        program.moved(self.first_core(self.site))
+    }
+
+    /// A buffer in DRAM of the chosen chip, its pages in turn in all channels, or all in one.
     ///
     /// # Errors
     /// If it is empty, or DRAM is too small.
     pub fn buffer(&mut self, page_bytes: u32, pages: u32, channel: Option<u16>) -> Result<u16, Error> {
-        self.buffer_on(0, page_bytes, pages, channel)
+        self.buffer_on(self.site, page_bytes, pages, channel)
     }
 
     /// The same in DRAM of any chip. Numbers of buffers count over all chips.

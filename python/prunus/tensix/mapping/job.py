@@ -109,7 +109,7 @@ class Outcome:
 
     outputs: list[Array]
     norms: Array | None
-    report: dict[str, Any]
+    report: Any
 
 
 def norms_buffer(run: Run, branch: int, rows: int, columns: int) -> int:

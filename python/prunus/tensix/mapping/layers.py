@@ -21,7 +21,7 @@ from prunus.tensix.mapping.multicast import outcome, put, room, sizes_of
 from prunus.tensix.mapping.products import Epilogue
 from prunus.tensix.mapping.tiles import BlockTiles, Tiles
 
-__all__ = ["Formats", "Way", "multiply", "pruned", "static", "way"]
+__all__ = ["Formats", "Way", "covered", "multiply", "pruned", "sparse", "static", "way"]
 
 _Place = tuple[int, str]
 #: Of both operands and the result.
@@ -182,7 +182,6 @@ def multiply(run: Run, left: Tiles, right: Tiles, formats: Formats, e: Epilogue,
     return replace(found, norms=norms_read(run, buffers["found"], e.found.branch, *e.extent))
 
 
-@in_turn
 def static(
     run: Run, w: BlockTiles, shape: tuple[int, int], x: Array, formats: Formats, e: Epilogue
 ) -> Outcome:
@@ -190,10 +189,11 @@ def static(
     down, _, _ = sizes = sizes_of(*shape, x.shape[1])
     starts = np.searchsorted(w.rows, np.arange(down + 1)).tolist()
     left = tiles.stacked(w.values, formats[0])
-    return _sparse(run, sizes, (w.columns.tolist(), starts), None, left, x, formats, e)
+    _, inner, columns = layout = covered(run, sizes, False, formats, e)
+    right = tiles.dense(x, formats[1], columns, inner)
+    return sparse(run, sizes, layout, (w.columns.tolist(), starts), None, (left, right), formats, e)
 
 
-@in_turn
 def pruned(run: Run, h: Array, w: Array, live: Array, formats: Formats, e: Epilogue) -> Outcome:
     """Multiply (m, k) and (k, n), where only some tiles of the left operand are live.
 
@@ -202,23 +202,36 @@ def pruned(run: Run, h: Array, w: Array, live: Array, formats: Formats, e: Epilo
     """
     sizes = sizes_of(h.shape[0], h.shape[1], w.shape[1])
     mask = np.ascontiguousarray(live).tobytes()
-    return _sparse(run, sizes, None, mask, tiles.dense(h, formats[0]), w, formats, e)
+    _, inner, columns = layout = covered(run, sizes, True, formats, e)
+    pages = tiles.dense(h, formats[0]), tiles.dense(w, formats[1], columns, inner)
+    return sparse(run, sizes, layout, None, mask, pages, formats, e)
 
 
-def _sparse(
+def covered(
+    run: Run, sizes: tuple[int, int, int], known: bool, formats: Formats, e: Epilogue
+) -> tuple[int, int, int]:
+    """Return tiles along m, k and n with their padding, where the left operand has some tiles only.
+
+    With ``known`` the cores know which.
+    """
+    ending = _ending(e, formats[2], {}, False)
+    return _core.tensix_sparse_covered(run.chip, sizes, known, formats, ending, run.wide)
+
+
+@in_turn
+def sparse(
     run: Run,
     sizes: tuple[int, int, int],
+    layout: tuple[int, int, int],
     pattern: tuple[list[int], list[int]] | None,
     mask: bytes | None,
-    left: Tiles,
-    right: Array,
+    pages: tuple[Tiles, Tiles],
     formats: Formats,
     e: Epilogue,
 ) -> Outcome:
-    rows, inner, columns = _core.tensix_sparse_covered(
-        run.chip, sizes, mask is not None, formats, _ending(e, formats[2], {}, False), run.wide
-    )
-    in0, in1 = put(run, left), put(run, tiles.dense(right, formats[1], columns, inner))
+    """Multiply operands that are laid out as :func:`covered` says."""
+    rows, _, columns = layout
+    in0, in1 = (put(run, operand) for operand in pages)
     out = room(run, formats[2], rows, columns)
     ending, _ = _operands(run, e, formats[2], rows, columns)
     report = _core.tensix_sparse(

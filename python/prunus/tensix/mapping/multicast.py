@@ -17,7 +17,7 @@ from prunus.tensix.mapping import tiles
 from prunus.tensix.mapping.job import Outcome, Run, in_turn
 from prunus.tensix.mapping.tiles import Tiles
 
-__all__ = ["dense", "outcome", "pays", "put", "room", "sizes_of"]
+__all__ = ["dense", "multiply", "outcome", "pays", "put", "room", "sizes_of"]
 
 #: Tiles of the result, and along the inner dimension, from which on sharing operands pays.
 _RESULT: Final = 64
@@ -61,13 +61,16 @@ def outcome(run: Run, out: int, format: str, shape: tuple[int, int], report: dic
 
 
 @in_turn
-def dense(run: Run, a: Array, b: Array, format: str) -> Outcome:
-    """Multiply (m, k) and (k, n), all of one format."""
-    sizes = sizes_of(a.shape[0], a.shape[1], b.shape[1])
-    rows, inner, columns = _core.tensix_covered(run.chip, sizes, format, run.wide)
-    in0 = put(run, tiles.dense(a, format, inner, rows))
-    in1 = put(run, tiles.dense(b, format, columns, inner))
-    out = room(run, format, rows, columns)
+def multiply(
+    run: Run,
+    sizes: tuple[int, int, int],
+    operands: tuple[Tiles, Tiles],
+    format: str,
+    covered: tuple[int, int],
+) -> Outcome:
+    """Multiply operands of ``sizes`` tiles that are laid out for it, with a result of ``covered`` tiles."""
+    in0, in1 = (put(run, operand) for operand in operands)
+    out = room(run, format, *covered)
     report = _core.tensix_multicast(
         run.chip,
         sizes,
@@ -78,7 +81,15 @@ def dense(run: Run, a: Array, b: Array, format: str) -> Outcome:
         run.timeline,
         get_num_threads(),
     )
-    return outcome(run, out, format, (rows, columns), report)
+    return outcome(run, out, format, covered, report)
+
+
+def dense(run: Run, a: Array, b: Array, format: str) -> Outcome:
+    """Multiply (m, k) and (k, n), all of one format."""
+    sizes = sizes_of(a.shape[0], a.shape[1], b.shape[1])
+    rows, inner, columns = _core.tensix_covered(run.chip, sizes, format, run.wide)
+    operands = tiles.dense(a, format, inner, rows), tiles.dense(b, format, columns, inner)
+    return multiply(run, sizes, operands, format, (rows, columns))
 
 
 def sizes_of(m: int, k: int, n: int) -> tuple[int, int, int]:

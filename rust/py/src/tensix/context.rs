@@ -3,17 +3,20 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prunus_tensix::mesh::{ChipId, Mesh};
 use prunus_tensix::verbs::{self, Along, Area, Binary, Broadcast, Unary, Verb as Asked};
 use pyo3::prelude::*;
 
 use super::errors::misused;
-use super::verb::{At, Byte, Cores, Dim, Place, Rectangle, Tile, Verb, Where, Whole, Word};
+use super::verb::{At, Byte, Cores, Dim, OnMesh, Place, Rectangle, Tile, Verb, Where, Whole, Word};
 
 /// What a kernel knows of its core, and the calls it can yield.
 #[pyclass(frozen, module = "prunus._core")]
 pub(crate) struct KernelContext {
     pub(super) cores: Arc<Cores>,
     pub(super) at: (u32, u32),
+    /// Row and column of its chip, and the chip's number.
+    pub(super) on: ((u32, u32), ChipId),
     pub(super) name: String,
     /// Bytes of a page of each circular buffer.
     pub(super) pages: Vec<(u8, u32)>,
@@ -30,17 +33,26 @@ struct State {
 }
 
 impl KernelContext {
-    pub(super) fn new(cores: Arc<Cores>, at: (u32, u32), name: String, pages: Vec<(u8, u32)>) -> Self {
-        Self { cores, at, name, pages, state: Mutex::default(), records: false }
+    pub(super) fn new(
+        cores: Arc<Cores>,
+        at: (u32, u32),
+        on: ((u32, u32), ChipId),
+        name: String,
+        pages: Vec<(u8, u32)>,
+    ) -> Self {
+        Self { cores, at, on, name, pages, state: Mutex::default(), records: false }
     }
 
     /// A context whose verbs become a text.
     pub(super) fn recorder(cores: Arc<Cores>) -> Self {
-        Self { records: true, ..Self::new(cores, (0, 0), "text".into(), Vec::new()) }
+        Self { records: true, ..Self::new(cores, (0, 0), ((0, 0), 0), "text".into(), Vec::new()) }
     }
 
     pub(super) fn whose(&self) -> String {
-        format!("kernel {} on core ({}, {})", self.name, self.at.0, self.at.1)
+        let (row, column) = self.on.0;
+        let chip =
+            if self.cores.mesh == Mesh::ONE { String::new() } else { format!(" of chip ({row}, {column})") };
+        format!("kernel {} on core ({}, {}){chip}", self.name, self.at.0, self.at.1)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -71,7 +83,26 @@ impl KernelContext {
         Ok(verb)
     }
 
+    /// A place on the own chip.
     fn place(&self, py: Python<'_>, place: &Place) -> PyResult<verbs::Place> {
+        if let Some((row, column)) = place.1.filter(|chip| *chip != self.on.0) {
+            let what = format!("a place on chip ({row}, {column}), which its networks do not reach");
+            let how = "data goes there by fabric_unicast_noc_unicast_write";
+            return Err(misused(py, &format!("misused: {} uses {what}: {how}", self.whose())));
+        }
+        self.somewhere(py, place)
+    }
+
+    /// A place on another chip, and the chip.
+    fn far(&self, py: Python<'_>, place: &Place) -> PyResult<(ChipId, verbs::Place)> {
+        let Some(chip) = place.1 else {
+            let what = "sends over Ethernet to a place without a chip: get_noc_addr(core, address, chip)";
+            return Err(misused(py, &format!("misused: {} {what}", self.whose())));
+        };
+        Ok((self.cores.chip(py, chip)?, self.somewhere(py, place)?))
+    }
+
+    fn somewhere(&self, py: Python<'_>, place: &Place) -> PyResult<verbs::Place> {
         Ok(match place.0 {
             Where::L1 { x, y, address } => verbs::Place::L1 { core: self.cores.number(py, x, y)?, address },
             Where::Dram { buffer, page, offset } => verbs::Place::Dram { buffer, page, offset },
@@ -95,16 +126,32 @@ impl KernelContext {
         self.at
     }
 
+    /// Row and column of the kernel's chip in its mesh.
+    #[getter]
+    fn chip(&self) -> (u32, u32) {
+        self.on.0
+    }
+
+    /// Rows and columns of chips.
+    #[getter]
+    fn mesh(&self) -> (u16, u16) {
+        (self.cores.mesh.rows(), self.cores.mesh.columns())
+    }
+
     /// What messages call the kernel.
     #[getter]
     fn name(&self) -> &str {
         &self.name
     }
 
-    /// Return the place of an address of a core's L1. This is no verb.
-    fn get_noc_addr(&self, py: Python<'_>, core: At, address: Word) -> PyResult<Place> {
+    /// Return the place of an address of a core's L1, on the own chip or on the one in a row and column. This is no verb.
+    #[pyo3(signature = (core, address, chip=None))]
+    fn get_noc_addr(&self, py: Python<'_>, core: At, address: Word, chip: Option<OnMesh>) -> PyResult<Place> {
         self.cores.number(py, core.0.0, core.1.0)?;
-        Ok(Place::l1(core, address))
+        if let Some((row, column)) = &chip {
+            self.cores.chip(py, (row.0, column.0))?;
+        }
+        Ok(Place::l1(core, address, chip))
     }
 
     /// Return the bytes of a page of a circular buffer. This is no verb.
@@ -220,6 +267,80 @@ impl KernelContext {
             py,
             "noc_semaphore_inc",
             Asked::NocSemaphoreInc { core, semaphore: semaphore.byte(), by: by.0 },
+        )
+    }
+
+    /// Send from the own L1 to a place on another chip, over Ethernet.
+    ///
+    /// Waits until the tile of the link that leads there has room, for each packet. ``link`` is one of those to the
+    /// neighbour, by default the core's number modulo how many there are.
+    #[pyo3(signature = (src, dst, size, link=None))]
+    fn fabric_unicast_noc_unicast_write(
+        &self,
+        py: Python<'_>,
+        src: Word,
+        dst: &Place,
+        size: Word,
+        link: Option<Byte>,
+    ) -> PyResult<Py<Verb>> {
+        let ((chip, to), link) = (self.far(py, dst)?, link.map(|link| link.byte()));
+        self.make(
+            py,
+            "fabric_unicast_noc_unicast_write",
+            Asked::FabricUnicastNocUnicastWrite { from: src.0, chip, to, bytes: size.0, link },
+        )
+    }
+
+    /// Send from the own L1 to a place on another chip, and behind it add to a semaphore of a core of that chip.
+    #[pyo3(signature = (src, dst, size, core, semaphore, by=Whole(1), link=None))]
+    fn fabric_unicast_noc_fused_unicast_with_atomic_inc(
+        &self,
+        py: Python<'_>,
+        src: Word,
+        dst: &Place,
+        size: Word,
+        core: At,
+        semaphore: Byte,
+        by: Word,
+        link: Option<Byte>,
+    ) -> PyResult<Py<Verb>> {
+        let ((chip, to), link) = (self.far(py, dst)?, link.map(|link| link.byte()));
+        let (core, semaphore) = (self.cores.number(py, core.0.0, core.1.0)?, semaphore.byte());
+        let (from, bytes, by) = (src.0, size.0, by.0);
+        self.make(
+            py,
+            "fabric_unicast_noc_fused_unicast_with_atomic_inc",
+            Asked::FabricUnicastNocFusedUnicastWithAtomicInc {
+                from,
+                chip,
+                to,
+                bytes,
+                core,
+                semaphore,
+                by,
+                link,
+            },
+        )
+    }
+
+    /// Add to a semaphore of a core of another chip, behind all that this kernel sent there before by the same link.
+    #[pyo3(signature = (chip, core, semaphore, by=Whole(1), link=None))]
+    fn fabric_unicast_noc_unicast_atomic_inc(
+        &self,
+        py: Python<'_>,
+        chip: OnMesh,
+        core: At,
+        semaphore: Byte,
+        by: Word,
+        link: Option<Byte>,
+    ) -> PyResult<Py<Verb>> {
+        let chip = self.cores.chip(py, (chip.0.0, chip.1.0))?;
+        let (core, semaphore) = (self.cores.number(py, core.0.0, core.1.0)?, semaphore.byte());
+        let (by, link) = (by.0, link.map(|link| link.byte()));
+        self.make(
+            py,
+            "fabric_unicast_noc_unicast_atomic_inc",
+            Asked::FabricUnicastNocUnicastAtomicInc { chip, core, semaphore, by, link },
         )
     }
 

@@ -12,7 +12,7 @@ use super::tiles::product_format;
 use super::watch::enter;
 
 /// Columns of live tiles, and where each row of them begins.
-type Rows = (Vec<u32>, Vec<u32>);
+pub(super) type Rows = (Vec<u32>, Vec<u32>);
 
 /// Runs the product of an (m, k) and a (k, n) matrix of tiles in DRAM. With `live`, the left one has only the tiles of that
 /// pattern (`decide` "static"; `balance` deals rows of tiles to rows of cores by their live ones), or has all, and what is
@@ -38,7 +38,7 @@ pub(crate) fn tensix_estimate<'py>(
     let spec = ChipSpec::parse(spec_text).map_err(|error| to_python(py, &error))?;
     let fidelity = fidelity_of(fidelity)?;
     let format = product_format(py, format)?;
-    let (spec, run) = enter(py, stop, |interrupt| {
+    let (simulator, run) = enter(py, stop, |interrupt| {
         let grid = grid(&spec, tiles);
         let mut simulator = Simulator::new(spec, false);
         let product = Product { tiles, grid, format, wide };
@@ -54,9 +54,9 @@ pub(crate) fn tensix_estimate<'py>(
         };
         let options = Options { fidelity, wide, ..Options::default() };
         let run = simulator.run(program, options, interrupt)?;
-        Ok((simulator.spec().clone(), run))
+        Ok((simulator, run))
     })?;
-    report(py, &spec, &run)
+    report(py, &simulator, &run)
 }
 
 /// Runs the dense product of two matrices of tiles in DRAM, with values; returns the report and the product's tiles. Parts
@@ -82,7 +82,7 @@ pub(crate) fn tensix_multiply<'py>(
     let (simulator, run, out) = enter(py, stop, |interrupt| {
         let grid = grid(&spec, tiles);
         let mut simulator = Simulator::new(spec, true);
-        let Dense { program, handles, covered } =
+        let Dense { program, handles, covered, .. } =
             Product { tiles, grid, format, wide }.dense(&mut simulator, fidelity, (false, false))?;
         if covered != (tiles.0, tiles.2) {
             return Err(Error::Misused(format!(
@@ -97,5 +97,5 @@ pub(crate) fn tensix_multiply<'py>(
         Ok((simulator, run, handles.out as u16))
     })?;
     let bytes = simulator.read_buffer(out).map_err(|error| to_python(py, &error))?;
-    Ok((report(py, simulator.spec(), &run)?, PyBytes::new(py, bytes)))
+    Ok((report(py, &simulator, &run)?, PyBytes::new(py, bytes)))
 }

@@ -148,9 +148,9 @@ pub(crate) fn tensix_layer<'py>(
             epilogue,
         };
         let program = layer.program(simulator, wide)?;
-        simulator.run(program, options, interrupt)
+        simulator.run(simulator.here(program), options, interrupt)
     })?;
-    report(py, chip.simulator.spec(), &run)
+    report(py, &chip.simulator, &run)
 }
 
 /// The same of a product whose left operand has only some tiles: those of a pattern, or, with `known`, those that the cores
@@ -209,8 +209,8 @@ pub(crate) fn tensix_sparse<'py>(
             let blocking = blocking::sparse(spec, tiles, grid(spec, tiles), formats, wide, &epilogue)?;
             let program =
                 sparse::program(simulator, &blocking, &pattern, formats, buffers, wide, epilogue, true)?;
-            simulator.run(program, options, interrupt)
+            simulator.run(simulator.here(program), options, interrupt)
         }
     })?;
-    report(py, chip.simulator.spec(), &run)
+    report(py, &chip.simulator, &run)
 }

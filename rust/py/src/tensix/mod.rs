@@ -5,6 +5,7 @@ mod errors;
 pub(crate) mod estimate;
 mod kernel;
 pub(crate) mod layers;
+pub(crate) mod mesh;
 pub(crate) mod products;
 pub(crate) mod program;
 pub(crate) mod streams;

@@ -50,7 +50,12 @@ pub(super) struct Dense {
     pub(super) program: Program,
     pub(super) handles: Handles,
     pub(super) covered: (u32, u32),
+    /// Tiles along the inner dimension, with padding.
+    pub(super) k: u32,
 }
+
+/// A program, its operands' buffers, and tiles in a row of each.
+pub(super) type OnBuffers = (Program, (u16, u16), (u32, u32));
 
 /// A product on buffers of its own: sizes in tiles, and how it is computed.
 #[derive(Clone, Copy)]
@@ -105,7 +110,7 @@ impl Product {
         };
         let handles = Handles { in0, in1, out };
         let program = matmul::program(simulator, &blocking, &operands, &handles, wide)?;
-        Ok(Dense { program, handles, covered: (m, n) })
+        Ok(Dense { program, handles, covered: (m, n), k: blocking.k })
     }
 
     fn line(&self, simulator: &mut Simulator, line: Cut, formats: Formats) -> Result<Dense, Error> {
@@ -125,7 +130,7 @@ impl Product {
             epilogue: Epilogue::default(),
         };
         let handles = Handles { in0: u32::from(buffers.0), in1: buffers.1, out: u32::from(buffers.2) };
-        Ok(Dense { program: layer.program(simulator, self.wide)?, handles, covered: (m, n) })
+        Ok(Dense { program: layer.program(simulator, self.wide)?, handles, covered: (m, n), k })
     }
 
     fn rest(
@@ -142,6 +147,13 @@ impl Product {
         ))
     }
 
+    /// The product of dense operands, its operands' buffers, and tiles in a row of each.
+    pub(super) fn dense_on(&self, simulator: &mut Simulator, fidelity: Fidelity) -> Result<OnBuffers, Error> {
+        let found = self.dense(simulator, fidelity, (false, false))?;
+        let inner = found.k;
+        Ok((found.program, (found.handles.in0 as u16, found.handles.in1), (inner, found.covered.1)))
+    }
+
     /// The left operand has only the tiles of a pattern.
     pub(super) fn sparse(
         &self,
@@ -149,6 +161,15 @@ impl Product {
         pattern: &TilePattern,
         balance: bool,
     ) -> Result<Program, Error> {
+        Ok(self.sparse_on(simulator, pattern, balance)?.0)
+    }
+
+    pub(super) fn sparse_on(
+        &self,
+        simulator: &mut Simulator,
+        pattern: &TilePattern,
+        balance: bool,
+    ) -> Result<OnBuffers, Error> {
         let Self { tiles, grid, format, wide } = *self;
         if pattern.rows() != tiles.0 as usize {
             let rows = pattern.rows();
@@ -164,7 +185,7 @@ impl Product {
         )?;
         let count = u32::try_from(pattern.columns.len()).unwrap_or(u32::MAX).max(1);
         let buffers = self.rest(simulator, &blocking, count)?;
-        sparse::program(
+        let program = sparse::program(
             simulator,
             &blocking,
             pattern,
@@ -173,7 +194,8 @@ impl Product {
             wide,
             Epilogue::default(),
             balance,
-        )
+        )?;
+        Ok((program, (buffers.0, buffers.1), (tiles.1, covered(&blocking)?.1)))
     }
 
     /// What is live of the left operand is found as the program runs, and is what the pattern says.
@@ -183,6 +205,15 @@ impl Product {
         pattern: &TilePattern,
         by: &str,
     ) -> Result<Program, Error> {
+        Ok(self.dynamic_on(simulator, pattern, by)?.0)
+    }
+
+    pub(super) fn dynamic_on(
+        &self,
+        simulator: &mut Simulator,
+        pattern: &TilePattern,
+        by: &str,
+    ) -> Result<OnBuffers, Error> {
         let Self { tiles, grid, format, wide } = *self;
         pattern.check(tiles.1)?;
         let mut mask = vec![false; pages(tiles.0, tiles.1)? as usize];
@@ -204,7 +235,7 @@ impl Product {
         let buffers = self.rest(simulator, &blocking, pages(tiles.0, tiles.1)?)?;
         let decide = decide(simulator, &blocking, by)?;
         let pruning = Pruning { decide, tau: 0.0, mask: Some(&mask), rows: tiles.0 };
-        Ok(dynamic::program(
+        let program = dynamic::program(
             simulator,
             &blocking,
             &pruning,
@@ -213,7 +244,8 @@ impl Product {
             wide,
             Epilogue::default(),
         )?
-        .0)
+        .0;
+        Ok((program, (buffers.0, buffers.1), (tiles.1, covered(&blocking)?.1)))
     }
 }
 
@@ -277,7 +309,7 @@ impl Pruned<'_> {
             wide,
             self.epilogue.clone(),
         )?;
-        let run = simulator.run(program, self.options, interrupt)?;
+        let run = simulator.run(simulator.here(program), self.options, interrupt)?;
         Ok((run, found.mask()))
     }
 }
@@ -332,8 +364,8 @@ pub(crate) fn tensix_multicast<'py>(
     let run = enter(py, stop, |interrupt| {
         let (blocking, operands) = dense_blocking(simulator.spec(), tiles, format, wide)?;
         let handles = Handles { in0: u32::from(buffers.0), in1: buffers.1, out: u32::from(buffers.2) };
-        let program = matmul::program(simulator, &blocking, &operands, &handles, wide)?;
+        let program = simulator.here(matmul::program(simulator, &blocking, &operands, &handles, wide)?);
         simulator.run(program, options, interrupt)
     })?;
-    report(py, chip.simulator.spec(), &run)
+    report(py, &chip.simulator, &run)
 }

@@ -26,8 +26,8 @@ use super::verb::Cores;
 use super::watch::enter;
 use crate::door::Signals;
 
-/// Number, cores, format, bytes of a page, pages, address, and the buffer whose place it shares.
-type Buffer = (u8, Vec<(u32, u32)>, String, u32, u32, Option<u32>, Option<u8>);
+/// Number, cores, chips, format, bytes of a page, pages, address, and the buffer whose place it shares.
+type Buffer = (u8, Vec<(u32, u32)>, Vec<(u32, u32)>, String, u32, u32, Option<u32>, Option<u8>);
 /// Context, role, network, and the generator.
 type Kernel = (Py<KernelContext>, String, u8, Py<PyAny>);
 
@@ -60,13 +60,22 @@ pub(crate) struct TensixChip {
 #[pymethods]
 impl TensixChip {
     #[new]
-    fn new(py: Python<'_>, spec: &str, values: bool) -> PyResult<Self> {
+    #[pyo3(signature = (spec, values, mesh=(1, 1)))]
+    fn new(py: Python<'_>, spec: &str, values: bool, mesh: (u16, u16)) -> PyResult<Self> {
         let spec = ChipSpec::parse(spec).map_err(|error| to_python(py, &error))?;
-        let cores = Cores { chip: spec.name.clone(), x: spec.workers.x.clone(), y: spec.workers.y.clone() };
-        Ok(Self { simulator: Simulator::new(spec, values), cores: Arc::new(cores), values })
+        let (chip, x, y) = (spec.name.clone(), spec.workers.x.clone(), spec.workers.y.clone());
+        let simulator = Simulator::mesh(spec, mesh, values).map_err(|error| to_python(py, &error))?;
+        let cores = Cores { chip, mesh: simulator.chips(), x, y };
+        Ok(Self { simulator, cores: Arc::new(cores), values })
     }
 
-    /// A buffer in DRAM; its number.
+    /// Chooses the chip, by row and column, that buffers and built-in programs are for from now on.
+    fn stand_on(&mut self, py: Python<'_>, chip: (u32, u32)) -> PyResult<()> {
+        let chip = self.cores.chip(py, chip)?;
+        self.simulator.stand_on(chip).map_err(|error| to_python(py, &error))
+    }
+
+    /// A buffer in DRAM of the chosen chip; its number.
     #[pyo3(signature = (page_bytes, pages, channel=None))]
     fn buffer(&mut self, py: Python<'_>, page_bytes: u32, pages: u32, channel: Option<u16>) -> PyResult<u16> {
         self.simulator.buffer(page_bytes, pages, channel).map_err(|error| to_python(py, &error))
@@ -84,40 +93,61 @@ impl TensixChip {
         self.simulator.write_buffer(buffer, data).map_err(|error| to_python(py, &error))
     }
 
+    /// Writes some pages of a buffer, whose bytes follow each other.
+    fn write_pages(&mut self, py: Python<'_>, buffer: u16, pages: Vec<u32>, data: &[u8]) -> PyResult<()> {
+        if !self.values {
+            return Ok(());
+        }
+        self.simulator.write_pages(buffer, &pages, data).map_err(|error| to_python(py, &error))
+    }
+
     fn read_buffer<'py>(&self, py: Python<'py>, buffer: u16) -> PyResult<Bound<'py, PyBytes>> {
         self.check_values(py)?;
         let bytes = self.simulator.read_buffer(buffer).map_err(|error| to_python(py, &error))?;
         Ok(PyBytes::new(py, bytes))
     }
 
-    fn write_l1(&mut self, py: Python<'_>, core: (u32, u32), address: u32, data: &[u8]) -> PyResult<()> {
-        let core = self.cores.number(py, core.0, core.1)?;
+    #[pyo3(signature = (core, address, data, chip=(0, 0)))]
+    fn write_l1(
+        &mut self,
+        py: Python<'_>,
+        core: (u32, u32),
+        address: u32,
+        data: &[u8],
+        chip: (u32, u32),
+    ) -> PyResult<()> {
+        let core = self.cores.everywhere(py, self.cores.chip(py, chip)?, core)?;
         self.simulator.write_l1(core, address, data).map_err(|error| to_python(py, &error))
     }
 
+    #[pyo3(signature = (core, address, size, chip=(0, 0)))]
     fn read_l1<'py>(
         &self,
         py: Python<'py>,
         core: (u32, u32),
         address: u32,
         size: u32,
+        chip: (u32, u32),
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let core = self.cores.number(py, core.0, core.1)?;
+        let core = self.cores.everywhere(py, self.cores.chip(py, chip)?, core)?;
         self.check_values(py)?;
         let bytes = self.simulator.read_l1(core, address, size).map_err(|error| to_python(py, &error))?;
         Ok(PyBytes::new(py, bytes))
     }
 
     /// What a kernel on a core is given; ``pages`` has number and bytes of a page of each circular buffer there.
+    #[pyo3(signature = (core, name, pages, chip=(0, 0)))]
     fn context(
         &self,
         py: Python<'_>,
         core: (u32, u32),
         name: String,
         pages: Vec<(u8, u32)>,
+        chip: (u32, u32),
     ) -> PyResult<KernelContext> {
         self.cores.number(py, core.0, core.1)?;
-        Ok(KernelContext::new(Arc::clone(&self.cores), core, name, pages))
+        let on = (chip, self.cores.chip(py, chip)?);
+        Ok(KernelContext::new(Arc::clone(&self.cores), core, on, name, pages))
     }
 
     /// What makes verbs for a text that is run later.
@@ -161,15 +191,20 @@ impl TensixChip {
         });
         let patience = patience.transpose()?;
         let mut program = Program { semaphores, ..Program::default() };
-        for (id, cores, format, page_bytes, pages, address, shares) in buffers {
-            let cores = cores.iter().map(|(x, y)| self.cores.number(py, *x, *y)).collect::<PyResult<_>>()?;
+        for (id, places, chips, format, page_bytes, pages, address, shares) in buffers {
+            let mut cores = Vec::with_capacity(places.len() * chips.len());
+            for chip in chips {
+                let chip = self.cores.chip(py, chip)?;
+                for core in &places {
+                    cores.push(self.cores.everywhere(py, chip, *core)?);
+                }
+            }
             let format = format_of(&format)?;
             program.buffers.push(CircularBuffer { id, cores, format, page_bytes, pages, address, shares });
         }
         let mut checked = Vec::with_capacity(kernels.len());
         for (context, role, noc, generator) in kernels {
-            let (x, y) = context.get().at;
-            let core = self.cores.number(py, x, y)?;
+            let core = self.cores.everywhere(py, context.get().on.1, context.get().at)?;
             let generator = generator_of(generator.bind(py), &context.get().whose())?;
             checked.push((context, core, role_of(&role)?, noc, generator));
         }
@@ -184,7 +219,7 @@ impl TensixChip {
         let result = self.simulator.run(program, options, &signals);
         let raised = shared.raised.take();
         match (result, raised, signals.raised()) {
-            (Ok(run), ..) => report(py, self.simulator.spec(), &run),
+            (Ok(run), ..) => report(py, &self.simulator, &run),
             (Err(Error::Kernel(place)), Some(raised), _) => Err(annotate(py, raised, &place)),
             (Err(Error::Interrupted), _, Some(raised)) => Err(raised),
             (Err(error), ..) => Err(to_python(py, &error)),
@@ -245,7 +280,7 @@ impl TensixChip {
         let simulator = &mut self.simulator;
         let (run, found) = enter(py, stop, |interrupt| pruned.run(simulator, interrupt))?;
         let found: Vec<u8> = found.into_iter().map(u8::from).collect();
-        Ok((report(py, self.simulator.spec(), &run)?, PyBytes::new(py, &found)))
+        Ok((report(py, &self.simulator, &run)?, PyBytes::new(py, &found)))
     }
 }
 
@@ -269,9 +304,12 @@ impl TensixChip {
 }
 
 /// What a run used, for Python.
-pub(super) fn report<'py>(py: Python<'py>, spec: &ChipSpec, run: &Run) -> PyResult<Bound<'py, PyDict>> {
-    let across = spec.workers.x.len();
-    let columns = spec.grid.columns;
+pub(super) fn report<'py>(py: Python<'py>, simulator: &Simulator, run: &Run) -> PyResult<Bound<'py, PyDict>> {
+    let (spec, mesh) = (simulator.spec(), simulator.chips());
+    let (across, each) = (spec.workers.x.len(), spec.cores());
+    let (columns, nodes) = (spec.grid.columns, spec.grid.columns * spec.grid.rows);
+    // NoC coordinates of a node, and row and column of its chip.
+    let at = |node: u16| ((node % nodes % columns, node % nodes / columns), mesh.place(node / nodes));
     let report = PyDict::new(py);
     report.set_item("cycles", run.cycles())?;
     report.set_item("math_cycles", run.math_cycles())?;
@@ -281,7 +319,8 @@ pub(super) fn report<'py>(py: Python<'py>, spec: &ChipSpec, run: &Run) -> PyResu
     let cores = PyList::empty(py);
     for (id, core) in run.cores.iter().enumerate().filter(|(_, core)| core.took_part) {
         let one = PyDict::new(py);
-        one.set_item("core", (id % across, id / across))?;
+        one.set_item("core", (id % each % across, id % each / across))?;
+        one.set_item("chip", mesh.place((id / each) as u16))?;
         one.set_item("math_end", cycles(core.math_end))?;
         one.set_item("math_busy", cycles(core.math_busy))?;
         one.set_item("unpack_busy", core.unpack_busy.map(cycles))?;
@@ -301,23 +340,34 @@ pub(super) fn report<'py>(py: Python<'py>, spec: &ChipSpec, run: &Run) -> PyResu
     let links = run.links.iter().map(|link| {
         let port = ["x", "y", "in", "out"][usize::from(link.port) % 4];
         let bytes = link.flits * u64::from(spec.noc.flit_bytes);
-        (link.noc, (link.node % columns, link.node / columns), port, bytes, cycles(link.busy))
+        let (place, chip) = at(link.node);
+        (link.noc, place, port, bytes, cycles(link.busy), chip)
     });
     report.set_item("links", links.collect::<Vec<_>>())?;
-    let channels = run
-        .channels
-        .iter()
-        .map(|(node, bytes, busy)| ((node % columns, node / columns), *bytes, cycles(*busy)));
+    let channels = run.channels.iter().map(|(node, bytes, busy)| {
+        let (place, chip) = at(*node);
+        (place, *bytes, cycles(*busy), chip)
+    });
     report.set_item("channels", channels.collect::<Vec<_>>())?;
+    report.set_item("mesh", (mesh.rows(), mesh.columns()))?;
+    let ethernet = run.ethernet.iter().map(|link| {
+        let chips = (mesh.place(link.chips.0), mesh.place(link.chips.1));
+        (chips.0, chips.1, link.link, link.packets, link.bytes, link.wire_bytes, cycles(link.busy))
+    });
+    report.set_item("ethernet", ethernet.collect::<Vec<_>>())?;
     if let Some(timeline) = &run.timeline {
-        report.set_item("timeline", threads(py, across, timeline)?)?;
+        report.set_item("timeline", threads(py, simulator, timeline)?)?;
     }
     Ok(report)
 }
 
 /// What threads did, a column for each figure.
-fn threads<'py>(py: Python<'py>, across: usize, timeline: &Timeline) -> PyResult<Bound<'py, PyDict>> {
-    let place = |core: u16| (usize::from(core) % across, usize::from(core) / across);
+fn threads<'py>(py: Python<'py>, simulator: &Simulator, timeline: &Timeline) -> PyResult<Bound<'py, PyDict>> {
+    let (across, each) = (simulator.spec().workers.x.len() as u16, simulator.spec().cores() as u16);
+    let place = |core: u16| {
+        let (chip, core) = (core / each, core % each);
+        ((core % across, core / across), simulator.chips().place(chip))
+    };
     let columns = PyDict::new(py);
     let all = timeline.intervals.as_slice();
     columns.set_item("core", PyArray1::from_iter(py, all.iter().map(|one| one.core)))?;

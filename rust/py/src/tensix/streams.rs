@@ -100,10 +100,10 @@ pub(crate) fn tensix_streams<'py>(
     let run = enter(py, stop, |interrupt| {
         let [columns, rows] = simulator.spec().workers.compute_grid;
         let parts = spread(pieces, usize::from(columns) * usize::from(rows));
-        let program = all.program(simulator, parts)?;
+        let program = simulator.here(all.program(simulator, parts)?);
         simulator.run(program, options, interrupt)
     })?;
-    report(py, chip.simulator.spec(), &run)
+    report(py, &chip.simulator, &run)
 }
 
 /// Tiles side by side whose columns are whole branches, and bytes of a page of their norms.
@@ -138,7 +138,7 @@ pub(crate) fn tensix_wide_norms<'py>(
     let simulator = &mut chip.simulator;
     let run = enter(py, stop, |interrupt| {
         let program = Wide { norms, result }.program(simulator)?;
-        simulator.run(program, options, interrupt)
+        simulator.run(simulator.here(program), options, interrupt)
     })?;
-    report(py, chip.simulator.spec(), &run)
+    report(py, &chip.simulator, &run)
 }

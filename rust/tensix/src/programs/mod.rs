@@ -4,6 +4,7 @@ pub mod blocking;
 pub mod cut;
 pub mod dynamic;
 pub mod epilogue;
+pub mod gather;
 pub mod layer;
 mod lists;
 mod live;
