@@ -70,8 +70,10 @@ def test_tensix(monkeypatch, capsys):
     lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.S)).splitlines()
     # What a bench prints is its machine's.
     lines = [line for line in lines if " matmul " in line]
-    assert len(lines) == 4
-    for line in lines[::3]:  # each takes seconds
+    assert len(lines) == 5
+    assert sum("--mesh" in line for line in lines) == 1
+    # Each of several densities takes seconds.
+    for line in {*lines[::3], *(line for line in lines if "--mesh" in line)}:
         words = shlex.split(line)
         assert words[:3] == ["python", "-m", "prunus"]
         assert main(words[3:]) == 0
