@@ -78,11 +78,11 @@ def add(commands: Commands) -> None:
     arg("--seed", type=int, default=0, help="of which blocks are live")
     arg(
         "--sweep",
-        type=densities,
+        type=_swept,
         nargs="?",
         const=list(_SWEEP),
         metavar="DENSITIES",
-        help="dense, static and dynamic at several densities (default: 2%% to 100%%)",
+        help="dense, static and dynamic at several densities (default, or density: 2%% to 100%%)",
     )
     arg("--plot", metavar="PATH", type=Path, help="draw the sweep (needs matplotlib)")
     product.set_defaults(run=matmul)
@@ -126,6 +126,11 @@ def validate(options: argparse.Namespace) -> int:
             plot(options.plot, by_kind)
             print(f"plot: {options.plot}")
     return 0
+
+
+def _swept(text: str) -> list[float]:
+    """Read what is swept: ``density``, for the usual ones, or densities."""
+    return list(_SWEEP) if text == "density" else densities(text)
 
 
 def matmul(options: argparse.Namespace) -> int:

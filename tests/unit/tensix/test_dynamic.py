@@ -189,6 +189,15 @@ def test_command_draws_the_curve(capsys, tmp_path):
     assert [line.split(":")[0] for line in lines[7:]] == ["static", "dynamic", "plot"]
 
 
+def test_a_sweep_may_name_what_it_sweeps(capsys):
+    shown = []
+    for sweep_of in (["--sweep"], ["--sweep", "density"]):
+        assert main(["tensix", "matmul", "64", "64", "64", *sweep_of]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert "dynamic" in shown[0]
+
+
 def test_a_plot_needs_a_sweep(capsys, tmp_path):
     command = ["tensix", "matmul", "64", "64", "64", "--plot", str(tmp_path / "x.png")]
     assert main(command) != 0
