@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import ml_dtypes
@@ -110,6 +110,20 @@ class Buffer:
     pages: int
     channel: int | None
     chip: ChipAt
+    # Numbers count the buffers of one simulated chip or mesh, and mean something else on another.
+    _owner: _core.TensixChip = field(repr=False)
+
+    def of(self, owner: _core.TensixChip) -> int:
+        """Return the number, if this is a buffer of that chip or mesh.
+
+        Raises
+        ------
+        MisusedError
+            If it is another one's.
+        """
+        if self._owner is not owner:
+            raise MisusedError(f"misused: buffer {self.number} of {self.nbytes} B is another chip's")
+        return self.number
 
     @property
     def nbytes(self) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from prunus import _core
 from prunus._threads import get_num_threads
 from prunus.tensix.buffers import Buffer, Matrix, format_of, shape_of, tile_bytes, tilize, untilize
-from prunus.tensix.cores import Core, CoreRange
+from prunus.tensix.cores import Core, CoreRange, core_of
 from prunus.tensix.errors import MisusedError, TensixError
 from prunus.tensix.mesh import chips_of, every, mesh_of
 from prunus.tensix.program import Program
@@ -174,7 +174,7 @@ class Chip:
             raise MisusedError(f"misused: a matrix of {shape[0]} x {shape[1]} holds nothing")
         pages = -(-shape[0] // 32) * -(-shape[1] // 32)
         raw = self.pages(tile_bytes(dtype), pages, channel=channel, chip=chip)
-        return Matrix(raw.number, raw.page_bytes, raw.pages, channel, raw.chip, shape, dtype)
+        return Matrix(raw.number, raw.page_bytes, raw.pages, channel, raw.chip, self._core, shape, dtype)
 
     def pages(
         self, page_bytes: int, pages: int, *, channel: int | None = None, chip: tuple[int, int] = (0, 0)
@@ -202,7 +202,7 @@ class Chip:
             number = core.buffer(page_bytes, pages, channel)
         finally:
             core.stand_on((0, 0))
-        return Buffer(number, page_bytes, pages, channel, at)
+        return Buffer(number, page_bytes, pages, channel, at, self._core)
 
     def _at(self, chip: tuple[int, int]) -> tuple[int, int]:
         """Return a chip that there is."""
@@ -228,7 +228,7 @@ class Chip:
             data = tilize(values, buffer.dtype)
         elif not isinstance(data, bytes):
             data = np.ascontiguousarray(data).tobytes()
-        self._idle().write_buffer(buffer.number, data)
+        self._idle().write_buffer(buffer.of(self._core), data)
 
     def read(self, buffer: Buffer) -> bytes:
         """Return all bytes of a buffer.
@@ -240,7 +240,7 @@ class Chip:
         UnsupportedError
             If the chip only takes time.
         """
-        return self._idle().read_buffer(buffer.number)
+        return self._idle().read_buffer(buffer.of(self._core))
 
     def to_numpy(self, matrix: Matrix) -> NDArray[Any]:
         """Return the values of a matrix.
@@ -285,7 +285,7 @@ class Chip:
 
     def write_l1(self, core: Core, address: int, data: bytes, *, chip: tuple[int, int] = (0, 0)) -> None:
         """Write bytes to the L1 of a core, of the chip of a mesh in a row and column."""
-        self._idle().write_l1(core, self._l1(address), data, self._at(chip))
+        self._idle().write_l1(core_of(core), self._l1(address), data, self._at(chip))
 
     def read_l1(self, core: Core, address: int, size: int, *, chip: tuple[int, int] = (0, 0)) -> bytes:
         """Return bytes of the L1 of a core, of the chip of a mesh in a row and column.
@@ -297,7 +297,7 @@ class Chip:
         UnsupportedError
             If the chip only takes time.
         """
-        return self._idle().read_l1(core, self._l1(address), self._l1(size), self._at(chip))
+        return self._idle().read_l1(core_of(core), self._l1(address), self._l1(size), self._at(chip))
 
     def _l1(self, value: int) -> int:
         if not 0 <= value <= self._spec.l1.bytes:

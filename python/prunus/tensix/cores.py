@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from prunus.tensix.errors import MisusedError
 
-__all__ = ["Core", "CoreRange", "Cores", "cores_of"]
+__all__ = ["Core", "CoreRange", "Cores", "core_of", "cores_of"]
 
 Core: TypeAlias = tuple[int, int]
 
@@ -53,6 +54,27 @@ class CoreRange:
 Cores: TypeAlias = Core | Sequence[Core] | CoreRange
 
 
+def core_of(core: object) -> Core:
+    """Return a core's coordinates as plain integers.
+
+    Raises
+    ------
+    TypeError
+        If they are not two integers.
+    MisusedError
+        If they are below 0; whether a chip has that core, it says itself.
+    """
+    if not isinstance(core, Sequence) or len(core) != 2:
+        raise TypeError(f"expected cores as (x, y), a list of them or a CoreRange, got {core!r}")
+    try:
+        x, y = (operator.index(one) for one in core)
+    except TypeError:
+        raise TypeError(f"a core is two whole numbers (x, y), got {core!r}") from None
+    if min(x, y) < 0:
+        raise MisusedError(f"misused: core ({x}, {y}) does not exist: cores are counted from 0")
+    return x, y
+
+
 def cores_of(cores: Cores) -> list[Core]:
     """Return the cores that an argument means: one (x, y), several, or a range."""
     if isinstance(cores, CoreRange):
@@ -60,11 +82,7 @@ def cores_of(cores: Cores) -> list[Core]:
     listed = list(cores)
     if len(listed) == 2 and not isinstance(listed[0], Sequence):
         listed = [(listed[0], listed[1])]
-    found: list[Core] = []
-    for core in listed:
-        if not isinstance(core, Sequence) or len(core) != 2:
-            raise TypeError(f"expected cores as (x, y), a list of them or a CoreRange, got {core!r}")
-        found.append((int(core[0]), int(core[1])))
+    found = [core_of(core) for core in listed]
     if not found:
         raise MisusedError("misused: no cores")
     return found

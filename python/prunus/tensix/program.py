@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from prunus import _core
-from prunus.tensix.buffers import format_of, tile_bytes
+from prunus.tensix.buffers import Buffer, format_of, tile_bytes
 from prunus.tensix.cores import Core, Cores, cores_of
 from prunus.tensix.errors import MisusedError
 from prunus.tensix.mesh import ChipAt, Chips, Mesh, chips_of, every
@@ -47,7 +47,9 @@ class _Launch:
 
 
 class Program:
-    """What runs on a chip at once. A program can run many times, and on several chips.
+    """What runs on a chip at once.
+
+    A program can run many times; one whose kernels have no buffers as arguments, on several chips.
 
     Parameters
     ----------
@@ -220,5 +222,8 @@ class Program:
                 for core in launch.cores:
                     context = chip.context(core, launch.name, pages.get((at, core), []), at)
                     args = launch.args(core) if callable(launch.args) else launch.args
+                    for value in args:
+                        if isinstance(value, Buffer):
+                            value.of(chip)
                     kernels.append((context, launch.role, launch.noc, launch.function(context, *args)))
         return buffers, list(self._semaphores), kernels

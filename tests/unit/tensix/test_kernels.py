@@ -465,6 +465,41 @@ def test_the_chip_is_its_programs_own():
     assert chip.to_numpy(buffer).sum() == 1024
 
 
+def test_a_buffer_is_one_chips():
+    here, there = Chip("n150"), Chip("n150")
+    own, other = (chip.buffer(np.full((32, 32), i, np.float32)) for i, chip in enumerate((here, there)))
+
+    def reads(k, source):
+        yield k.noc_async_read(source.page(0), 0, source.page_bytes)
+        yield k.noc_async_read_barrier()
+
+    for wrong in (
+        lambda: here.to_numpy(other),
+        lambda: here.write(other, np.zeros((32, 32), np.float32)),
+        lambda: run(reads, args=(other,), chip=here),
+    ):
+        with pytest.raises(tensix.MisusedError, match="another chip's"):
+            wrong()
+    assert here.to_numpy(own).sum() == 0
+    assert there.to_numpy(other).sum() == 1024
+    run(reads, args=(own,), chip=here)
+
+
+@pytest.mark.parametrize("core", [(0.5, 0), (np.float32(1.7), 0), (0, "1"), (0, 1, 2)], ids=str)
+def test_cores_are_whole_numbers(core):
+    with pytest.raises(TypeError, match="core"):
+        run(sleep, cores=[core])
+    with pytest.raises(TypeError, match="core"):
+        Chip("n150").write_l1(core, 0, bytes(16))
+
+
+def test_cores_are_counted_from_0():
+    with pytest.raises(tensix.MisusedError, match=r"core \(-1, 0\)"):
+        run(sleep, cores=(-1, 0))
+    with pytest.raises(tensix.MisusedError, match=r"core \(0, -1\)"):
+        Chip("n150").read_l1((0, -1), 0, 16)
+
+
 def test_a_compute_kernel_acts_on_a_word_of_l1():
     chip, program = Chip("n150"), Program()
     place = 65536
