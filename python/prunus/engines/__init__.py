@@ -27,8 +27,9 @@ _INSIDE: Final[ContextVar[bool]] = ContextVar("prunus_inside", default=False)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Before the names of simulated chips.
+# Before the names of simulated chips, and the name of GPUs.
 _TENSIX: Final = "tensix:"
+_CUDA: Final = "cuda"
 
 # Kept None while nothing is chosen, so that the fast path of a product is one comparison away.
 ACTIVE: Final[ContextVar[Engine | None]] = ContextVar("prunus_engine", default=None)
@@ -51,7 +52,8 @@ def register(name: str, make: Callable[..., Engine]) -> None:
 
 def names() -> list[str]:
     """Return the names that :func:`device` takes, sorted; with simulated chips of the package."""
-    return sorted([*_MAKERS, *(f"{_TENSIX}{chip}" for chip in _core.chip_names())])
+    cuda = [_CUDA] if import_module("prunus.cuda.runtime").is_usable() else []
+    return sorted([*_MAKERS, *cuda, *(f"{_TENSIX}{chip}" for chip in _core.chip_names())])
 
 
 def active() -> Engine:
@@ -75,6 +77,9 @@ def make(name: str, **options: Any) -> Engine:
         return made
     if options:
         raise TypeError(f"{name} takes no options, got {', '.join(options)}")
+    if name == _CUDA or name.startswith(f"{_CUDA}:"):
+        gpu: Engine = import_module("prunus.cuda.engine").make(name)
+        return gpu
     try:
         return _MAKERS[name]()
     except KeyError:

@@ -1,0 +1,62 @@
+"""Which tiles a kernel computes in: tables by architecture, chosen by shapes and dtypes alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from prunus.cuda.runtime import Place
+
+__all__ = ["Tile", "dsd", "dsd_small", "power"]
+
+
+class Tile(NamedTuple):
+    """How a kernel is cut and compiled.
+
+    Attributes
+    ----------
+    m, n, k : int
+        Rows, columns and steps of a tile.
+    warps, stages : int
+        Warps of a program, and steps that are loaded ahead.
+    """
+
+    m: int
+    n: int
+    k: int
+    warps: int = 4
+    stages: int = 3
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What a launch is told."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def power(value: int, least: int = 16, most: int = 128) -> int:
+    """Return the power of two that is at least ``value``, within bounds.
+
+    Examples
+    --------
+    >>> power(1), power(48), power(500)
+    (16, 64, 128)
+    """
+    return min(max(1 << max(value - 1, 0).bit_length(), least), most)
+
+
+def dsd(where: Place, block: tuple[int, int], columns: int, bits: int) -> Tile:
+    """Return the tile of ``dsd`` for blocks of the operand, so many columns, and operands of so many bits."""
+    rows, inner = block
+    if where.interpreted:
+        return Tile(power(rows), power(columns, most=256), power(inner, 32))
+    wide = bits > 16
+    tm = power(rows, 16, 64 if wide else 128)
+    tn = power(columns, 16, 64 if wide else 128)
+    tk = power(inner, 32 if bits == 8 else 16, 32 if wide else 64)
+    return Tile(tm, tn, tk, 8 if tm * tn > 8192 else 4, 2 if bits == 64 else 3)
+
+
+def dsd_small(where: Place, block: tuple[int, int], columns: int, bits: int) -> Tile:
+    """Return the tile of ``dsd_small``."""
+    if where.interpreted:
+        return Tile(128, power(columns, 1, 128), 16)
+    return Tile(16, power(columns, 1, 32), power(block[1], 1, 8), 4, 2)

@@ -1,0 +1,26 @@
+"""What kernels share: activations, and reading the blocks of a pattern."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def activate(value, ACTIVATION: tl.constexpr):
+    """Return an activation of a tile by name; NaN stays NaN."""
+    if ACTIVATION == "relu":
+        value = tl.where(value < 0, 0, value)
+    elif ACTIVATION == "gelu":
+        value = 0.5 * value * (1 + tl.erf(value * 0.7071067811865476))
+    elif ACTIVATION == "silu":
+        value = value / (1 + tl.exp(-value))
+    return value
+
+
+@triton.jit
+def finish(acc, bias, row, rows, ACTIVATION: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr):
+    """Return ``activation(acc + bias[row])`` in ``WIDE``, with one bias for each row of a tile."""
+    if BIAS or ACTIVATION is not None:
+        acc = acc.to(WIDE)
+    if BIAS:
+        acc += tl.load(bias + row, row < rows, 0).to(WIDE)[:, None]
+    return activate(acc, ACTIVATION)

@@ -1,0 +1,160 @@
+"""Products of tensors with blocks: which kernel, cut how, on which lists."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from prunus._layout import blocks_along
+from prunus.cuda import configs, dtypes
+from prunus.cuda.blocks import Operand, lists
+from prunus.cuda.runtime import Place, launch
+from prunus.cuda.versions import libraries
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["dsd", "flat", "operands_of", "precision", "triton_of"]
+
+# Blocks that are smaller than this along a side leave matrix units mostly idle.
+_LEAST = 16
+
+
+def operands_of(kind: Any, where: Place) -> Any:
+    """Return Triton's dtype that operands of a dot are converted to, to be computed in ``kind``.
+
+    The interpreter's dot takes bfloat16 for the whole numbers that it keeps it in; as float32, which holds the
+    same values, products and sums are what they are on a GPU.
+    """
+    torch = libraries().torch
+    return triton_of(torch.float32 if where.interpreted and kind == torch.bfloat16 else kind)
+
+
+@cache
+def triton_of(dtype: Any) -> Any:
+    """Return Triton's dtype for torch's."""
+    import triton.language as tl
+
+    torch = libraries().torch
+    return {
+        torch.bfloat16: tl.bfloat16,
+        torch.float16: tl.float16,
+        torch.float32: tl.float32,
+        torch.float64: tl.float64,
+        torch.int8: tl.int8,
+        torch.int32: tl.int32,
+    }[dtype]
+
+
+def precision() -> str:
+    """Return how matrix units take float32: torch's own setting, ``torch.set_float32_matmul_precision``."""
+    return "ieee" if libraries().torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def flat(x: torch.Tensor, inner: int = 2) -> torch.Tensor:
+    """Return a tensor with one batch dimension before the last ``inner`` ones; a view where strides allow it."""
+    if x.ndim == inner:
+        return x[None]
+    return x if x.ndim == inner + 1 else x.reshape(-1, *x.shape[x.ndim - inner :])
+
+
+def dsd(
+    where: Place,
+    w: Operand,
+    x: torch.Tensor,
+    out: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    add: bool = False,
+) -> None:
+    """Write ``activation(w @ x + bias[:, None])``, or add ``w @ x`` to what ``out`` holds.
+
+    Parameters
+    ----------
+    where : Place
+        Where the operands live.
+    w : Operand
+        Shape (m, k) after its transposition.
+    x : Tensor
+        Shape (k, n), or (members, k, n), any strides.
+    out : Tensor
+        Shape (m, n), or (members, m, n), any strides: written.
+    bias : Tensor, optional
+        Shape (m,).
+    activation : str, optional
+        "relu", "gelu" or "silu".
+    add : bool
+        Go on from the sums in ``out``.
+    """
+    from prunus.cuda.kernels import dsd as kernels
+
+    (m, k), n = w.size, int(x.shape[-1])
+    if 0 in out.shape:
+        return
+    sr, sc = w.stored
+    br, bc = (sc, sr) if w.transposed else (sr, sc)
+    x, out = flat(x), flat(out)
+    members = len(out)
+    found = lists(w)
+    kind = dtypes.compute(w.data.dtype, x.dtype, out.dtype)
+    sums = dtypes.sums(kind)
+    torch = libraries().torch
+    wide = torch.float64 if sums == torch.float64 else torch.float32
+    if sums == torch.int32 and out.dtype == torch.int32:
+        wide = torch.int32  # whole numbers, as relu and their biases are
+    common = {
+        "SR": sr,
+        "SC": sc,
+        "TRANSPOSED": w.transposed,
+        "ORDERED": found.order is not None,
+        "BIAS": bias is not None,
+        "ACTIVATION": activation,
+        "ADD": add,
+        "SUMS": triton_of(sums),
+        "WIDE": triton_of(wide),
+    }
+    tensors = (
+        w.data,
+        found.indices,
+        found.indptr,
+        found.indices if found.order is None else found.order,
+        x,
+        out,
+        out if bias is None else bias,
+    )
+    strides = (
+        w.data.stride(0) if w.data.ndim > 3 and len(w.data) > 1 else 0,
+        found.indptr.stride(0) if found.indptr.ndim > 1 else 0,
+        x.stride(0) if len(x) > 1 else 0,
+        *x.stride()[1:],
+        *out.stride(),
+    )
+    bits = kind.itemsize * 8
+    if min(br, bc) < _LEAST:
+        tile = configs.dsd_small(where, (br, bc), n, bits)
+        rows, across = blocks_along(m, tile.m), blocks_along(n, tile.n)
+        kernel, more = kernels.dsd_small, {}
+        down = rows
+    else:
+        tile = configs.dsd(where, (br, bc), n, bits)
+        rows, across = blocks_along(m, br), blocks_along(n, tile.n)
+        kernel, more = kernels.dsd, {"COMPUTE": operands_of(kind, where), "PRECISION": precision()}
+        down = rows * blocks_along(br, tile.m)
+    launch(
+        where,
+        kernel,
+        (down * across * members,),
+        *tensors,
+        m,
+        n,
+        k,
+        rows,
+        across,
+        *strides,
+        **common,
+        **more,
+        TM=tile.m,
+        TN=tile.n,
+        TK=tile.k,
+        **tile.options,
+    )

@@ -1,0 +1,83 @@
+"""The one place that knows which versions of torch and Triton serve, and what differs between them."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any, Final, NamedTuple
+
+from prunus._errors import PrunusError
+
+__all__ = ["TESTED", "TORCH", "TRITON", "Libraries", "installed", "libraries"]
+
+#: The oldest versions that are taken.
+TORCH: Final = (2, 11)
+TRITON: Final = (3, 6)
+#: What continuous integration runs and compiles with: torch, Triton.
+TESTED: Final = ((2, 15), (3, 9))
+
+
+class Libraries(NamedTuple):
+    """What was found.
+
+    Attributes
+    ----------
+    torch, triton : module
+    interpreted : bool
+        Whether kernels run in Triton's interpreter on the CPU (``TRITON_INTERPRET=1``).
+    versions : tuple of str
+        Of torch and Triton.
+    """
+
+    torch: Any
+    triton: Any
+    interpreted: bool
+    versions: tuple[str, str]
+
+
+def installed() -> bool:
+    """Say whether torch and Triton are there, without importing them."""
+    return find_spec("torch") is not None and find_spec("triton") is not None
+
+
+@cache
+def libraries() -> Libraries:
+    """Return torch and Triton.
+
+    Raises
+    ------
+    PrunusError
+        If one is missing or older than what is taken.
+    """
+    found = []
+    for name, least in (("torch", TORCH), ("triton", TRITON)):
+        if find_spec(name) is None:
+            raise PrunusError(
+                f"the device 'cuda' needs {name}, which is not installed: pip install 'prunus[cuda]'"
+            )
+        version = metadata.version(name)
+        numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+        if numbers < least:
+            raise PrunusError(
+                f"the device 'cuda' needs {name} {least[0]}.{least[1]} or later, found {version}: "
+                f"pip install --upgrade 'prunus[cuda]'"
+            )
+        found.append(version)
+    import torch
+    import triton
+
+    # Kernels are decorated when they are imported, and are for the interpreter or for a GPU from then on.
+    interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+    return Libraries(torch, triton, interpreted, (found[0], found[1]))
+
+
+def launch_options(interpreted: bool) -> dict[str, Any]:
+    """Return the options that every launch and every compilation has.
+
+    Multiplications and additions are fused, as on the host; Triton 3.9 warns unless told, as later versions
+    will not fuse by default.
+    """
+    return {} if interpreted else {"enable_fp_fusion": True}
