@@ -1,0 +1,11 @@
+"""Scans over NumPy's arrays."""
+
+from __future__ import annotations
+
+from prunus.cuda.host.base import Host
+
+__all__ = ["Recurrence"]
+
+
+class Recurrence(Host):
+    """See :class:`prunus.engines.base.Engine`."""
