@@ -23,8 +23,8 @@ _LEAST = 16
 def operands_of(kind: Any, where: Place) -> Any:
     """Return Triton's dtype that operands of a dot are converted to, to be computed in ``kind``.
 
-    The interpreter's dot takes bfloat16 for the whole numbers that it keeps it in; as float32, which holds the
-    same values, products and sums are what they are on a GPU.
+    The interpreter's dot takes bfloat16 for the whole numbers that it keeps it in; as float32, which holds
+    the same values, products and sums are what they are on a GPU.
     """
     torch = libraries().torch
     return triton_of(torch.float32 if where.interpreted and kind == torch.bfloat16 else kind)
@@ -52,7 +52,7 @@ def precision() -> str:
 
 
 def flat(x: torch.Tensor, inner: int = 2) -> torch.Tensor:
-    """Return a tensor with one batch dimension before the last ``inner`` ones; a view where strides allow it."""
+    """Return a tensor with one batch dimension before the last ``inner``; a view where strides allow it."""
     if x.ndim == inner:
         return x[None]
     return x if x.ndim == inner + 1 else x.reshape(-1, *x.shape[x.ndim - inner :])

@@ -1,8 +1,8 @@
 """Block-sparse times dense.
 
-The inner dimension of a row of blocks is the list of its blocks' columns, which a kernel walks in steps: each
-position of a step knows its block and its column. So blocks need be no power of two and no multiple of a step,
-and what blocks hang over the edge with is left out by the same mask that ends the list.
+The inner dimension of a row of blocks is the list of its blocks' columns, which a kernel walks in steps:
+each position of a step knows its block and its column. So blocks need be no power of two and no multiple of a
+step, and what blocks hang over the edge with is left out by the same mask that ends the list.
 """
 
 import triton
