@@ -82,7 +82,7 @@ class Lists(NamedTuple):
 
 
 def rows_of(indptr: torch.Tensor, n: int) -> torch.Tensor:
-    """Return the row of blocks of each of ``n`` blocks, counted through all members; past the end, one more."""
+    """Return the row of blocks of each of ``n`` blocks, counted through all members; rows past the end."""
     torch = libraries().torch
     flat = indptr if indptr.ndim == 1 else torch.cat([indptr[:, :-1].reshape(-1), indptr[-1:, -1]])
     at = torch.arange(n, device=indptr.device, dtype=indptr.dtype)
