@@ -120,7 +120,7 @@ def dsd(
         found.indices if found.order is None else found.order,
         x,
         out,
-        out if bias is None else bias,
+        out if bias is None else bias.contiguous(),
     )
     strides = (
         w.data.stride(0) if w.data.ndim > 3 and len(w.data) > 1 else 0,

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import numpy as np
+
 from prunus._errors import PrunusError
 from prunus.cuda.versions import installed, launch_options, libraries
 
@@ -189,7 +191,8 @@ def launch(where: Place, kernel: Any, grid: Sequence[int], *arguments: Any, **op
     if noted is not None:
         noted.append(Launch(kernel, tuple(grid), arguments, options))
         return
-    with on(where):
+    # The interpreter computes in NumPy, which warns of what is IEEE's rule.
+    with on(where), np.errstate(all="ignore"):
         try:
             kernel[tuple(grid)](*arguments, **options)
         except Exception as error:
