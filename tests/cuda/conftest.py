@@ -1,0 +1,57 @@
+"""Tensors on the device: on a GPU where there is one, or in Triton's interpreter."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+
+
+def _why_not():
+    """Say why nothing here can run, or nothing."""
+    for name in ("torch", "triton"):
+        if find_spec(name) is None:
+            return f"needs {name}, which is not installed"
+    if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"):
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    return "needs a GPU, or TRITON_INTERPRET=1"
+
+
+WHY_NOT = _why_not()
+collect_ignore_glob = [] if find_spec("torch") and find_spec("triton") else ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items):
+    if WHY_NOT is None:
+        return
+    here = os.path.dirname(__file__)
+    for item in items:
+        if str(item.path).startswith(here + os.sep):
+            item.add_marker(pytest.mark.skip(reason=WHY_NOT))
+
+
+@pytest.fixture
+def place():
+    """Where kernels run."""
+    from prunus.cuda.runtime import place
+
+    return place()
+
+
+@pytest.fixture(autouse=True)
+def device():
+    """The engine, active: torch's host tensors stand for the GPU's where kernels are interpreted."""
+    import prunus as pr
+
+    with pr.device("cuda") as engine:
+        yield engine
+
+
+@pytest.fixture
+def rng():
+    import numpy as np
+
+    return np.random.default_rng(7)
