@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from prunus.cuda.runtime import Place
 
-__all__ = ["Tile", "dsd", "dsd_small", "power"]
+__all__ = ["Tile", "dsd", "dsd_small", "power", "sdd", "sdd_small", "ssd", "ssd_small"]
 
 
 class Tile(NamedTuple):
@@ -60,3 +60,39 @@ def dsd_small(where: Place, block: tuple[int, int], columns: int, bits: int) -> 
     if where.interpreted:
         return Tile(128, power(columns, 1, 128), 16)
     return Tile(16, power(columns, 1, 32), power(block[1], 1, 8), 4, 2)
+
+
+def sdd(where: Place, block: tuple[int, int], columns: int, inner: int, bits: int) -> Tile:
+    """Return the tile of ``sdd`` for blocks of a pattern whose rows hold ``columns`` columns on average."""
+    if where.interpreted:
+        return Tile(power(block[0]), 256, power(inner, 32, 256))
+    if bits > 16:
+        return Tile(power(block[0], 16, 64), power(columns, 16, 64), 32 if bits == 32 else 16, 4, 2)
+    tm = power(block[0])
+    # Blocks of a row share what is read of ``a``: a tile as wide as the matrix units and registers allow.
+    tn = power(columns, 16, 128 if tm > 64 and where.arch == "sm_80" else 256)
+    return Tile(tm, tn, 64, 8 if tm * tn > 8192 else 4, 3)
+
+
+def sdd_small(where: Place, inner: int) -> Tile:
+    """Return the tile of ``sdd_small``: values of blocks along ``n``."""
+    if where.interpreted:
+        return Tile(1, 4096, power(inner, 16, 128))
+    return Tile(1, 128, 16, 4, 2)
+
+
+def ssd(where: Place, block: tuple[int, int], inner: int, bits: int) -> Tile:
+    """Return the tile of ``ssd`` for blocks of the result, and of so many inner values."""
+    if where.interpreted:
+        return Tile(power(block[0]), power(block[1]), power(inner, 64))
+    most = 64 if bits > 16 else 128
+    tm, tn = power(block[0], 16, most), power(block[1], 16, most)
+    tk = {8: 64, 16: 64, 32: 32}.get(bits, 16)
+    return Tile(tm, tn, power(inner, 32 if bits == 8 else 16, tk), 8 if tm * tn > 8192 else 4, 3 if bits < 64 else 2)
+
+
+def ssd_small(where: Place, inner: int) -> Tile:
+    """Return the tile of ``ssd_small``: values of the result along ``n``."""
+    if where.interpreted:
+        return Tile(1, 4096, 16)
+    return Tile(1, 128, power(inner, 4, 16), 4, 2)

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from prunus._dtypes import Array, DType
+from prunus._layout import Index
 from prunus.cuda import products
 from prunus.cuda.host.base import Host
+from prunus.cuda.sdd import sdd
 from prunus.cuda.transfer import download
 from prunus.engines.base import Blocks
 
@@ -40,3 +42,19 @@ class Products(Host):
             there = there.clone()
         products.dsd(self.where, self._operand(w), self._up(x), there, self._maybe(bias), activation, add)
         download(there, out)
+
+    def sdd(self, a: Array, b: Array, indices: Index, indptr: Index, out: Array) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        if out.size == 0:
+            return
+        a, b = _one_batch(a), _one_batch(b)
+        there = self._room(out)
+        room = there if indptr.ndim > 1 else there.reshape(-1, *there.shape[-3:])
+        edges = indptr.reshape(-1, indptr.shape[-1]) if indptr.ndim > 1 else indptr
+        sdd(self.where, self._up(a), self._up(b), self._up(indices), self._up(edges), room)
+        download(there, out)
+
+
+def _one_batch(x: Array) -> Array:
+    """Return a stack of matrices with one batch dimension; a copy only where strides leave no other way."""
+    return x if x.ndim <= 3 else x.reshape(-1, *x.shape[-2:])

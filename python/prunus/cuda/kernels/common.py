@@ -24,3 +24,19 @@ def finish(acc, bias, row, rows, ACTIVATION: tl.constexpr, BIAS: tl.constexpr, W
     if BIAS:
         acc += tl.load(bias + row, row < rows, 0).to(WIDE)[:, None]
     return activate(acc, ACTIVATION)
+
+
+@triton.jit
+def count_up_to(edges, n, value, WIDE: tl.constexpr):
+    """Return how many of ``n`` ascending entries are at most ``value``; each look is at ``WIDE`` of them."""
+    low = value * 0
+    left = low + n
+    while left > 0:
+        step = (left + WIDE - 1) // WIDE
+        at = (tl.arange(0, WIDE) + 1) * step - 1
+        below = tl.load(edges + low + at, at < left, 0) <= value
+        passed = tl.sum((below & (at < left)).to(tl.int32), 0)
+        low += passed * step
+        # The entries between the last pivot that is passed and the next one.
+        left = tl.minimum(step - 1, left - passed * step)
+    return low
