@@ -108,6 +108,11 @@ def widest():
     return F64 if F64 in engines.active().dtypes else F32
 
 
+def interpreted():
+    """Whether the active engine's kernels run in an interpreter, where every step takes its time."""
+    return bool(getattr(getattr(engines.active(), "where", None), "interpreted", False))
+
+
 def floats():
     """The floats that the active engine has."""
     return [dtype for dtype in FLOATS if dtype in engines.active().dtypes]

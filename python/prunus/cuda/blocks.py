@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus._layout import blocks_along
 from prunus.cuda.versions import libraries
@@ -10,7 +11,7 @@ from prunus.cuda.versions import libraries
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Lists", "Operand", "lists", "rows_of"]
+__all__ = ["Lists", "Operand", "broadcast", "lists", "rows_of"]
 
 
 class Operand(NamedTuple):
@@ -111,3 +112,30 @@ def lists(w: Operand) -> Lists:
         first = torch.arange(members, device=keys.device)[:, None] * across
         starts = starts[first + torch.arange(across + 1, device=keys.device)]
     return Lists(row - member * down, starts, order)
+
+
+def broadcast(w: Operand, own: tuple[int, ...], batch: tuple[int, ...]) -> Operand:
+    """Return an operand whose members are those of a batch, without copying a block.
+
+    Parameters
+    ----------
+    w : Operand
+        Of the members ``own``, or of none.
+    own, batch : tuple of int
+        Batch dimensions; the former broadcast to the latter.
+    """
+    if not own or own == batch:
+        return w
+    torch = libraries().torch
+    if not w.own:  # a pattern for each member, all in one list
+        members, n = math.prod(own), len(w.indices)
+        start = torch.arange(members, device=w.indptr.device, dtype=torch.int64)[:, None] * n
+        data = w.data.reshape(-1, *w.data.shape[-2:])
+        w = Operand(data, w.indices.repeat(members), w.indptr.to(torch.int64) + start, w.shape, w.transposed)
+    found = lists(w)  # before members repeat, whose blocks lie side by side until then
+
+    def every(indptr: Any) -> Any:
+        rows = indptr.shape[-1]
+        return indptr.reshape(*own, rows).expand(*batch, rows).reshape(-1, rows)
+
+    return w._replace(indptr=every(w.indptr), lists=found._replace(indptr=every(found.indptr)))

@@ -5,10 +5,22 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from prunus._dtypes import BFLOAT16, F16, F32, F64, I8, I32, DType, input_dtype, result_dtype
+from prunus._dtypes import (
+    BFLOAT16,
+    F16,
+    F32,
+    F64,
+    I8,
+    I32,
+    DType,
+    as_dtype,
+    check_operand,
+    input_dtype,
+    result_dtype,
+)
 from prunus.cuda.versions import libraries
 
-__all__ = ["compute", "numpy_of", "result", "sums", "torch_of"]
+__all__ = ["as_torch", "compute", "numpy_of", "result", "sums", "torch_of"]
 
 
 @cache
@@ -47,10 +59,27 @@ def numpy_of(dtype: Any, name: str = "the tensor") -> DType:
         ) from None
 
 
+def as_torch(dtype: Any) -> Any:
+    """Return torch's dtype of an operand that ``dtype`` names: torch's own, NumPy's, or a string.
+
+    Raises
+    ------
+    TypeError
+        If products do not take it.
+    """
+    if dtype in _pairs()[1]:
+        return dtype
+    if isinstance(dtype, libraries().torch.dtype):
+        return torch_of(numpy_of(dtype, "dtype"))  # which raises
+    kind = as_dtype(dtype)
+    check_operand(kind, "dtype")
+    return torch_of(kind)
+
+
 def result(a: Any, b: Any, dtype: Any = None, names: tuple[str, str] = ("a", "b")) -> Any:
     """Return torch's dtype of a product; the rules are :func:`prunus._dtypes.result_dtype`'s."""
-    if dtype is not None and dtype in _pairs()[1]:
-        dtype = _pairs()[1][dtype]
+    if isinstance(dtype, libraries().torch.dtype):
+        dtype = numpy_of(dtype, "dtype")
     return torch_of(result_dtype(numpy_of(a, names[0]), numpy_of(b, names[1]), dtype, names))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prunus._dtypes import Array
-from prunus.cuda.blocks import Operand
+from prunus.cuda.blocks import Operand, broadcast
 from prunus.cuda.dtypes import torch_of
 from prunus.cuda.runtime import Place, empty
 from prunus.cuda.transfer import upload
@@ -34,11 +34,16 @@ class Host:
         return empty(out.shape, torch_of(out.dtype), self.where)
 
     def _operand(self, w: Blocks) -> Operand:
-        data, indptr = w.values, w.indptr
+        data, indptr, own, batch = w.values, w.indptr, (), ()
         if data.ndim > 3:
             data = data.reshape(-1, *data.shape[-3:])
-        if indptr.ndim > 1:
+        elif indptr.ndim > 1:
+            # Members that repeat do so without strides.
+            batch = indptr.shape[:-1]
+            at = [slice(0, 1) if step == 0 else slice(None) for step in indptr.strides[:-1]]
+            indptr = indptr[tuple(at)]
+            own = indptr.shape[:-1]
             indptr = indptr.reshape(-1, indptr.shape[-1])
-        if not data.flags.c_contiguous:
-            data = np.ascontiguousarray(data)
-        return Operand(self._up(data), self._up(w.indices), self._up(indptr), w.shape, w.transposed)
+        parts = [self._up(np.ascontiguousarray(part)) for part in (data, w.indices, indptr)]
+        operand = Operand(parts[0], parts[1], parts[2], w.shape, w.transposed)
+        return broadcast(operand, own, batch)

@@ -5,6 +5,16 @@ import triton.language as tl
 
 
 @triton.jit
+def cast(value, DTYPE: tl.constexpr):
+    """Convert a tile; bfloat16 by way of float32, as the interpreter knows no other."""
+    if value.dtype == DTYPE:
+        return value
+    if value.dtype == tl.bfloat16 or tl.bfloat16 == DTYPE:
+        return value.to(tl.float32).to(DTYPE)
+    return value.to(DTYPE)
+
+
+@triton.jit
 def activate(value, ACTIVATION: tl.constexpr):
     """Return an activation of a tile by name; NaN stays NaN."""
     if ACTIVATION == "relu":
@@ -20,9 +30,9 @@ def activate(value, ACTIVATION: tl.constexpr):
 def finish(acc, bias, row, rows, ACTIVATION: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr):
     """Return ``activation(acc + bias[row])`` in ``WIDE``, with one bias for each row of a tile."""
     if BIAS or ACTIVATION is not None:
-        acc = acc.to(WIDE)
+        acc = cast(acc, WIDE)
     if BIAS:
-        acc += tl.load(bias + row, row < rows, 0).to(WIDE)[:, None]
+        acc += cast(tl.load(bias + row, row < rows, 0), WIDE)[:, None]
     return activate(acc, ACTIVATION)
 
 

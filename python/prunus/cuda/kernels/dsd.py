@@ -8,7 +8,7 @@ step, and what blocks hang over the edge with is left out by the same mask that 
 import triton
 import triton.language as tl
 
-from prunus.cuda.kernels.common import finish
+from prunus.cuda.kernels.common import cast, finish
 
 
 @triton.jit
@@ -77,7 +77,7 @@ def dsd(
     keep = valid[:, None] & (col < N)[None, :]
     acc = tl.zeros((TM, TN), SUMS)
     if ADD:
-        acc += tl.load(place, keep, 0).to(SUMS)
+        acc += cast(tl.load(place, keep, 0), SUMS)
     length = (end - begin) * BC
     right = x + col.to(tl.int64)[None, :] * x_col
     for at in range(0, length, TK):
@@ -105,9 +105,9 @@ def dsd(
         else:
             w = tl.load(first + within[:, None] * SC + off[None, :], valid[:, None] & there[None, :], 0)
         v = tl.load(right + inner.to(tl.int64)[:, None] * x_row, there[:, None] & (col < N)[None, :], 0)
-        acc = tl.dot(w.to(COMPUTE), v.to(COMPUTE), acc, input_precision=PRECISION, out_dtype=SUMS)
+        acc = tl.dot(cast(w, COMPUTE), cast(v, COMPUTE), acc, input_precision=PRECISION, out_dtype=SUMS)
     value = finish(acc, bias, row, M, ACTIVATION, BIAS, WIDE)
-    tl.store(place, value.to(out.dtype.element_ty), keep)
+    tl.store(place, cast(value, out.dtype.element_ty), keep)
 
 
 @triton.jit
@@ -170,7 +170,7 @@ def dsd_small(
     keep = valid[:, None] & (col < N)[None, :]
     acc = tl.zeros((TM, TN), SUMS)
     if ADD:
-        acc += tl.load(place, keep, 0).to(SUMS)
+        acc += cast(tl.load(place, keep, 0), SUMS)
     length = (end - begin) * BC
     most = tl.max(length, 0)
     for at in range(0, most, TK):
@@ -192,6 +192,6 @@ def dsd_small(
             there[:, :, None] & (col < N)[None, None, :],
             0,
         )
-        acc += tl.sum(w.to(SUMS)[:, :, None] * v.to(SUMS), 1)
+        acc += tl.sum(cast(w, SUMS)[:, :, None] * cast(v, SUMS), 1)
     value = finish(acc, bias, row, M, ACTIVATION, BIAS, WIDE)
-    tl.store(place, value.to(out.dtype.element_ty), keep)
+    tl.store(place, cast(value, out.dtype.element_ty), keep)

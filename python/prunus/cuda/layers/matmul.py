@@ -1,0 +1,290 @@
+"""``matmul`` and ``sddmm`` of tensors and block-sparse arrays on a GPU."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from prunus._errors import PrunusError
+from prunus._layout import blocks_along
+from prunus._mask import BlockMask
+from prunus._storage import BlockStorage
+from prunus.cuda import dtypes, products
+from prunus.cuda.arrays import BSR
+from prunus.cuda.blocks import Operand, broadcast
+from prunus.cuda.operands import as_tensor, where_of
+from prunus.cuda.runtime import Place, empty
+from prunus.cuda.transfer import upload
+from prunus.cuda.versions import libraries
+from prunus.engines.base import ACTIVATIONS
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["matmul", "sddmm", "torch_function"]
+
+
+def matmul(
+    a: Any,
+    b: Any,
+    out: torch.Tensor | None = None,
+    *,
+    dtype: Any = None,
+    bias: Any = None,
+    activation: str | None = None,
+    densify: bool = False,
+) -> Any:
+    """Return the matrix product of operands on a GPU; :func:`prunus.matmul` says what of what.
+
+    Nothing waits for the GPU, but for a BSR times a BSR, whose number of blocks is read back.
+
+    Parameters
+    ----------
+    a, b : Tensor or prunus.cuda.BSR
+        Shapes (*A, m, k) or (k,), and (*B, k, n) or (k,), on one GPU.
+    out : Tensor, optional
+        Where to write: the result's shape and dtype, any strides. Of one that shares memory with an operand,
+        the product is computed aside and copied.
+    dtype : dtype, optional
+        Of the result, torch's or NumPy's.
+    bias : Tensor, optional
+        One value for every output feature.
+    activation : {"relu", "gelu", "silu"}, optional
+        Applied as the result is stored.
+    densify : bool
+        Multiply ``W.toarray()`` instead.
+
+    Returns
+    -------
+    Tensor or prunus.cuda.BSR
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`prunus.matmul`.
+    PrunusError
+        If operands live on different devices.
+    """
+    if activation is not None and activation not in ACTIVATIONS:
+        known = ", ".join(repr(name) for name in sorted(ACTIVATIONS))
+        raise ValueError(f"activation must be one of {known} or None, got {activation!r}")
+    where = where_of(a, b)
+    a, b = _operand(a, "a", where), _operand(b, "b", where)
+    sparse_a, sparse_b = isinstance(a, BSR), isinstance(b, BSR)
+    if not (sparse_a or a.ndim) or not (sparse_b or b.ndim):
+        raise ValueError("matmul takes arrays of at least one dimension; use * for scalars")
+    kind = dtypes.result(a.dtype, b.dtype, dtype)
+    if sparse_a and sparse_b and not densify:
+        if bias is not None or activation is not None:
+            raise TypeError("bias and activation need a dense result; a BSR times a BSR is a BSR")
+        if out is not None:
+            raise TypeError("a BSR times a BSR is a new BSR: out= is not supported")
+        return _sparse(where, a, b, kind)
+    if (not sparse_a and not sparse_b) or densify:
+        if bias is not None or activation is not None:
+            raise TypeError("bias and activation need a BSR operand that is not densified")
+        left, right = (one.toarray() if isinstance(one, BSR) else one for one in (a, b))
+        return _dense(left, right, out, kind)
+    if sparse_a:
+        return _product(where, a, b, out, kind, bias, activation, flip=False)
+    return _product(where, b.T, a, out, kind, bias, activation, flip=True)
+
+
+def _operand(value: Any, name: str, where: Place) -> Any:
+    """Return a BSR of this GPU, or a tensor there."""
+    if isinstance(value, BSR):
+        if value._place != where:
+            raise PrunusError(
+                f"{name} lives on {value._place}, the operation runs on {where}; move it with "
+                f"{name}.to({str(where.device)!r})"
+            )
+        return value
+    if isinstance(value, BlockStorage):
+        raise PrunusError(
+            f"{name} is a BSR in host memory, the operation runs on {where}; move it with {name}.to('cuda')"
+        )
+    return as_tensor(value, name, where, "a tensor on the GPU, or a BSR there")
+
+
+def _dense(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None, kind: Any) -> torch.Tensor:
+    """Multiply two dense tensors by torch, under this package's dtype rules."""
+    torch = libraries().torch
+    inner = dtypes.compute(a.dtype, b.dtype, kind)
+    # No library multiplies int8 on all GPUs; float64 holds its sums exactly.
+    inner = torch.float64 if inner == torch.int8 else inner
+    inner = torch.float32 if inner in (torch.float16, torch.bfloat16) and kind == torch.float32 else inner
+    result = torch.matmul(a.to(inner), b.to(inner)).to(kind)
+    if out is None:
+        return result
+    _check_out(out, tuple(result.shape), kind)
+    return out.copy_(result)
+
+
+def _product(
+    where: Place,
+    w: BSR,
+    x: torch.Tensor,
+    out: torch.Tensor | None,
+    kind: Any,
+    bias: Any,
+    activation: str | None,
+    *,
+    flip: bool,
+) -> torch.Tensor:
+    """Return ``w @ x``, or with ``flip`` the product ``x @ w.T``, computed as ``(w @ x.T).T``."""
+    torch = libraries().torch
+    vector = x.ndim == 1
+    if vector:
+        x = x[:, None]
+    elif flip:
+        x = x.transpose(-1, -2)
+    m, k = w.shape[-2:]
+    if x.shape[-2] != k:
+        left, right = (x.shape[-2], k) if flip else (k, x.shape[-2])
+        raise ValueError(f"matmul: the inner sizes differ, a has {left} columns and b has {right} rows")
+    n = x.shape[-1]
+    batch = _broadcast(w.shape[:-2], tuple(x.shape[:-2]))
+    shape = (*batch, m) if vector else (*batch, n, m) if flip else (*batch, m, n)
+    if bias is not None:
+        bias = as_tensor(bias, "bias", where)
+        if tuple(bias.shape) != (m,):
+            raise ValueError(
+                f"bias must have one value for each of {m} output features, got shape {tuple(bias.shape)}"
+            )
+        dtypes.numpy_of(bias.dtype, "bias")
+        if kind == torch.int32 and bias.dtype not in (torch.int8, torch.int32):
+            raise TypeError(
+                f"bias has dtype {bias.dtype}, but the product is int32: pass an int8 or int32 bias, or "
+                "dtype=torch.float32"
+            )
+    if kind == torch.int32 and activation not in (None, "relu"):
+        raise TypeError(f"{activation} of an int8 product needs a float result: pass dtype=torch.float32")
+    if out is not None:
+        _check_out(out, shape, kind)
+    direct = out is not None and not _shares(out, x, w._operand.data, bias)
+    result = out if direct and out is not None else empty(shape, kind, where)
+    view = result[..., None] if vector else result.transpose(-1, -2) if flip else result
+    every = broadcast(w._operand, w.shape[:-2], batch)
+    products.dsd(where, every, *_members(x, view, batch), bias=bias, activation=activation)
+    return result if out is None or direct else out.copy_(result)
+
+
+def _members(x: torch.Tensor, out: torch.Tensor, batch: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return an operand and a result with one dimension for the batch, or none; results are never copied."""
+    if not batch:
+        return x, out
+    # What a result is flattened from was made here in one piece, or is the caller's: that must be a view.
+    return products.flat(x.expand(*batch, *x.shape[-2:])), out.view(-1, *out.shape[-2:])
+
+
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    if not a or not b or a == b:
+        return tuple(a or b)
+    try:
+        return tuple(libraries().torch.broadcast_shapes(a, b))
+    except RuntimeError:
+        raise ValueError(f"matmul: batch dimensions {tuple(a)} and {tuple(b)} do not broadcast") from None
+
+
+def _check_out(out: Any, shape: tuple[int, ...], kind: Any) -> None:
+    torch = libraries().torch
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out must be a tensor, got {type(out).__name__}")
+    if tuple(out.shape) != tuple(shape):
+        raise ValueError(f"out has shape {tuple(out.shape)}, the result has {tuple(shape)}")
+    if out.dtype != kind:
+        raise TypeError(f"out has dtype {out.dtype}, the result has {kind}; dtype= chooses another")
+    if any(length > 1 and stride == 0 for length, stride in zip(out.shape, out.stride(), strict=True)):
+        raise ValueError("out overlaps itself: several of its elements share memory")
+
+
+def _shares(out: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """Say whether a result shares an allocation with an operand."""
+    own = out.untyped_storage().data_ptr()
+    return any(one is not None and one.untyped_storage().data_ptr() == own for one in others)
+
+
+def _sparse(where: Place, a: BSR, b: BSR, kind: Any) -> BSR:
+    from prunus.cuda.ssd import ssd
+
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"matmul: the inner sizes differ, a has {a.shape[-1]} columns and b {b.shape[-2]} rows"
+        )
+    if a.blocksize[1] != b.blocksize[0]:
+        raise ValueError(
+            f"matmul: a's blocks are {a.blocksize[1]} wide and b's {b.blocksize[0]} high; they must be equal"
+        )
+    if a.ndim > 2 or b.ndim > 2:
+        raise ValueError(f"a BSR times a BSR on a GPU takes two dimensions, got {a.shape} and {b.shape}")
+    return BSR._wrap(ssd(where, a._operand, b._operand, kind), (), where)
+
+
+def sddmm(a: Any, b: Any, mask: Any, dtype: Any = None) -> BSR:
+    """Return ``a @ b`` at a mask's blocks, on a GPU; see :func:`prunus.sddmm`.
+
+    Parameters
+    ----------
+    a, b : Tensor
+        Shapes (*batch, m, k) and (*batch, k, n), on one GPU.
+    mask : BlockMask or prunus.cuda.BSR
+        Shape (m, n): which blocks; of a BSR its pattern, where it is.
+    dtype : dtype, optional
+        Of the result.
+
+    Returns
+    -------
+    prunus.cuda.BSR
+
+    Raises
+    ------
+    ValueError, TypeError, PrunusError
+        As :func:`matmul`.
+    """
+    from prunus.cuda.sdd import sdd
+
+    torch = libraries().torch
+    where = where_of(a, b, mask)
+    a, b = as_tensor(a, "a", where), as_tensor(b, "b", where)
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"sddmm takes a (*batch, m, k) and b (*batch, k, n), got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    kind = dtypes.result(a.dtype, b.dtype, dtype)
+    m, n = int(a.shape[-2]), int(b.shape[-1])
+    if not isinstance(mask, (BlockMask, BSR)):
+        raise TypeError(f"mask must be a BlockMask or a BSR on the GPU, got {type(mask).__name__}")
+    if mask.ndim != 2 or tuple(mask.shape) != (m, n):
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, the product {(m, n)}")
+    if isinstance(mask, BSR):
+        o = mask._operand
+        if o.transposed:
+            raise ValueError("mask is a lazy transpose: its blocks are in another order; use W.T's product")
+        indices, indptr, block = o.indices, o.indptr, o.stored
+    else:
+        indices, indptr = upload(mask.indices, where), upload(mask.indptr, where)
+        block = mask.blocksize
+    batch = _broadcast(tuple(a.shape[:-2]), tuple(b.shape[:-2]))
+    a, b = (products.flat(one.expand(*batch, *one.shape[-2:])) if batch else one for one in (a, b))
+    members = (math.prod(batch),) if batch else ()
+    out = empty((*members, len(indices), *block), kind, where)
+    assert len(indptr) == blocks_along(m, block[0]) + 1
+    sdd(where, a, b, indices, indptr, out)
+    return BSR._wrap(Operand(out, indices.to(torch.int64), indptr, (m, n)), batch, where)
+
+
+def torch_function(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Do what torch asks of a BSR among its operands; NotImplemented where it is no product."""
+    torch = libraries().torch
+    products_of = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.Tensor.mm)
+    if function in products_of and len(args) == 2:
+        return matmul(*args, **kwargs)
+    if function is torch.Tensor.__rmatmul__ and len(args) == 2:
+        return matmul(args[1], args[0])
+    if function is torch.nn.functional.linear:
+        x, w, *rest = args
+        bias = rest[0] if rest else kwargs.get("bias")
+        if not isinstance(w, BSR):
+            return NotImplemented
+        return matmul(x, w.T, bias=bias)
+    return NotImplemented
