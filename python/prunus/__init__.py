@@ -40,6 +40,7 @@ from prunus.pruning.scan import selective_scan, selective_step
 from prunus.pruning.stored import grow, prune
 
 if TYPE_CHECKING:
+    from prunus import cuda as cuda
     from prunus import tensix as tensix
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "__version__",
     "attention",
     "calibrate",
+    "cuda",
     "device",
     "ffn",
     "get_num_threads",
@@ -81,9 +83,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The simulator is imported where it is used: most programs never do.
-    if name == "tensix":
+    # The simulator and GPUs are imported where they are used: most programs never do.
+    if name in ("cuda", "tensix"):
         from importlib import import_module
 
-        return import_module("prunus.tensix")
+        return import_module(f"prunus.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

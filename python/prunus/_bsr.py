@@ -302,17 +302,32 @@ class BSR(Operators, ScipyNames):
         """Return a writable copy that shares no memory; of a frozen array, an unfrozen one."""
         return self._with_data(self._data.copy())
 
-    def to(self, device: str) -> Self:
-        """Return the array on ``device``: itself for ``"cpu"``.
+    def to(self, device: Any) -> Any:
+        """Return the array on a device: itself for ``"cpu"``, a :class:`prunus.cuda.BSR` for ``"cuda"``.
+
+        Parameters
+        ----------
+        device : str or torch.device
+            "cpu", "cuda" (torch's current GPU) or "cuda:1".
 
         Raises
         ------
         PrunusError
-            If there is no such device.
+            If there is no such device, or torch is missing.
+        TypeError
+            If products do not take the dtype.
+        MemoryError
+            If the GPU has not that much memory left.
         """
-        if device != "cpu":
-            raise PrunusError(f"no device {device!r}: blocks of this build live on 'cpu'")
-        return self
+        name = str(device)
+        if name == "cpu":
+            return self
+        if name.partition(":")[0] != "cuda":
+            raise PrunusError(f"no device {name!r}: blocks live on 'cpu' or 'cuda'")
+        from prunus.cuda.arrays import BSR as OnGpu
+        from prunus.cuda.runtime import named
+
+        return OnGpu.from_host(self, named(name))
 
     def transpose(self, axes: tuple[int, ...] | None = None, copy: bool = False) -> Self:
         """Return the transpose of the last two axes, see ``T``; ``copy=True`` makes it a physical one.

@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 
 from prunus import _core, _elementwise, engines
 from prunus import _layout as lay
+from prunus._device import on_device
 from prunus._dtypes import HALVES, I8, I32, Array, DType, check_operand, result_dtype
 from prunus._mask import BlockMask
 from prunus._operands import as_operand as _operand
@@ -88,6 +89,10 @@ def matmul(
     >>> pr.matmul(W, np.array([-1, 2, -3, 4], np.float32), activation="relu")
     array([0., 2., 0., 4.], dtype=float32)
     """
+    if on_device(a, b):
+        from prunus.cuda.layers.matmul import matmul as on_gpu  # torch is only imported where it is used
+
+        return on_gpu(a, b, out, dtype=dtype, bias=bias, activation=activation, densify=densify)
     if activation is not None and activation not in ACTIVATIONS:
         known = ", ".join(repr(name) for name in sorted(ACTIVATIONS))
         raise ValueError(f"activation must be one of {known} or None, got {activation!r}")
@@ -403,6 +408,10 @@ def sddmm(a: Any, b: Any, mask: BlockMask | BlockStorage, *, dtype: DTypeLike | 
     >>> scores.nnzb, float(scores.sum())
     (3, 36.0)
     """
+    if on_device(a, b):
+        from prunus.cuda.layers.matmul import sddmm as on_gpu
+
+        return on_gpu(a, b, mask, dtype=dtype)
     from prunus._bsr import BSR
 
     if isinstance(mask, BlockStorage):

@@ -1,6 +1,21 @@
 """The CUDA engine: block-sparse products and dynamic pruning on GPUs, in Triton.
 
-Nothing of torch or Triton is imported before a device is asked for.
+Public functions of the package take torch tensors on a GPU, and what speaks DLPack there; this module has the
+arrays that live there. Nothing of torch or Triton is imported before a device is asked for.
 """
 
-__all__: list[str] = []
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunus.cuda.arrays import BSR
+
+__all__ = ["BSR"]
+
+_WHERE = {"BSR": "arrays"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -15,7 +15,7 @@ from prunus._mask import BlockMask
 from prunus.cuda import construct, elementwise
 from prunus.cuda.blocks import Operand, lists
 from prunus.cuda.dtypes import as_torch, numpy_of
-from prunus.cuda.runtime import Place, current, place, place_of, zeros
+from prunus.cuda.runtime import Place, named, place_of, zeros
 from prunus.cuda.transfer import download, upload
 from prunus.cuda.versions import libraries
 
@@ -255,8 +255,7 @@ class BSR:
         name = str(device)
         if name == "cpu":
             return self._host()
-        index = name.partition(":")[2]
-        where = place(int(index)) if index.isdecimal() else current()
+        where = named(name)
         if where == self._place:
             return self
         o = self._operand

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from prunus._dtypes import F32, I32, OPERANDS, Array, DType
-from prunus._errors import PrunusError
 from prunus.cuda import products
 from prunus.cuda.host.attention import Attention
 from prunus.cuda.host.products import Products
 from prunus.cuda.host.recurrence import Recurrence
 from prunus.cuda.host.rows import Rows
-from prunus.cuda.runtime import Place, current
+from prunus.cuda.runtime import Place, named
 
 __all__ = ["CudaEngine", "make"]
 
@@ -57,7 +56,4 @@ def make(name: str) -> CudaEngine:
     PrunusError
         If there is no such device, or torch or Triton is missing.
     """
-    index = name.partition(":")[2]
-    if ":" in name and not index.isdecimal():
-        raise PrunusError(f"no device {name!r}: expected 'cuda', or 'cuda:' and a number")
-    return CudaEngine(name, current(int(index) if index else None))
+    return CudaEngine(name, named(name))

@@ -29,6 +29,7 @@ __all__ = [
     "is_usable",
     "launch",
     "memory",
+    "named",
     "on",
     "place",
     "place_of",
@@ -147,6 +148,20 @@ def current(index: int | None = None) -> Place:
     if index is None and not libraries().interpreted and libraries().torch.cuda.is_available():
         index = libraries().torch.cuda.current_device()
     return place(index)
+
+
+def named(name: str) -> Place:
+    """Return the place called "cuda" or "cuda:1".
+
+    Raises
+    ------
+    PrunusError
+        If there is none.
+    """
+    index = name.partition(":")[2]
+    if ":" in name and not index.isdecimal():
+        raise PrunusError(f"no device {name!r}: expected 'cuda', or 'cuda:' and a number")
+    return current(int(index) if index else None)
 
 
 def place_of(tensor: torch.Tensor) -> Place:

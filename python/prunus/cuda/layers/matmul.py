@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from prunus._errors import PrunusError
-from prunus._layout import blocks_along
 from prunus._mask import BlockMask
 from prunus._storage import BlockStorage
 from prunus.cuda import dtypes, products
@@ -228,7 +227,7 @@ def sddmm(a: Any, b: Any, mask: Any, dtype: Any = None) -> BSR:
     a, b : Tensor
         Shapes (*batch, m, k) and (*batch, k, n), on one GPU.
     mask : BlockMask or prunus.cuda.BSR
-        Shape (m, n): which blocks; of a BSR its pattern, where it is.
+        Shape (m, n), or (*batch, m, n) with a pattern for each member: which blocks. Of a BSR its pattern.
     dtype : dtype, optional
         Of the result.
 
@@ -254,23 +253,34 @@ def sddmm(a: Any, b: Any, mask: Any, dtype: Any = None) -> BSR:
     m, n = int(a.shape[-2]), int(b.shape[-1])
     if not isinstance(mask, (BlockMask, BSR)):
         raise TypeError(f"mask must be a BlockMask or a BSR on the GPU, got {type(mask).__name__}")
-    if mask.ndim != 2 or tuple(mask.shape) != (m, n):
-        raise ValueError(f"mask has shape {tuple(mask.shape)}, the product {(m, n)}")
+    if tuple(mask.shape[-2:]) != (m, n):
+        raise ValueError(f"sddmm: the product has shape {(m, n)}, the mask {tuple(mask.shape[-2:])}")
+    batch = _broadcast(tuple(a.shape[:-2]), tuple(b.shape[:-2]))
     if isinstance(mask, BSR):
         o = mask._operand
         if o.transposed:
             raise ValueError("mask is a lazy transpose: its blocks are in another order; use W.T's product")
         indices, indptr, block = o.indices, o.indptr, o.stored
     else:
+        if mask.ndim > 2:
+            batch = _broadcast(batch, mask.shape[:-2])
+            mask = mask._broadcast(batch)
         indices, indptr = upload(mask.indices, where), upload(mask.indptr, where)
         block = mask.blocksize
-    batch = _broadcast(tuple(a.shape[:-2]), tuple(b.shape[:-2]))
+    own = indptr.ndim > 1
+    if own and tuple(indptr.shape[:-1]) != batch:
+        # A pattern that serves several members would have to be repeated, block by block.
+        raise ValueError(
+            f"a BSR with a pattern for each member takes operands with its batch dimensions, "
+            f"{tuple(indptr.shape[:-1])}; got {batch}"
+        )
     a, b = (products.flat(one.expand(*batch, *one.shape[-2:])) if batch else one for one in (a, b))
-    members = (math.prod(batch),) if batch else ()
+    members = (math.prod(batch),) if batch and not own else ()
     out = empty((*members, len(indices), *block), kind, where)
-    assert len(indptr) == blocks_along(m, block[0]) + 1
+    if own:
+        indptr = indptr.reshape(-1, indptr.shape[-1])
     sdd(where, a, b, indices, indptr, out)
-    return BSR._wrap(Operand(out, indices.to(torch.int64), indptr, (m, n)), batch, where)
+    return BSR._wrap(Operand(out, indices.clone(), indptr.clone(), (m, n)), batch, where)
 
 
 def torch_function(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
