@@ -9,8 +9,10 @@ import numpy as np
 from prunus._dtypes import Array, DType
 from prunus._layout import Index
 from prunus.cuda import products
+from prunus.cuda.dtypes import torch_of
 from prunus.cuda.host.base import Host
 from prunus.cuda.sdd import sdd
+from prunus.cuda.ssd import ssd
 from prunus.cuda.transfer import download
 from prunus.engines.base import Blocks
 
@@ -53,6 +55,13 @@ class Products(Host):
         edges = indptr.reshape(-1, indptr.shape[-1]) if indptr.ndim > 1 else indptr
         sdd(self.where, self._up(a), self._up(b), self._up(indices), self._up(edges), room)
         download(there, out)
+
+    def ssd(self, a: Blocks, b: Blocks, dtype: DType) -> tuple[Array, Index, Index]:
+        """See :class:`prunus.engines.base.Engine`."""
+        found = ssd(self.where, self._operand(a), self._operand(b), torch_of(dtype))
+        data = np.empty(tuple(found.data.shape), dtype)
+        download(found.data, data)
+        return data, found.indices.cpu().numpy(), found.indptr.cpu().numpy()
 
 
 def _one_batch(x: Array) -> Array:

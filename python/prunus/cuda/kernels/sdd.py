@@ -1,7 +1,7 @@
 """Dense times dense at the blocks of a pattern.
 
-The columns of a row's blocks, one block after the other, are a list of positions that tiles are cut from. So a
-tile holds several blocks, which share the rows of ``a`` that they are computed from, and blocks need be no
+The columns of a row's blocks, one block after the other, are a list of positions that tiles are cut from. So
+a tile holds several blocks, which share the rows of ``a`` that they are computed from, and blocks need be no
 power of two. A tile that several rows of blocks have a part of is computed row by row.
 """
 
