@@ -88,7 +88,9 @@ def ssd(where: Place, block: tuple[int, int], inner: int, bits: int) -> Tile:
     most = 64 if bits > 16 else 128
     tm, tn = power(block[0], 16, most), power(block[1], 16, most)
     tk = {8: 64, 16: 64, 32: 32}.get(bits, 16)
-    return Tile(tm, tn, power(inner, 32 if bits == 8 else 16, tk), 8 if tm * tn > 8192 else 4, 3 if bits < 64 else 2)
+    return Tile(
+        tm, tn, power(inner, 32 if bits == 8 else 16, tk), 8 if tm * tn > 8192 else 4, 3 if bits < 64 else 2
+    )
 
 
 def ssd_small(where: Place, inner: int) -> Tile:
