@@ -1,0 +1,486 @@
+"""Attention: the softmax is normalised online while blocks of keys that a tile of queries sees stream past.
+
+Which blocks those are is a list for every block of queries, made on the device by ``lists``: a kernel walks
+the positions of its list in steps, and each position knows its key. So blocks need be no power of two and no
+multiple of a step, and dead ones cost nothing. Without a grid of blocks, positions are keys.
+
+The normalisation is that of Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), the
+order of loops that of Dao et al., "FlashAttention" (2022), the cut along keys for few queries that of Dao et
+al., "Flash-Decoding for long-context inference" (2023).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def lists(
+    live,
+    table,
+    counts,
+    clear,
+    heads,
+    blocks,
+    columns,
+    total,
+    n,
+    m,
+    live_batch,
+    live_head,
+    live_row,
+    live_col,
+    BS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    TM: tl.constexpr,
+    TN: tl.constexpr,
+):
+    """Write the lists of live blocks of ``TM`` rows of a grid (batch, heads, blocks, columns).
+
+    Row r has ``counts[r]`` blocks in ascending order from ``table[r * columns]`` on. All queries of the row
+    see all keys of the first ``clear[r]`` of them. With ``CAUSAL``, blocks that no query sees are left out.
+    """
+    row = tl.program_id(0) * TM + tl.arange(0, TM)
+    valid = row < total
+    block = row % blocks
+    head = row // blocks % heads
+    member = row // blocks // heads
+    first = live + member.to(tl.int64) * live_batch + head.to(tl.int64) * live_head
+    first += block.to(tl.int64) * live_row
+    place = table + row.to(tl.int64) * columns
+    # The last key that the last query sees, and the last key that all of them see.
+    most = tl.full((TM,), m - 1, tl.int32)
+    least = tl.full((TM,), m - 1, tl.int32)
+    if CAUSAL:
+        most = tl.minimum(most, tl.minimum((block + 1) * BS, n) - 1 + (m - n))
+        least = tl.minimum(least, block * BS + (m - n))
+    found = tl.zeros((TM,), tl.int32)
+    whole = tl.zeros((TM,), tl.int32)
+    for at in range(0, columns, TN):
+        col = at + tl.arange(0, TN)
+        there = valid[:, None] & (col < columns)[None, :]
+        bits = tl.load(first[:, None] + col.to(tl.int64)[None, :] * live_col, there, 0) != 0
+        bits = bits & (col[None, :] * BS <= most[:, None])
+        ones = bits.to(tl.int32)
+        position = found[:, None] + tl.cumsum(ones, 1) - ones
+        tl.store(place[:, None] + position, tl.broadcast_to(col[None, :], (TM, TN)), bits)
+        found += tl.sum(ones, 1)
+        seen = bits & (col[None, :] * BS + (BS - 1) <= least[:, None])
+        whole += tl.sum(seen.to(tl.int32), 1)
+    tl.store(counts + row, found, valid)
+    tl.store(clear + row, whole, valid)
+
+
+@triton.jit
+def _dots(
+    held,
+    q_at,
+    rows,
+    k_at,
+    there,
+    sign,
+    d,
+    q_col,
+    k_col,
+    MASKED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    EVEN: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    SUMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TM: tl.constexpr,
+    TN: tl.constexpr,
+    TK: tl.constexpr,
+):
+    """Return the products (TM, TN) of a tile of queries and a step of keys."""
+    depth = tl.arange(0, TK)
+    if WHOLE:
+        keys = _load(
+            k_at[None, :] + depth.to(tl.int64)[:, None] * k_col,
+            (depth < d)[:, None],
+            there[None, :],
+            EVEN,
+            MASKED,
+        )
+        s = tl.dot(held, keys.to(COMPUTE), input_precision=PRECISION, out_dtype=SUMS)
+    else:
+        s = tl.zeros((TM, TN), SUMS)
+        for first in range(0, d, TK):
+            at = first + depth
+            away = at.to(tl.int64)
+            queries = tl.load(q_at[:, None] + away[None, :] * q_col, rows[:, None] & (at < d)[None, :], 0)
+            keys = tl.load(k_at[None, :] + away[:, None] * k_col, there[None, :] & (at < d)[:, None], 0)
+            queries = queries.to(COMPUTE) * sign.to(COMPUTE)
+            s = tl.dot(queries, keys.to(COMPUTE), s, input_precision=PRECISION, out_dtype=SUMS)
+    return s
+
+
+@triton.jit
+def _load(place, inside, there, EVEN: tl.constexpr, MASKED: tl.constexpr):
+    """Return what is at ``place``: all of it, or 0 past the edges that have to be looked at."""
+    if EVEN and not MASKED:
+        value = tl.load(place)
+    elif EVEN:
+        value = tl.load(place, there, 0)
+    elif MASKED:
+        value = tl.load(place, inside & there, 0)
+    else:
+        value = tl.load(place, inside, 0)
+    return value
+
+
+@triton.jit
+def _one_by_one(acc, weights, seen, key, there, v, feature, features, v_row, v_col, TN: tl.constexpr):
+    """Return ``acc + weights @ values``, where what a query does not see adds nothing, whatever it holds."""
+    column = tl.arange(0, TN)
+    for j in range(0, TN):
+        mine = column == j
+        weight = tl.sum(tl.where(mine[None, :], weights, 0), 1)
+        sees = tl.max((mine[None, :] & seen).to(tl.int32), 1)
+        exists = tl.max((mine & there).to(tl.int32), 0)
+        at = tl.sum(tl.where(mine, key, 0), 0).to(tl.int64)
+        value = tl.load(v + at * v_row + feature.to(tl.int64) * v_col, (feature < features) & (exists > 0), 0)
+        term = weight[:, None] * value.to(acc.dtype)[None, :]
+        acc += tl.where((sees > 0)[:, None], term, 0)
+    return acc
+
+
+@triton.jit
+def _step(
+    acc,
+    total,
+    peak,
+    held,
+    q_at,
+    rows,
+    last,
+    key,
+    there,
+    k,
+    v,
+    feature,
+    factor,
+    sign,
+    d,
+    features,
+    q_col,
+    k_row,
+    k_col,
+    v_row,
+    v_col,
+    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WHOLE: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    EVEN_F: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    VALUES: tl.constexpr,
+    SUMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TM: tl.constexpr,
+    TN: tl.constexpr,
+    TK: tl.constexpr,
+):
+    """Return the weighted values, the sums of weights and the largest scores after a step of keys.
+
+    Without ``MASKED``, all queries of the tile see all keys of the step.
+    """
+    away = key.to(tl.int64)
+    s = _dots(
+        held, q_at, rows, k + away * k_row, there, sign, d, q_col, k_col,
+        MASKED, WHOLE, EVEN_D, COMPUTE, SUMS, PRECISION, TM, TN, TK,
+    )  # fmt: skip
+    seen = there[None, :] & rows[:, None]
+    if MASKED:
+        if CAUSAL:
+            seen = seen & (key[None, :] <= last[:, None])
+        s = tl.where(seen, s, float("-inf"))
+    new = tl.maximum(peak, tl.max(s, 1) * factor)
+    # Where nothing was seen yet, or minus infinities alone: their weights are 0, and not NaN.
+    calm = tl.where(new == float("-inf"), 0.0, new)
+    weights = tl.exp2(s * factor - calm[:, None])
+    fade = tl.exp2(peak - calm)
+    total = total * fade + tl.sum(weights, 1)
+    acc = acc * fade[:, None]
+    values = _load(
+        v + away[:, None] * v_row + feature.to(tl.int64)[None, :] * v_col,
+        (feature < features)[None, :],
+        there[:, None],
+        EVEN_F,
+        MASKED,
+    )
+    if MASKED and CAUSAL:
+        # A weight of 0 hides no NaN and no infinity from those queries that do not see it.
+        spoiled = tl.sum(tl.sum(values.to(SUMS) * 0, 1), 0)
+        if spoiled != spoiled:
+            acc = _one_by_one(acc, weights, seen, key, there, v, feature, features, v_row, v_col, TN)
+        else:
+            acc = tl.dot(
+                weights.to(VALUES), values.to(VALUES), acc, input_precision=PRECISION, out_dtype=SUMS
+            )
+    else:
+        acc = tl.dot(weights.to(VALUES), values.to(VALUES), acc, input_precision=PRECISION, out_dtype=SUMS)
+    return acc, total, new
+
+
+@triton.jit
+def _positions(at, table, end, BS: tl.constexpr, LIVE: tl.constexpr, TN: tl.constexpr):
+    """Return the keys of a step, and which of its positions are on the list at all."""
+    if not LIVE:
+        key = at + tl.arange(0, TN)
+        there = key < end
+    elif BS % TN == 0:
+        # A step lies within one block.
+        key = tl.load(table + at // BS) * BS + at % BS + tl.arange(0, TN)
+        there = at + tl.arange(0, TN) < end
+    else:
+        position = at + tl.arange(0, TN)
+        there = position < end
+        key = tl.load(table + position // BS, there, 0) * BS + position % BS
+    return key, there
+
+
+@triton.jit(do_not_specialize=["scale"])
+def attention(
+    q,
+    k,
+    v,
+    out,
+    table,
+    counts,
+    clear,
+    sums,
+    peaks,
+    scale,
+    groups,
+    share,
+    together,
+    n,
+    m,
+    d,
+    features,
+    tiles,
+    feature_tiles,
+    splits,
+    columns,
+    lists_batch,
+    lists_head,
+    q_batch,
+    q_head,
+    q_row,
+    q_col,
+    k_batch,
+    k_head,
+    k_row,
+    k_col,
+    v_batch,
+    v_head,
+    v_row,
+    v_col,
+    out_batch,
+    out_head,
+    out_row,
+    out_col,
+    BS: tl.constexpr,
+    LIVE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    SPLIT: tl.constexpr,
+    WHOLE: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    EVEN_F: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    VALUES: tl.constexpr,
+    SUMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TM: tl.constexpr,
+    TN: tl.constexpr,
+    TK: tl.constexpr,
+    TF: tl.constexpr,
+):
+    """Write a tile of ``softmax(scale * q @ k.T) @ v``.
+
+    A member is some ``together`` heads of those that share keys; a row of it is one query of one head, the
+    heads of a query next to each other. With ``LIVE`` a tile lies within a block of queries of one head, and
+    walks that block's list; else it walks all keys.
+
+    With ``SPLIT``, ``splits`` programs take turns of the keys, and write what they have to ``sums`` and
+    ``peaks`` for ``merge``: of (row, split) the features, and two numbers.
+
+    ``scale`` is a double's 64 bits: Triton takes Python's floats for float32.
+    """
+    pid = tl.program_id(0)
+    features_at = pid % feature_tiles
+    pid = pid // feature_tiles
+    split = pid % splits
+    pid = pid // splits
+    tile = pid % tiles
+    if CAUSAL:
+        # The longest first.
+        tile = tiles - 1 - tile
+    member = pid // tiles
+    parts = share // together
+    part = member % parts
+    group = member // parts % groups
+    batch = (member // parts // groups).to(tl.int64)
+    ahead = m - n
+    if LIVE:
+        PIECES: tl.constexpr = (BS + TM - 1) // TM
+        block = tile // PIECES
+        within = tile % PIECES * TM + tl.arange(0, TM)
+        row = block * BS + within
+        rows = (within < BS) & (row < n)
+        query = row
+        head = group * share + part + tl.zeros((TM,), tl.int32)
+        lowest = block * BS + tile % PIECES * TM
+    else:
+        row = tile * TM + tl.arange(0, TM)
+        rows = row < n * together
+        query = row // together
+        head = group * share + part * together + row % together
+        lowest = tile * TM // together
+    highest = tl.max(tl.where(rows, query, 0), 0)
+    last = query + ahead
+    feature = features_at * TF + tl.arange(0, TF)
+
+    exact = scale.to(tl.int64).to(tl.float64, bitcast=True)
+    factor = (tl.abs(exact) * 1.4426950408889634).to(SUMS)
+    sign = tl.where(exact < 0, -1.0, tl.where(factor == 0, 0.0, 1.0))
+    factor = tl.where(factor == 0, 1.0, factor).to(SUMS)
+
+    q_at = q + batch * q_batch + head.to(tl.int64) * q_head + query.to(tl.int64) * q_row
+    k += batch * k_batch + group.to(tl.int64) * k_head
+    v += batch * v_batch + group.to(tl.int64) * v_head
+    depth = tl.arange(0, TK)
+    if WHOLE:
+        held = tl.load(
+            q_at[:, None] + depth.to(tl.int64)[None, :] * q_col, rows[:, None] & (depth < d)[None, :], 0
+        )
+        held = held.to(COMPUTE) * sign.to(COMPUTE)
+    else:
+        held = depth  # nothing is held: it is read again for each step
+
+    # Positions: those before ``whole`` are seen by all queries, none from ``end`` on by any.
+    if LIVE:
+        listed = batch * lists_batch + (group * share + part).to(tl.int64) * lists_head + block
+        end = tl.load(counts + listed) * BS
+        whole = tl.load(clear + listed) * BS
+        table += listed * columns
+    else:
+        end = m
+        whole = m
+        if CAUSAL:
+            end = tl.maximum(tl.minimum(highest + ahead + 1, m), 0)
+            whole = tl.maximum(tl.minimum(lowest + ahead + 1, m), 0)
+    whole = whole // TN * TN
+    begin = 0
+    until = end
+    if SPLIT:
+        steps = (end + TN - 1) // TN
+        begin = (steps * split // splits) * TN
+        until = tl.minimum((steps * (split + 1) // splits) * TN, end)
+
+    acc = tl.zeros((TM, TF), SUMS)
+    total = tl.zeros((TM,), SUMS)
+    peak = tl.full((TM,), float("-inf"), SUMS)
+    for at in range(begin, tl.minimum(until, whole), TN):
+        key, there = _positions(at, table, end, BS, LIVE, TN)
+        acc, total, peak = _step(
+            acc, total, peak, held, q_at, rows, last, key, there, k, v, feature, factor, sign, d, features,
+            q_col, k_row, k_col, v_row, v_col,
+            False, CAUSAL, WHOLE, EVEN_D, EVEN_F, COMPUTE, VALUES, SUMS, PRECISION, TM, TN, TK,
+        )  # fmt: skip
+    for at in range(tl.maximum(begin, whole), until, TN):
+        key, there = _positions(at, table, end, BS, LIVE, TN)
+        there = there & (key < m)
+        acc, total, peak = _step(
+            acc, total, peak, held, q_at, rows, last, key, there, k, v, feature, factor, sign, d, features,
+            q_col, k_row, k_col, v_row, v_col,
+            True, CAUSAL, WHOLE, EVEN_D, EVEN_F, COMPUTE, VALUES, SUMS, PRECISION, TM, TN, TK,
+        )  # fmt: skip
+
+    keep = rows[:, None] & (feature < features)[None, :]
+    if SPLIT:
+        at = (member.to(tl.int64) * n * together + row) * splits + split
+        tl.store(sums + at[:, None] * features + feature[None, :], acc, keep)
+        if features_at == 0:
+            tl.store(peaks + 2 * at, peak, rows)
+            tl.store(peaks + 2 * at + 1, total, rows)
+    else:
+        sees = rows & (end > 0)
+        if CAUSAL:
+            start = tl.load(table, end > 0, 0) * BS if LIVE else 0
+            sees = sees & (start <= last)
+        # A query that sees nothing gets 0, one that sees nothing but minus infinities NaN.
+        value = tl.where(sees[:, None], acc / total[:, None], 0.0)
+        place = out + batch * out_batch + head.to(tl.int64) * out_head + query.to(tl.int64) * out_row
+        place = place[:, None] + feature.to(tl.int64)[None, :] * out_col
+        tl.store(place, value.to(out.dtype.element_ty), keep)
+
+
+@triton.jit
+def merge(
+    sums,
+    peaks,
+    out,
+    table,
+    counts,
+    groups,
+    share,
+    together,
+    n,
+    m,
+    features,
+    total_rows,
+    feature_tiles,
+    splits,
+    columns,
+    lists_batch,
+    lists_head,
+    out_batch,
+    out_head,
+    out_row,
+    out_col,
+    BS: tl.constexpr,
+    LIVE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    SUMS: tl.constexpr,
+    TM: tl.constexpr,
+    TF: tl.constexpr,
+):
+    """Write the results of ``TM`` rows from what ``splits`` programs found for each, in their order."""
+    pid = tl.program_id(0)
+    feature = pid % feature_tiles * TF + tl.arange(0, TF)
+    at = pid // feature_tiles * TM + tl.arange(0, TM)
+    rows = at < total_rows
+    row = at % (n * together)
+    member = at // (n * together)
+    parts = share // together
+    query = row // together
+    head = member // parts % groups * share + member % parts * together + row % together
+    batch = (member // parts // groups).to(tl.int64)
+    keep = rows[:, None] & (feature < features)[None, :]
+    acc = tl.zeros((TM, TF), SUMS)
+    total = tl.zeros((TM,), SUMS)
+    peak = tl.full((TM,), float("-inf"), SUMS)
+    for split in range(0, splits):
+        from_here = at.to(tl.int64) * splits + split
+        their_peak = tl.load(peaks + 2 * from_here, rows, float("-inf"))
+        their_total = tl.load(peaks + 2 * from_here + 1, rows, 0)
+        part = tl.load(sums + from_here[:, None] * features + feature[None, :], keep, 0)
+        new = tl.maximum(peak, their_peak)
+        calm = tl.where(new == float("-inf"), 0.0, new)
+        fade = tl.exp2(peak - calm)
+        theirs = tl.exp2(their_peak - calm)
+        total = total * fade + their_total * theirs
+        acc = acc * fade[:, None] + part * theirs[:, None]
+        peak = new
+    sees = rows & (m > 0)
+    if LIVE:
+        listed = batch * lists_batch + head.to(tl.int64) * lists_head + query // BS
+        sees = rows & (tl.load(counts + listed, rows, 0) > 0)
+        if CAUSAL:
+            sees = sees & (tl.load(table + listed * columns, sees, 0) * BS <= query + (m - n))
+    elif CAUSAL:
+        sees = sees & (query + (m - n) >= 0)
+    value = tl.where(sees[:, None], acc / total[:, None], 0.0)
+    place = out + batch * out_batch + head.to(tl.int64) * out_head + query.to(tl.int64) * out_row
+    tl.store(place[:, None] + feature.to(tl.int64)[None, :] * out_col, value.to(out.dtype.element_ty), keep)
