@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from prunus.cuda.chips import CHIPS
 from prunus.cuda.runtime import Place
 
-__all__ = ["Tile", "dsd", "dsd_small", "power", "sdd", "sdd_small", "ssd", "ssd_small"]
+__all__ = ["Tile", "dsd", "dsd_small", "group", "power", "sdd", "sdd_small", "ssd", "ssd_small"]
 
 
 class Tile(NamedTuple):
@@ -88,7 +89,9 @@ def ssd(where: Place, block: tuple[int, int], inner: int, bits: int) -> Tile:
     most = 64 if bits > 16 else 128
     tm, tn = power(block[0], 16, most), power(block[1], 16, most)
     tk = {8: 64, 16: 64, 32: 32}.get(bits, 16)
-    return Tile(tm, tn, power(inner, 32 if bits == 8 else 16, tk), 8 if tm * tn > 8192 else 4, 3 if bits < 64 else 2)
+    return Tile(
+        tm, tn, power(inner, 32 if bits == 8 else 16, tk), 8 if tm * tn > 8192 else 4, 3 if bits < 64 else 2
+    )
 
 
 def ssd_small(where: Place, inner: int) -> Tile:
@@ -96,3 +99,15 @@ def ssd_small(where: Place, inner: int) -> Tile:
     if where.interpreted:
         return Tile(1, 4096, 16)
     return Tile(1, 128, power(inner, 4, 16), 4, 2)
+
+
+def group(where: Place, inner: int, columns: int, tile: int, size: int) -> int:
+    """Return how many tiles of columns of the dense operand are worked on together.
+
+    As many as a third of the second-level cache has room for: they stay there while all rows pass.
+    """
+    tiles = -(-columns // tile)
+    if where.interpreted:
+        return tiles
+    room = CHIPS[where.arch].cache // 3
+    return max(min(room // max(inner * tile * size, 1), tiles, 8), 1)

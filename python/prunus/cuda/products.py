@@ -150,6 +150,7 @@ def dsd(
         k,
         rows,
         across,
+        configs.group(where, k, n, tile.n, x.dtype.itemsize),
         *strides,
         **common,
         **more,
