@@ -19,6 +19,9 @@ class Tile(NamedTuple):
         Rows, columns and steps of a tile.
     warps, stages : int
         Warps of a program, and steps that are loaded ahead.
+    loads : str
+        "pointers"; "descriptors": by the tensor memory accelerator, where operands allow it; "warps": so, by
+        warps of their own.
     """
 
     m: int
@@ -26,6 +29,7 @@ class Tile(NamedTuple):
     k: int
     warps: int = 4
     stages: int = 3
+    loads: str = "pointers"
 
     @property
     def options(self) -> dict[str, int]:
@@ -42,6 +46,13 @@ def power(value: int, least: int = 16, most: int = 128) -> int:
     (16, 64, 128)
     """
     return min(max(1 << max(value - 1, 0).bit_length(), least), most)
+
+
+def check_loads(where: Place, tile: Tile) -> None:
+    """Raise ValueError if an architecture cannot load as a tile says."""
+    known = {"sm_80": ("pointers",), "sm_90": ("pointers", "descriptors")}
+    if tile.loads not in known.get(where.arch, ("pointers", "descriptors", "warps")):
+        raise ValueError(f"a tile that loads by {tile.loads!r} is not for {where.arch}")
 
 
 def dsd(where: Place, block: tuple[int, int], columns: int, bits: int) -> Tile:

@@ -19,6 +19,7 @@ __all__ = [
     "Libraries",
     "Specialised",
     "compiled",
+    "descriptor",
     "installed",
     "launch_options",
     "libraries",
@@ -159,6 +160,22 @@ def compiled(what: Specialised) -> Any:
     import triton
 
     return triton.compile(what.source, target=what.target, options=what.options)
+
+
+def descriptor(tensor: Any, box: tuple[int, int]) -> Any:
+    """Return what describes a matrix to the tensor memory accelerator, made by the host as a launch begins.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Two dimensions, the last one contiguous; the other one's stride and the first value lie at multiples
+        of 16 bytes.
+    box : tuple of int
+        What is loaded at once.
+    """
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(box))
 
 
 def tool(name: str) -> str:

@@ -15,7 +15,7 @@ from prunus.cuda.kernels.common import finish
 def blocks_of_step(
     indices, order, begin, at, length, BC: tl.constexpr, TK: tl.constexpr, ORDERED: tl.constexpr
 ):
-    """Return positions and inner indices of the blocks that a step takes: one, or one for each of its places."""
+    """Return position and inner index of the block that a step takes, or of that of each of its places."""
     if BC % TK == 0:
         e = begin + at // BC
         there = at < length
