@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from prunus._core import __version__
-from prunus.cli import bench, demo, info, inspect, llm, pack, tensix, verify
+from prunus.cli import bench, cuda, demo, info, inspect, llm, pack, tensix, verify
 from prunus.cli.errors import CommandError
 
 __all__ = ["main"]
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"prunus {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (info, inspect, verify, pack, llm, demo, bench, tensix):
+    for module in (info, inspect, verify, pack, llm, demo, bench, cuda, tensix):
         module.add(commands)
     return top
 

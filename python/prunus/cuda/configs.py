@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from prunus.cuda.chips import CHIPS
 from prunus.cuda.runtime import Place
 
-__all__ = ["Tile", "dsd", "dsd_small", "power", "sdd", "sdd_small", "ssd", "ssd_small"]
+__all__ = ["Tile", "dsd", "dsd_small", "group", "power", "sdd", "sdd_small", "ssd", "ssd_small"]
 
 
 class Tile(NamedTuple):
@@ -18,6 +19,9 @@ class Tile(NamedTuple):
         Rows, columns and steps of a tile.
     warps, stages : int
         Warps of a program, and steps that are loaded ahead.
+    loads : str
+        "pointers"; "descriptors": by the tensor memory accelerator, where operands allow it; "warps": so, by
+        warps of their own.
     """
 
     m: int
@@ -25,6 +29,7 @@ class Tile(NamedTuple):
     k: int
     warps: int = 4
     stages: int = 3
+    loads: str = "pointers"
 
     @property
     def options(self) -> dict[str, int]:
@@ -41,6 +46,13 @@ def power(value: int, least: int = 16, most: int = 128) -> int:
     (16, 64, 128)
     """
     return min(max(1 << max(value - 1, 0).bit_length(), least), most)
+
+
+def check_loads(where: Place, tile: Tile) -> None:
+    """Raise ValueError if an architecture cannot load as a tile says."""
+    known = {"sm_80": ("pointers",), "sm_90": ("pointers", "descriptors")}
+    if tile.loads not in known.get(where.arch, ("pointers", "descriptors", "warps")):
+        raise ValueError(f"a tile that loads by {tile.loads!r} is not for {where.arch}")
 
 
 def dsd(where: Place, block: tuple[int, int], columns: int, bits: int) -> Tile:
@@ -98,3 +110,15 @@ def ssd_small(where: Place, inner: int) -> Tile:
     if where.interpreted:
         return Tile(1, 4096, 16)
     return Tile(1, 128, power(inner, 4, 16), 4, 2)
+
+
+def group(where: Place, inner: int, columns: int, tile: int, size: int) -> int:
+    """Return how many tiles of columns of the dense operand are worked on together.
+
+    As many as a third of the second-level cache has room for: they stay there while all rows pass.
+    """
+    tiles = -(-columns // tile)
+    if where.interpreted:
+        return tiles
+    room = CHIPS[where.arch].cache // 3
+    return max(min(room // max(inner * tile * size, 1), tiles, 8), 1)

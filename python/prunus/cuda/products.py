@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prunus._layout import blocks_along
 from prunus.cuda import configs, dtypes
 from prunus.cuda.blocks import Operand, lists
+from prunus.cuda.described import describe
 from prunus.cuda.runtime import Place, launch
 from prunus.cuda.versions import libraries
 
@@ -66,6 +67,7 @@ def dsd(
     bias: torch.Tensor | None = None,
     activation: str | None = None,
     add: bool = False,
+    tile: configs.Tile | None = None,
 ) -> None:
     """Write ``activation(w @ x + bias[:, None])``, or add ``w @ x`` to what ``out`` holds.
 
@@ -85,9 +87,11 @@ def dsd(
         "relu", "gelu" or "silu".
     add : bool
         Go on from the sums in ``out``.
+    tile : Tile, optional
+        How to cut, in place of what :mod:`prunus.cuda.configs` says; for blocks of at least 16 x 16. One that
+        loads by descriptors loads by pointers where operands cannot be described: see
+        :func:`prunus.cuda.described.describe`.
     """
-    from prunus.cuda.kernels import dsd as kernels
-
     (m, k), n = w.size, int(x.shape[-1])
     if 0 in out.shape:
         return
@@ -113,48 +117,75 @@ def dsd(
         "SUMS": triton_of(sums),
         "WIDE": triton_of(wide),
     }
-    tensors = (
-        w.data,
+    where_blocks = (
         found.indices,
         found.indptr,
         found.indices if found.order is None else found.order,
-        x,
-        out,
-        out if bias is None else bias.contiguous(),
     )
-    strides = (
-        w.data.stride(0) if w.data.ndim > 3 and len(w.data) > 1 else 0,
-        found.indptr.stride(0) if found.indptr.ndim > 1 else 0,
-        x.stride(0) if len(x) > 1 else 0,
-        *x.stride()[1:],
-        *out.stride(),
-    )
-    bits = kind.itemsize * 8
-    if min(br, bc) < _LEAST:
-        tile = configs.dsd_small(where, (br, bc), n, bits)
-        rows, across = blocks_along(m, tile.m), blocks_along(n, tile.n)
-        kernel, more = kernels.dsd_small, {}
+    ends = (out, out if bias is None else bias.contiguous())
+    indptr_batch = found.indptr.stride(0) if found.indptr.ndim > 1 else 0
+    small = min(br, bc) < _LEAST
+    if small:
+        tile = configs.dsd_small(where, (br, bc), n, kind.itemsize * 8)
+        rows = blocks_along(m, tile.m)
         down = rows
     else:
-        tile = configs.dsd(where, (br, bc), n, bits)
-        rows, across = blocks_along(m, br), blocks_along(n, tile.n)
-        kernel, more = kernels.dsd, {"COMPUTE": operands_of(kind, where), "PRECISION": precision()}
+        if tile is None:
+            tile = configs.dsd(where, (br, bc), n, kind.itemsize * 8)
+        rows = blocks_along(m, br)
         down = rows * blocks_along(br, tile.m)
+    across = blocks_along(n, tile.n)
+    grid = (down * across * members,)
+    order = (rows, across, configs.group(where, k, n, tile.n, x.dtype.itemsize))
+    sizes = {"TM": tile.m, "TN": tile.n, "TK": tile.k, **tile.options}
+    if not small and tile.loads != "pointers":
+        configs.check_loads(where, tile)
+        by = describe(w, x, kind, tile)
+        if by is not None:
+            from prunus.cuda.kernels.dsd_described import dsd_described
+
+            launch(
+                where,
+                dsd_described,
+                grid,
+                by.data,
+                *where_blocks,
+                by.x,
+                *ends,
+                m,
+                n,
+                *order,
+                by.data_rows,
+                indptr_batch,
+                by.x_rows,
+                *out.stride(),
+                **common,
+                X_TRANSPOSED=by.x_transposed,
+                COMPUTE=operands_of(kind, where),
+                SPECIALISED=tile.loads == "warps",
+                **sizes,
+            )
+            return
+    from prunus.cuda.kernels import dsd as kernels
+
     launch(
         where,
-        kernel,
-        (down * across * members,),
-        *tensors,
+        kernels.dsd_small if small else kernels.dsd,
+        grid,
+        w.data,
+        *where_blocks,
+        x,
+        *ends,
         m,
         n,
         k,
-        rows,
-        across,
-        *strides,
+        *order,
+        w.data.stride(0) if w.data.ndim > 3 and len(w.data) > 1 else 0,
+        indptr_batch,
+        x.stride(0) if len(x) > 1 else 0,
+        *x.stride()[1:],
+        *out.stride(),
         **common,
-        **more,
-        TM=tile.m,
-        TN=tile.n,
-        TK=tile.k,
-        **tile.options,
+        **({} if small else {"COMPUTE": operands_of(kind, where), "PRECISION": precision()}),
+        **sizes,
     )

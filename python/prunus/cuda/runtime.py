@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "AHEAD",
     "RECORDER",
     "Launch",
     "Place",
@@ -85,6 +86,9 @@ class Launch(NamedTuple):
 #: Where launches are noted in place of being done: kernels are compiled ahead of time for what calls launch.
 RECORDER: Final[ContextVar[list[Launch] | None]] = ContextVar("prunus_launches", default=None)
 
+#: What torch's meta tensors, which have shapes and no memory, stand for meanwhile.
+AHEAD: Final[ContextVar[Place | None]] = ContextVar("prunus_ahead", default=None)
+
 
 def is_usable() -> bool:
     """Say whether ``pr.device("cuda")`` would work; torch is only imported where that is likely."""
@@ -145,6 +149,9 @@ def place(index: int | None = None) -> Place:
 
 def current(index: int | None = None) -> Place:
     """Return where calls run that name no GPU: torch's current one, as it may change between calls."""
+    ahead = AHEAD.get()
+    if index is None and ahead is not None:
+        return ahead
     if index is None and not libraries().interpreted and libraries().torch.cuda.is_available():
         index = libraries().torch.cuda.current_device()
     return place(index)
@@ -177,6 +184,9 @@ def place_of(tensor: torch.Tensor) -> Place:
         return place(kind.index)
     if kind.type == "cpu" and libraries().interpreted:
         return place()
+    ahead = AHEAD.get()
+    if kind.type == "meta" and ahead is not None:
+        return ahead
     raise PrunusError(f"a tensor lives on {kind}, where no kernels run; move it with .to('cuda')")
 
 

@@ -12,7 +12,20 @@ from typing import Any, Final, NamedTuple
 
 from prunus._errors import PrunusError
 
-__all__ = ["TESTED", "TORCH", "TRITON", "Libraries", "installed", "libraries"]
+__all__ = [
+    "TESTED",
+    "TORCH",
+    "TRITON",
+    "Libraries",
+    "Specialised",
+    "compiled",
+    "descriptor",
+    "installed",
+    "launch_options",
+    "libraries",
+    "specialised",
+    "tool",
+]
 
 #: The oldest versions that are taken.
 TORCH: Final = (2, 11)
@@ -93,3 +106,80 @@ def launch_options(interpreted: bool) -> dict[str, Any]:
     will not fuse by default.
     """
     return {} if interpreted else {"enable_fp_fusion": True}
+
+
+class Specialised(NamedTuple):
+    """A kernel as a launch would compile it.
+
+    Attributes
+    ----------
+    source : ASTSource
+        The kernel, the types of its arguments, which of them are constants, and what is known of the others:
+        that they are 1, or divisible by 16.
+    options : dict
+        Warps, stages and the like.
+    target : GPUTarget
+        For which chips.
+    key : str
+        The same for launches that share what is compiled.
+    """
+
+    source: Any
+    options: dict[str, Any]
+    target: Any
+    key: str
+
+
+def specialised(
+    kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any], capability: int
+) -> Specialised:
+    """Return what a launch would compile for GPUs of a compute capability (80, 90, ...), without a GPU.
+
+    Triton's own code says which arguments are specialised and how, the code that a launch runs; only the
+    target does not come from a driver. Meta tensors count as aligned, as new memory is.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    target = GPUTarget("cuda", capability, 32)
+    backend = make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    options = {"debug": False, **options}
+    bound, specialisation, others = bind(*arguments, **options)
+    parsed, signature, constants, attributes = kernel._pack_args(
+        backend, options, bound, specialisation, others
+    )
+    source = ASTSource(kernel, signature, constants, attributes)
+    key = "-".join((source.hash(), str(capability), parsed.hash()))
+    return Specialised(source, parsed.__dict__, target, key)
+
+
+def compiled(what: Specialised) -> Any:
+    """Compile a kernel without a GPU: Triton's ``CompiledKernel``, with ``asm`` and ``metadata``."""
+    import triton
+
+    return triton.compile(what.source, target=what.target, options=what.options)
+
+
+def descriptor(tensor: Any, box: tuple[int, int]) -> Any:
+    """Return what describes a matrix to the tensor memory accelerator, made by the host as a launch begins.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Two dimensions, the last one contiguous; the other one's stride and the first value lie at multiples
+        of 16 bytes.
+    box : tuple of int
+        What is loaded at once.
+    """
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(box))
+
+
+def tool(name: str) -> str:
+    """Return the path of one of CUDA's tools that come with Triton: "cuobjdump", "ptxas" or "nvdisasm"."""
+    from triton import knobs
+
+    return str(getattr(knobs.nvidia, name).path)

@@ -12,6 +12,38 @@ from prunus.cuda.kernels.common import cast, finish
 
 
 @triton.jit
+def blocks_of_step(
+    indices, order, begin, at, length, BC: tl.constexpr, TK: tl.constexpr, ORDERED: tl.constexpr
+):
+    """Return position and inner index of the block that a step takes, or of that of each of its places."""
+    if BC % TK == 0:
+        e = begin + at // BC
+        there = at < length
+    else:
+        flat = at + tl.arange(0, TK)
+        e = begin + flat // BC
+        there = flat < length
+    if ORDERED:
+        e = tl.load(order + e, there, 0)
+    return e, tl.load(indices + e, there, 0)
+
+
+@triton.jit
+def place_of_program(pid, tiles, column_tiles, group):
+    """Return member, tile of rows and tile of columns of a program.
+
+    Programs that run at the same time share what is in the second-level cache: those of ``group`` tiles of
+    columns and neighbouring rows follow each other, column by column.
+    """
+    member = pid // (tiles * column_tiles)
+    rest = pid % (tiles * column_tiles)
+    first = rest // (tiles * group) * group
+    width = tl.minimum(group, column_tiles - first)
+    rest = rest % (tiles * group)
+    return member.to(tl.int64), rest // width, first + rest % width
+
+
+@triton.jit(do_not_specialize=["block_rows", "column_tiles", "group"])
 def dsd(
     data,
     indices,
@@ -25,6 +57,7 @@ def dsd(
     K,
     block_rows,
     column_tiles,
+    group,
     data_batch,
     indptr_batch,
     x_batch,
@@ -48,7 +81,7 @@ def dsd(
     TN: tl.constexpr,
     TK: tl.constexpr,
 ):
-    """Write a tile of ``activation(w @ x + bias[:, None])``; programs of a column tile follow each other.
+    """Write a tile of ``activation(w @ x + bias[:, None])``.
 
     ``indices`` are the inner block indices of blocks in the order of the output's rows of blocks; with
     ``ORDERED`` they and the blocks are found through ``order``, and ``indices`` are of stored blocks.
@@ -57,12 +90,8 @@ def dsd(
     BR: tl.constexpr = SC if TRANSPOSED else SR
     BC: tl.constexpr = SR if TRANSPOSED else SC
     PARTS: tl.constexpr = (BR + TM - 1) // TM
-    pid = tl.program_id(0)
-    tiles = block_rows * PARTS
-    member = (pid // (tiles * column_tiles)).to(tl.int64)
-    rest = pid % (tiles * column_tiles)
-    tile = rest % tiles
-    col = (rest // tiles) * TN + tl.arange(0, TN)
+    member, tile, across = place_of_program(tl.program_id(0), block_rows * PARTS, column_tiles, group)
+    col = across * TN + tl.arange(0, TN)
     block_row = tile // PARTS
     within = (tile % PARTS) * TM + tl.arange(0, TM)
     data += member * data_batch
@@ -80,26 +109,24 @@ def dsd(
         acc += cast(tl.load(place, keep, 0), SUMS)
     length = (end - begin) * BC
     right = x + col.to(tl.int64)[None, :] * x_col
+    # Which blocks a step takes is loaded a step ahead: the loads of their values then wait for no other load,
+    # and the compiler can have as many steps of them under way as there are stages.
+    e, block = blocks_of_step(indices, order, begin, 0, length, BC, TK, ORDERED)
     for at in range(0, length, TK):
+        this_e, this_block = e, block
+        e, block = blocks_of_step(indices, order, begin, at + TK, length, BC, TK, ORDERED)
         if BC % TK == 0:
             # A step lies within one block.
-            e = begin + at // BC
-            if ORDERED:
-                e = tl.load(order + e)
             off = at % BC + tl.arange(0, TK)
-            inner = tl.load(indices + e) * BC + off
+            inner = this_block * BC + off
             there = inner < K
-            first = data + e.to(tl.int64) * (SR * SC)
+            first = data + this_e.to(tl.int64) * (SR * SC)
         else:
             flat = at + tl.arange(0, TK)
-            there = flat < length
-            e = begin + flat // BC
-            if ORDERED:
-                e = tl.load(order + e, there, 0)
             off = flat % BC
-            inner = tl.load(indices + e, there, 0) * BC + off
-            there = there & (inner < K)
-            first = data + e.to(tl.int64)[None, :] * (SR * SC)
+            inner = this_block * BC + off
+            there = (flat < length) & (inner < K)
+            first = data + this_e.to(tl.int64)[None, :] * (SR * SC)
         if TRANSPOSED:
             w = tl.load(first + off[None, :] * SC + within[:, None], valid[:, None] & there[None, :], 0)
         else:
@@ -110,7 +137,7 @@ def dsd(
     tl.store(place, cast(value, out.dtype.element_ty), keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_tiles", "column_tiles", "group"])
 def dsd_small(
     data,
     indices,
@@ -124,6 +151,7 @@ def dsd_small(
     K,
     row_tiles,
     column_tiles,
+    group,
     data_batch,
     indptr_batch,
     x_batch,
@@ -152,11 +180,9 @@ def dsd_small(
     """
     BR: tl.constexpr = SC if TRANSPOSED else SR
     BC: tl.constexpr = SR if TRANSPOSED else SC
-    pid = tl.program_id(0)
-    member = (pid // (row_tiles * column_tiles)).to(tl.int64)
-    rest = pid % (row_tiles * column_tiles)
-    row = (rest % row_tiles) * TM + tl.arange(0, TM)
-    col = (rest // row_tiles) * TN + tl.arange(0, TN)
+    member, tile, across = place_of_program(tl.program_id(0), row_tiles, column_tiles, group)
+    row = tile * TM + tl.arange(0, TM)
+    col = across * TN + tl.arange(0, TN)
     valid = row < M
     block_row = row // BR
     within = row % BR
