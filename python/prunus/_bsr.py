@@ -324,10 +324,9 @@ class BSR(Operators, ScipyNames):
             return self
         if name.partition(":")[0] != "cuda":
             raise PrunusError(f"no device {name!r}: blocks live on 'cpu' or 'cuda'")
-        from prunus.cuda.arrays import BSR as OnGpu
-        from prunus.cuda.runtime import named
+        from prunus.cuda import arrays, runtime
 
-        return OnGpu.from_host(self, named(name))
+        return arrays.BSR.from_host(self, runtime.named(name))
 
     def transpose(self, axes: tuple[int, ...] | None = None, copy: bool = False) -> Self:
         """Return the transpose of the last two axes, see ``T``; ``copy=True`` makes it a physical one.

@@ -109,7 +109,7 @@ def to_torch(w: Operand, batch: tuple[int, ...], count: int) -> torch.Tensor:
         data = w.data.reshape(*batch, *w.data.shape[-3:])[..., :count, :, :]
     else:
         data, indices, indptr = w.data[:count], w.indices[:count], w.indptr
-    return torch.sparse_bsr_tensor(indptr, indices, data, size=(*batch, m, k))
+    return torch.sparse_bsr_tensor(indptr, indices, data, size=(*batch, m, k), check_invariants=False)
 
 
 def from_dense(w: torch.Tensor, block: tuple[int, int], density: float | None) -> Parts:

@@ -125,4 +125,6 @@ def to_torch(a: BlockStorage, copy: bool | None) -> torch.Tensor:
         indices = indices.copy()
     if not indptr.flags.writeable or (copy and np.shares_memory(indptr, a._indptr)):
         indptr = indptr.copy()
-    return torch.sparse_bsr_tensor(as_tensor(indptr), as_tensor(indices), as_tensor(data), size=a.shape)
+    # Said explicitly, as torch warns otherwise: this array was checked when it was made.
+    parts = as_tensor(indptr), as_tensor(indices), as_tensor(data)
+    return torch.sparse_bsr_tensor(*parts, size=a.shape, check_invariants=False)

@@ -216,7 +216,9 @@ def _sparse(where: Place, a: BSR, b: BSR, kind: Any) -> BSR:
         )
     if a.ndim > 2 or b.ndim > 2:
         raise ValueError(f"a BSR times a BSR on a GPU takes two dimensions, got {a.shape} and {b.shape}")
-    return BSR._wrap(ssd(where, a._operand, b._operand, kind), (), where)
+    made = ssd(where, a._operand, b._operand, kind)
+    shape = int(a.shape[0]), int(b.shape[1])
+    return BSR._wrap(Operand(made.data, made.indices, made.indptr, shape), (), where)
 
 
 def sddmm(a: Any, b: Any, mask: Any, dtype: Any = None) -> BSR:
@@ -242,7 +244,6 @@ def sddmm(a: Any, b: Any, mask: Any, dtype: Any = None) -> BSR:
     """
     from prunus.cuda.sdd import sdd
 
-    torch = libraries().torch
     where = where_of(a, b, mask)
     a, b = as_tensor(a, "a", where), as_tensor(b, "b", where)
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
