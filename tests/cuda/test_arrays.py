@@ -180,6 +180,7 @@ def test_from_dense(rng, place, density):
     assert got.nnzb == want.nnzb
 
 
+@pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
 def test_torchs_own(rng, place):
     W = sparse(rng, (32, 48), (16, 16))
     tensor = W.to("cuda").to_torch()
