@@ -21,6 +21,7 @@ from prunus import paged as paged
 from prunus._bsr import BSR
 from prunus._config import show_config
 from prunus._core import __version__
+from prunus._devices import Device, devices
 from prunus._errors import FormatError, PrunusError
 from prunus._mask import BlockMask
 from prunus._threads import get_num_threads, num_threads
@@ -47,6 +48,7 @@ __all__ = [
     "BSR",
     "FFN",
     "BlockMask",
+    "Device",
     "Fixed",
     "FormatError",
     "Policy",
@@ -62,6 +64,7 @@ __all__ = [
     "calibrate",
     "cuda",
     "device",
+    "devices",
     "ffn",
     "get_num_threads",
     "grow",

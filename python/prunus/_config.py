@@ -144,6 +144,7 @@ def config_lines(verbose: bool = False) -> list[str]:
         f"features    {', '.join(this.features) or 'unknown'}",
         f"caches      {this.caches_text}",
         f"I/O engine  {_io_choice()}",
+        f"GPUs        {_gpus()}",
     ]
     if verbose:
         lines.append(f"last path   {_core.last_path() or 'no product yet'}")
@@ -159,6 +160,26 @@ def _io_choice() -> str:
             return f"{opened.engine} for files in {os.path.dirname(file.name)} ({opened.why})"
     except (OSError, ValueError) as error:
         return f"none: {error}"
+
+
+def _gpus() -> str:
+    """Say what the device "cuda" would be, and with which versions, or what it lacks."""
+    from prunus.cuda.versions import installed, libraries
+
+    if not installed():
+        return "none: torch and Triton are not installed (pip install 'prunus[cuda]')"
+    from prunus._errors import PrunusError
+    from prunus.cuda.rates import places
+    from prunus.cuda.runtime import is_likely
+
+    if not is_likely():
+        return "none: there is no NVIDIA driver"
+    try:
+        found = ", ".join(f"{one} ({one.name}, {one.arch})" for one in places())
+    except PrunusError as error:
+        return f"none: {error}"
+    torch, triton = libraries().versions
+    return f"{found}; torch {torch}, Triton {triton}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -27,6 +27,7 @@ __all__ = [
     "Place",
     "current",
     "empty",
+    "is_likely",
     "is_usable",
     "launch",
     "memory",
@@ -90,13 +91,19 @@ RECORDER: Final[ContextVar[list[Launch] | None]] = ContextVar("prunus_launches",
 AHEAD: Final[ContextVar[Place | None]] = ContextVar("prunus_ahead", default=None)
 
 
-def is_usable() -> bool:
-    """Say whether ``pr.device("cuda")`` would work; torch is only imported where that is likely."""
+def is_likely() -> bool:
+    """Say whether it is worth importing torch to look for a GPU."""
     if not installed():
         return False
     interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-    likely = interpreted or "torch" in sys.modules or sys.platform == "win32"
-    if not likely and not any(os.path.exists(name) for name in _NAMES):
+    if interpreted or "torch" in sys.modules or sys.platform == "win32":
+        return True
+    return any(os.path.exists(name) for name in _NAMES)
+
+
+def is_usable() -> bool:
+    """Say whether ``pr.device("cuda")`` would work; torch is only imported where that is likely."""
+    if not is_likely():
         return False
     try:
         place()
