@@ -16,8 +16,6 @@ def test_what_there_is():
         assert min(one.flops.values()) > 1e6
         assert one.bytes_per_second > 1e6
         assert str(one).startswith(f"{one.name}: ")
-    # Single precision is never slower than double; published peaks as published.
-    assert found["cpu"].flops["float32"] > 0.8 * found["cpu"].flops["float64"]
     assert found["tensix:n150"].flops["bfloat16"] == pytest.approx(262e12, rel=0.01)
     assert found["tensix:n150"].bytes_per_second == pytest.approx(288e9)
 
