@@ -1,0 +1,115 @@
+"""How products of rows with tables of units are cut, by shapes, dtypes and architecture alone."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from prunus._layout import blocks_along
+from prunus.cuda.configs import Tile, power
+from prunus.cuda.runtime import Place
+
+__all__ = ["Few", "combine", "combine_few", "dots", "dots_few", "grain", "is_few", "segments"]
+
+# So many rows are computed each by itself, without matrix units: reading the table bounds them, and what
+# several of them need comes from the cache.
+_FEW: Final = 4
+# Units that a program of few rows looks at, and how many of the live ones it reads at a time.
+_SPAN: Final = 32
+_STEP: Final = 4
+# A matrix unit's sum of 16-bit operands has so many terms; of wider ones fewer. What starts at a multiple
+# has the same terms whatever stands before it.
+_GRAIN: Final = 16
+
+
+class Few(NamedTuple):
+    """How a kernel of few rows is cut.
+
+    Attributes
+    ----------
+    span : int
+        Neighbouring units that a program looks at at once.
+    step : int
+        Live units that are read at a time.
+    wide : int
+        Values of a unit's row that are read at a time.
+    segments : int
+        Parts of the units that are summed apart.
+    warps, stages : int
+        Warps of a program, and steps that are loaded ahead.
+    """
+
+    span: int
+    step: int
+    wide: int
+    segments: int = 1
+    warps: int = 4
+    stages: int = 3
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What a launch is told."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def is_few(where: Place, rows: int) -> bool:
+    """Say whether rows are computed each by itself; under the interpreter never, as batches are."""
+    return rows <= _FEW and not where.interpreted
+
+
+def dots_few(where: Place, k: int, width: int, bits: int) -> Few:
+    """Return how ``dots_few`` is cut: inputs of k values, branches of ``width``, operands of so many bits."""
+    wide = power(k, 16, 16384 // bits)
+    return Few(max(_SPAN, width), _STEP, wide)
+
+
+def combine_few(where: Place, rows: int, n: int, units: int, bits: int) -> Few:
+    """Return how ``combine_few`` is cut: in so many segments that every multiprocessor has some."""
+    wide = power(n, 16, 8192 // bits)
+    return Few(_SPAN, _STEP, wide, segments(where, blocks_along(n, wide), units, 4 * _SPAN))
+
+
+def segments(where: Place, programs: int, units: int, least: int) -> int:
+    """Return in how many parts of at least so many units to cut sums, for two programs a multiprocessor."""
+    wanted = 2 * where.multiprocessors // max(programs, 1)
+    return max(1, min(wanted, units // least, 64))
+
+
+def dots(where: Place, rows: int, bits: int) -> Tile:
+    """Return the tile of ``dots``: rows, units, steps along the inputs."""
+    if where.interpreted:
+        return Tile(128, 128, 128)
+    tm = power(rows, 16, 128 if bits == 16 else 64)
+    if bits == 16:
+        if tm <= 32:
+            return Tile(tm, 64, 128, 4, 4)
+        return Tile(tm, 128, 64, 8 if tm == 128 else 4, 3)
+    return Tile(tm, 64, 32, 4, 3) if bits == 32 else Tile(min(tm, 32), 64, 16, 4, 2)
+
+
+def combine(where: Place, rows: int, n: int, units: int, bits: int) -> tuple[Tile, int]:
+    """Return the tile of ``combine``, rows, columns and units in a step, and the number of segments.
+
+    Segments depend on how many rows there are only where these fill no tile: so a row's sums are cut alike
+    in all batches that are in tiles of one height.
+    """
+    if where.interpreted:
+        return Tile(128, 128, 128), 1
+    tm = power(rows, 16, 128 if bits == 16 else 64)
+    if bits == 16:
+        tile = Tile(tm, 64, 64, 4, 4) if tm <= 32 else Tile(tm, 128, 64, 8 if tm == 128 else 4, 3)
+    else:
+        tile = Tile(tm, 64, 32, 4, 3) if bits == 32 else Tile(min(tm, 32), 64, 16, 4, 2)
+    full = tm == 128 or (bits > 16 and tm == 64)
+    return tile, 1 if full else segments(where, blocks_along(n, tile.n), units, 8 * tile.k)
+
+
+def grain(where: Place, shared: bool, tile: Tile) -> int:
+    """Return how many neighbouring units ``combine`` takes or leaves together.
+
+    Where all rows need the same units, these are packed. Else a row's sum would depend on what its
+    neighbours need: single units keep their places among the terms that a matrix unit, or the
+    interpreter's product, adds at once.
+    """
+    if shared:
+        return 1
+    return tile.k if where.interpreted else min(_GRAIN, tile.k)

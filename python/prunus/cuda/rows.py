@@ -1,0 +1,553 @@
+"""Products of rows with tables of units, of tensors: which kernels, cut how, on which lists.
+
+A table has a row for each unit. ``dots`` computes units from inputs and ``combine`` adds what units
+contribute; dead units are neither read nor multiplied, and nothing about them is asked back from the GPU.
+
+A few rows (see :mod:`prunus.cuda.plans`) are computed each by itself, more in tiles, on matrix units. A row's
+values are the same whatever other rows are computed with it in batches of the same class: few rows, or tiles
+of one height. Between classes the order of sums differs, and liveness is decided in each one's own
+arithmetic. Where ``live`` is one row for all (a stride of 0), the units that it keeps are packed, which is
+one more class.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from prunus._layout import blocks_along
+from prunus.cuda import dtypes, plans
+from prunus.cuda.configs import power
+from prunus.cuda.products import precision, triton_of
+from prunus.cuda.runtime import Place, empty, launch
+from prunus.cuda.versions import libraries
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Found", "combine", "dots", "feed_forward", "fuses", "settle", "sums_of"]
+
+
+class Found(NamedTuple):
+    """Where ``dots`` writes which branches are live; :class:`prunus.engines.base.Found` of tensors.
+
+    Attributes
+    ----------
+    branch : int
+        Neighbouring units that live and die together.
+    norm : str
+        "max" or "l2".
+    norms : Tensor
+        Shape (rows, branches), float32, or float64 where sums are: written.
+    live : Tensor of bool, optional
+        Shape (rows, branches): written, ``not (norm <= tau)``.
+    tau : float
+        The threshold.
+    """
+
+    branch: int
+    norm: str
+    norms: torch.Tensor
+    live: torch.Tensor | None = None
+    tau: float = 0.0
+
+
+class _Needed(NamedTuple):
+    """The units that each tile of rows needs, in each segment of them; -1 stands for none."""
+
+    units: torch.Tensor
+    counts: torch.Tensor
+
+
+def sums_of(*kinds: Any) -> Any:
+    """Return torch's dtype that sums of products of these dtypes are kept in."""
+    torch = libraries().torch
+    return torch.float64 if torch.float64 in kinds else torch.float32
+
+
+def _tiles(kind: Any, sums: Any, where: Place) -> dict[str, Any]:
+    """Return what tiles are multiplied and summed in, and how.
+
+    The interpreter multiplies with NumPy, whose BLAS gives a row other bits in another place of a tile. In
+    double precision what it gives differs by so little that the rounded sums are the same.
+    """
+    torch = libraries().torch
+    if where.interpreted:
+        kind = sums = torch.float64
+    return {"COMPUTE": triton_of(kind), "SUMS": triton_of(sums), "PRECISION": precision()}
+
+
+def _bytes(live: torch.Tensor) -> torch.Tensor:
+    """Return booleans as bytes, one a branch and neighbouring ones side by side; a view where it can be."""
+    live = live.view(libraries().torch.uint8)
+    return live if live.shape[1] < 2 or live.stride(1) == 1 else live.contiguous()
+
+
+def _rowwise(w: torch.Tensor) -> torch.Tensor:
+    """Return a tensor whose last axis is contiguous: itself, or a copy."""
+    return w if w.shape[-1] < 2 or w.stride(-1) == 1 else w.contiguous()
+
+
+def _shared(live: torch.Tensor) -> bool:
+    return bool(live.shape[0] > 1 and live.stride(0) == 0)
+
+
+def _needed(
+    where: Place, live: torch.Tensor, units: int, branch: int, height: int, grain: int, segment: int
+) -> _Needed:
+    """List what each tile of ``height`` rows needs; ``live`` is bytes."""
+    from prunus.cuda.kernels import branches as kernels
+
+    torch = libraries().torch
+    rows = len(live)
+    tiles, cuts = blocks_along(rows, height), blocks_along(units, segment)
+    shared = _shared(live)
+    # Of rows that all need the same, one is looked at.
+    looked = 1 if shared else rows
+    each = 1 if shared else height
+    flags = empty((blocks_along(looked, each), units), torch.uint8, where)
+    wide = power(units, 16, max(16, (1 << 18) // each if where.interpreted else 4096 // each))
+    across = blocks_along(units, wide)
+    launch(
+        where,
+        kernels.union,
+        (len(flags) * across,),
+        live,
+        flags,
+        looked,
+        units,
+        branch,
+        across,
+        live.stride(0),
+        TM=each,
+        TU=wide,
+        num_warps=4,
+    )
+    listed = empty((tiles, cuts * segment), torch.int32, where)
+    counts = empty((tiles, cuts), torch.int32, where)
+    launch(
+        where,
+        kernels.compact,
+        (tiles * cuts,),
+        flags,
+        listed,
+        counts,
+        units,
+        segment,
+        cuts,
+        0 if shared else units,
+        GRAIN=grain,
+        BLOCK=power(blocks_along(segment, grain), 1, max(1, 8192 // grain)),
+        num_warps=8,
+    )
+    return _Needed(listed, counts)
+
+
+def fuses(found: Found | None, most: int) -> bool:
+    """Say whether branches of a result are whole in tiles of ``most`` columns."""
+    return found is not None and found.branch <= most and found.branch & (found.branch - 1) == 0
+
+
+def dots(
+    where: Place,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    out: torch.Tensor,
+    live: torch.Tensor | None = None,
+    branch: int = 1,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    scale: torch.Tensor | None = None,
+    found: Found | None = None,
+    clear: bool = True,
+) -> None:
+    """Write ``activation(x @ w.T + bias) * scale`` where it is live, and 0 elsewhere.
+
+    Parameters
+    ----------
+    where : Place
+        Where the operands live.
+    x : Tensor
+        Shape (rows, k), floats, any strides.
+    w : Tensor
+        Shape (units, k).
+    out : Tensor
+        Shape (rows, units), the last axis contiguous: written.
+    live : Tensor of bool, optional
+        Shape (rows, branches); a stride of 0 says that it is the same for all rows.
+    branch : int
+        Units in a branch of ``live``.
+    bias : Tensor, optional
+        Shape (units,).
+    activation : str, optional
+        "relu", "gelu" or "silu".
+    scale : Tensor, optional
+        Shape (rows, units).
+    found : Found, optional
+        Where to write norms and liveness of the result.
+    clear : bool
+        Whether dead units are 0 in ``out``; else what they hold may be anything.
+    """
+    from prunus.cuda.kernels import few as few_kernels
+    from prunus.cuda.kernels import rows as kernels
+
+    rows, units, k = int(x.shape[0]), int(w.shape[0]), int(x.shape[1])
+    if found is not None and 0 in found.norms.shape:
+        found = None
+    if rows == 0 or units == 0:
+        return
+    w, out_kind = _rowwise(w), out.dtype
+    kind = dtypes.compute(x.dtype, w.dtype, out_kind)
+    sums = sums_of(x.dtype, w.dtype, out_kind)
+    bits = kind.itemsize * 8
+    few = plans.is_few(where, rows)
+    tile = plans.dots(where, rows, bits)
+    width = 1 if found is None else found.branch
+    fused = live is None and fuses(found, 128 if few else tile.n)
+    if found is not None and not fused:
+        # Branches that tiles do not hold whole: values first, as sums have them, and then their norms.
+        whole = empty((rows, units), sums, where)
+        dots(where, x, w, whole, live, branch, bias, activation, scale)
+        settle(where, whole, out, found)
+        return
+    mask = None if live is None else _bytes(live)
+    bias = None if bias is None else bias.contiguous()
+    scale = None if scale is None else _rowwise(scale)
+    alive = None
+    if fused and found is not None and found.live is not None:
+        alive = found.live.view(libraries().torch.uint8)
+    optional = (
+        out if bias is None else bias,
+        out if scale is None else scale,
+        out if not fused or found is None else found.norms,
+        out if alive is None else alive,
+        0.0 if found is None else float(found.tau),
+    )
+    branches = blocks_along(units, width)
+    strides = (
+        x.stride(0),
+        x.stride(1),
+        w.stride(0),
+        out.stride(0),
+        0 if mask is None else mask.stride(0),
+        0 if scale is None else scale.stride(0),
+        0 if not fused or found is None else found.norms.stride(0),
+        0 if alive is None else alive.stride(0),
+    )
+    common = {
+        "BIAS": bias is not None,
+        "ACTIVATION": activation,
+        "SCALE": scale is not None,
+        "NORM": found.norm if fused and found is not None else None,
+        "FOUND": alive is not None,
+        "WIDTH": width if fused else 1,
+    }
+    per = branch if mask is not None else 1
+    if few:
+        cut = plans.dots_few(where, k, width if fused else 1, w.element_size() * 8)
+        launch(
+            where,
+            few_kernels.dots_few,
+            (rows * blocks_along(units, cut.span),),
+            x,
+            w,
+            out,
+            out if mask is None else mask,
+            *optional,
+            rows,
+            units,
+            k,
+            per,
+            branches,
+            *strides,
+            LIVE=mask is not None,
+            **common,
+            SUMS=triton_of(sums),
+            SPAN=cut.span,
+            STEP=cut.step,
+            TK=cut.wide,
+            **cut.options,
+        )
+        return
+    needed = None
+    if mask is not None:
+        needed = _needed(where, mask, units, branch, tile.m, 1, units)
+        if clear:
+            out.zero_()
+    down, across = blocks_along(rows, tile.m), blocks_along(units, tile.n)
+    launch(
+        where,
+        kernels.dots,
+        (down * across,),
+        x,
+        w,
+        out,
+        out if mask is None else mask,
+        out if needed is None else needed.units,
+        out if needed is None else needed.counts,
+        *optional,
+        rows,
+        units,
+        k,
+        per,
+        branches,
+        down,
+        across,
+        *strides,
+        LISTED=needed is not None,
+        **common,
+        **_tiles(kind, sums, where),
+        WIDE=triton_of(sums),
+        TM=tile.m,
+        TN=tile.n,
+        TK=tile.k,
+        **tile.options,
+    )
+
+
+def settle(where: Place, h: torch.Tensor, out: torch.Tensor | None, found: Found) -> None:
+    """Write norms of branches of ``h``, which are live, and to ``out`` its values with 0 where they are dead.
+
+    Parameters
+    ----------
+    where : Place
+        Where the operands live.
+    h : Tensor
+        Shape (rows, units), float32 or float64 as ``found.norms``, the last axis contiguous.
+    out : Tensor, optional
+        Shape (rows, units), the last axis contiguous: written; it may be ``h``.
+    found : Found
+        The rest of what is written.
+    """
+    from prunus.cuda.kernels import branches as kernels
+
+    rows, units = (int(size) for size in h.shape)
+    if 0 in (rows, units):
+        return
+    torch = libraries().torch
+    branches = blocks_along(units, found.branch)
+    most = 1 << 18 if where.interpreted else 1 << 11
+    wide = power(found.branch, 1, 512 if where.interpreted else 256)
+    tb = power(branches, 1, max(1, min(64, most // wide)))
+    tm = power(rows, 1, max(1, min(64, most // (wide * tb))))
+    across = blocks_along(branches, tb)
+    alive = None if found.live is None else found.live.view(torch.uint8)
+    launch(
+        where,
+        kernels.settle,
+        (blocks_along(rows, tm) * across,),
+        h,
+        h if out is None else out,
+        found.norms,
+        h if alive is None else alive,
+        float(found.tau),
+        rows,
+        units,
+        found.branch,
+        branches,
+        across,
+        h.stride(0),
+        h.stride(0) if out is None else out.stride(0),
+        found.norms.stride(0),
+        0 if alive is None else alive.stride(0),
+        NORM=found.norm,
+        LIVE=alive is not None,
+        STORE=out is not None,
+        TM=tm,
+        TB=tb,
+        TU=wide,
+        num_warps=4,
+    )
+
+
+def combine(
+    where: Place,
+    h: torch.Tensor,
+    w: torch.Tensor,
+    out: torch.Tensor,
+    live: torch.Tensor | None = None,
+    branch: int = 1,
+    bias: torch.Tensor | None = None,
+    add: bool = False,
+) -> None:
+    """Write ``h @ w + bias``, where only live units of each row take part.
+
+    Parameters
+    ----------
+    where : Place
+        Where the operands live.
+    h : Tensor
+        Shape (rows, units), floats, the last axis contiguous. What dead units hold is not looked at.
+    w : Tensor
+        Shape (units, n), the last axis contiguous; or (panels, units, columns of a panel) in C order.
+    out : Tensor
+        Shape (rows, n), the last axis contiguous: written.
+    live : Tensor of bool, optional
+        Shape (rows, branches); a stride of 0 says that it is the same for all rows.
+    branch : int
+        Units in a branch.
+    bias : Tensor, optional
+        Shape (n,).
+    add : bool
+        Go on from what ``out`` holds, of the dtype that sums have.
+    """
+    from prunus.cuda.kernels import few as few_kernels
+    from prunus.cuda.kernels import rows as kernels
+
+    rows, n = (int(size) for size in out.shape)
+    units = int(h.shape[1])
+    if rows == 0 or n == 0:
+        return
+    h, w = _rowwise(h), _rowwise(w)
+    kind = dtypes.compute(h.dtype, w.dtype, out.dtype)
+    sums = sums_of(h.dtype, w.dtype, out.dtype)
+    mask = None if live is None or units == 0 else _bytes(live)
+    bias = None if bias is None else bias.contiguous()
+    panels = w.ndim == 3
+    width = int(w.shape[-1]) if panels else n
+    table = (w.stride(0) if panels else 0, w.stride(-2))
+    per = branch if mask is not None else 1
+    few = plans.is_few(where, rows)
+    if few:
+        cut = plans.combine_few(where, rows, n, units, w.element_size() * 8)
+        tile, parts, unit = None, cut.segments, cut.span
+    else:
+        tile, parts = plans.combine(where, rows, n, units, kind.itemsize * 8)
+        unit = tile.k
+    segment = max(blocks_along(blocks_along(units, parts), unit), 1) * unit
+    parts = max(blocks_along(units, segment), 1)
+    target = out if parts == 1 else empty((parts, rows, n), sums, where)
+    last = parts == 1
+    common = {
+        "PANELS": panels,
+        "BIAS": last and bias is not None,
+        "ADD": last and add,
+    }
+    biased = out if bias is None else bias
+    part = 0 if last else target.stride(0)
+    if few:
+        across = blocks_along(n, cut.wide)
+        launch(
+            where,
+            few_kernels.combine_few,
+            (rows * across * parts,),
+            h,
+            w,
+            target,
+            out if mask is None else mask,
+            biased,
+            rows,
+            units,
+            n,
+            per,
+            width,
+            segment,
+            across,
+            h.stride(0),
+            *table,
+            part,
+            target.stride(-2),
+            0 if mask is None else mask.stride(0),
+            LIVE=mask is not None,
+            **common,
+            SUMS=triton_of(sums),
+            SPAN=cut.span,
+            STEP=cut.step,
+            TN=cut.wide,
+            **cut.options,
+        )
+    else:
+        assert tile is not None
+        shared = mask is not None and _shared(mask)
+        needed = None
+        if mask is not None:
+            needed = _needed(where, mask, units, branch, tile.m, plans.grain(where, shared, tile), segment)
+        down, across = blocks_along(rows, tile.m), blocks_along(n, tile.n)
+        launch(
+            where,
+            kernels.combine,
+            (down * across * parts,),
+            h,
+            w,
+            target,
+            out if mask is None else mask,
+            out if needed is None else needed.units,
+            out if needed is None else needed.counts,
+            biased,
+            rows,
+            units,
+            n,
+            per,
+            width,
+            segment,
+            parts,
+            down,
+            across,
+            h.stride(0),
+            *table,
+            part,
+            target.stride(-2),
+            0 if mask is None else mask.stride(0),
+            0 if needed is None else needed.units.stride(0),
+            0 if needed is None else needed.counts.stride(0),
+            LISTED=needed is not None,
+            MASKED=needed is not None and not shared,
+            **common,
+            **_tiles(kind, sums, where),
+            TM=tile.m,
+            TN=tile.n,
+            TK=tile.k,
+            **tile.options,
+        )
+    if last:
+        return
+    wide = power(n, 16, 512)
+    across = blocks_along(n, wide)
+    launch(
+        where,
+        kernels.join,
+        (rows * across,),
+        target,
+        out,
+        biased,
+        rows,
+        n,
+        parts,
+        across,
+        target.stride(0),
+        target.stride(1),
+        out.stride(0),
+        BIAS=bias is not None,
+        ADD=add,
+        TN=wide,
+        num_warps=4,
+    )
+
+
+def feed_forward(
+    where: Place,
+    x: torch.Tensor,
+    up: torch.Tensor,
+    gate: torch.Tensor | None,
+    down: torch.Tensor,
+    out: torch.Tensor,
+    live: torch.Tensor | None = None,
+    branch: int = 1,
+    b_up: torch.Tensor | None = None,
+    b_down: torch.Tensor | None = None,
+    activation: str | None = None,
+    inner: Any = None,
+) -> None:
+    """Write ``h @ down + b_down``, with ``h = activation(x @ gate.T) * (x @ up.T + b_up)`` where live.
+
+    The same, to the bit, as :func:`dots` and :func:`combine` one after the other; without a gate the
+    activation is the units' own. ``inner`` is the dtype that hidden units are kept in: that of sums, if None.
+    """
+    sums = sums_of(x.dtype, up.dtype)
+    h = empty((len(x), len(up)), inner or sums, where)
+    if gate is None:
+        dots(where, x, up, h, live, branch, b_up, activation, clear=False)
+    else:
+        first = empty((len(x), len(up)), sums, where)
+        dots(where, x, gate, first, live, branch, None, activation, clear=False)
+        dots(where, x, up, h, live, branch, b_up, None, first, clear=False)
+    combine(where, h, down, out, live, branch, b_down)
