@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from prunus import _core, engines
 from prunus._arrays import as_floats
+from prunus._device import on_device
 from prunus._dtypes import Array, result_dtype
 from prunus._trace import Span, span
 from prunus.engines.base import Engine
@@ -37,7 +38,7 @@ def moe(
     shared: Any = None,
     prune: Any = None,
     branch: int = 1,
-) -> Array:
+) -> Any:
     """Return a mixture of experts: each row runs through the ``top_k`` that the router scores highest.
 
     No row is dropped (dropless, as MegaBlocks: Gale et al., 2022, arXiv:2211.15841). Rows are grouped by
@@ -112,6 +113,23 @@ def moe(
     >>> pr.moe(rng.standard_normal((3, 5, 8)), router, w_up, w_down, top_k=2).shape
     (3, 5, 8)
     """
+    if on_device(x, router, w_up, w_down, w_gate, logits, shared):
+        from prunus.cuda.layers.moe import moe as there  # torch may be missing
+
+        return there(
+            x,
+            router,
+            w_up,
+            w_down,
+            w_gate,
+            top_k,
+            logits=logits,
+            activation=activation,
+            renormalize=renormalize,
+            shared=shared,
+            prune=prune,
+            branch=branch,
+        )
     check_activation(activation)
     rows, lead = _rows(x)
     experts = Experts(w_up, w_down, w_gate)
@@ -119,7 +137,7 @@ def moe(
         raise ValueError(f"top_k must be from 1 to the number of experts, {len(experts)}; got {top_k}")
     always = _shared(shared)
     branch = check_branch(branch)
-    styles, common = _styles(prune, len(experts), len(rows), activation, branch)
+    styles, common = styles_of(prune, len(experts), len(rows), activation, branch)
     engine = engines.active()
     with span("moe") as step:
         scores = _logits(engine, rows, lead, router, logits, len(experts), step)
@@ -228,7 +246,7 @@ def _logits(
     return result
 
 
-def _styles(
+def styles_of(
     prune: Any, experts: int, rows: int, activation: str | None, branch: int
 ) -> tuple[list[Style], Style]:
     """Return how each expert prunes, and how the shared ones do."""

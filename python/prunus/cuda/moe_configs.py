@@ -1,0 +1,43 @@
+"""Which tiles the kernels of mixtures of experts compute in; see :mod:`prunus.cuda.configs`."""
+
+from __future__ import annotations
+
+from prunus.cuda.configs import Tile, power
+from prunus.cuda.runtime import Place
+
+__all__ = ["gather_sum", "grouped", "routing"]
+
+
+def routing(where: Place, rows: int, experts: int, bits: int) -> Tile:
+    """Return the tile of ``route``: rows of a chunk along ``m``, all experts along ``n``."""
+    tn = power(experts, 16, 1 << 16)
+    if where.interpreted:
+        return Tile(16, tn, 128)
+    # Registers hold a chunk's logits several times over.
+    tm = 64 if rows >= 4096 and tn <= 64 else 16
+    return Tile(tm, tn, 32 if bits > 16 or tn > 128 else 64, 8 if tm * tn > 4096 else 4, 3)
+
+
+def grouped(
+    where: Place, rows: int, units: int, inner: int, bits: int, gated: bool, pruned: bool
+) -> tuple[Tile, int]:
+    """Return the tile of ``grouped`` for so many rows of a group on average, and how many programs run.
+
+    ``gated`` is two products at once, ``pruned`` one of rows with dead units.
+    """
+    if where.interpreted:
+        return Tile(64, power(units), power(inner, 32)), 1
+    tm = power(rows, 16, 64 if bits > 16 or pruned else 128)
+    if bits > 16:
+        tile = Tile(tm, 64 if not gated else 32, 32 if bits == 32 else 16, 4, 2)
+        return tile, 2 * where.multiprocessors
+    if tm < 64:
+        # Memory bounds these: weights are read in long lines, by several programs a multiprocessor.
+        return Tile(tm, 64, 64 if pruned else 128, 4, 2 if pruned else 3), 2 * where.multiprocessors
+    tn = 128 if not gated or tm > 64 else 64
+    return Tile(tm, tn, 64, 8 if tm * tn * (1 + gated) > 8192 else 4, 3), where.multiprocessors
+
+
+def gather_sum(where: Place, columns: int) -> Tile:
+    """Return the tile of ``gather_sum``."""
+    return Tile(64, power(columns, 16, 256), 1) if where.interpreted else Tile(4, 256, 1)

@@ -1,0 +1,266 @@
+"""Mixtures of experts of tensors, against the reference engine's of the same values."""
+
+import numpy as np
+import pytest
+import torch
+
+import prunus as pr
+from prunus import PrunusError
+from prunus.cuda.grouped import route
+from prunus.cuda.runtime import RECORDER, Place
+from prunus.interop.torch import as_array
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+FLOATS = list(TOLERANCE)
+
+
+def weights(rng, where, experts=5, d=20, f=35, out=13, dtype=torch.float32, rows=17):
+    """Return x, router, w_up, w_down and w_gate."""
+    shapes = (rows, d), (experts, d), (experts, f, d), (experts, out, f), (experts, f, d)
+    made = (rng.standard_normal(shape) / np.sqrt(shape[-1]) * 2 for shape in shapes)
+    return [torch.from_numpy(one).to(dtype).to(where.device) for one in made]
+
+
+def host(value):
+    """Return tensors as ndarrays, in lists and tuples too."""
+    if isinstance(value, torch.Tensor):
+        return as_array(value.cpu())
+    return type(value)(map(host, value)) if isinstance(value, (list, tuple)) else value
+
+
+def expected(*args, **options):
+    with pr.device("reference"):
+        return pr.moe(*map(host, args), **{name: host(one) for name, one in options.items()})
+
+
+def near(got, exact, dtype=torch.float32):
+    assert got.dtype == dtype
+    assert tuple(got.shape) == exact.shape
+    exact = exact.astype(float)
+    atol = TOLERANCE[dtype] * 4 * np.abs(exact).max(initial=1e-3)
+    np.testing.assert_allclose(got.double().cpu().numpy(), exact, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_stacked_weights(rng, place, dtype, gated, renormalize):
+    x, router, up, down, gate = weights(rng, place, dtype=dtype)
+    parts = (x, router, up, down, gate if gated else None)
+    got = pr.moe(*parts, top_k=3, renormalize=renormalize)
+    assert got.device == x.device
+    near(got, expected(*parts, top_k=3, renormalize=renormalize), dtype)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", None])
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+def test_activations_and_top_k(rng, place, activation, top_k):
+    parts = weights(rng, place)
+    near(pr.moe(*parts, top_k, activation=activation), expected(*parts, top_k, activation=activation))
+
+
+def test_many_rows_many_experts(rng, place):
+    # Several chunks of rows, several tiles of an expert, more experts than a row of tiles.
+    parts = weights(rng, place, experts=19, d=8, f=10, out=6, rows=300)
+    near(pr.moe(*parts, top_k=6), expected(*parts, top_k=6))
+    logits = torch.zeros(300, 19, device=place.device)
+    near(
+        pr.moe(parts[0], None, *parts[2:], logits=logits), expected(parts[0], None, *parts[2:], logits=logits)
+    )
+
+
+def test_every_form_of_weights_is_the_same(rng, place):
+    x, router, up, down, gate = weights(rng, place)
+    stacked = pr.moe(x, router, up, down, gate)
+    near(stacked, expected(x, router, up, down, gate))
+    apart = [[w.clone() for w in part] for part in (up, down, gate)]
+    assert torch.equal(pr.moe(x, router, *apart), stacked)
+    assert torch.equal(pr.moe(x, router, up, apart[1], gate), stacked)
+    turned = [part.transpose(1, 2).contiguous().transpose(1, 2) for part in (up, down, gate)]
+    assert torch.equal(pr.moe(x, router, *turned), stacked)
+    twice = up.repeat_interleave(2, 0)[::2]
+    assert torch.equal(pr.moe(x.T.contiguous().T, router, twice, down, gate), stacked)
+    # Misaligned in memory, and of several forms at once.
+    odd = [torch.empty(w.numel() + 1, device=place.device)[1:].view(w.shape).copy_(w) for w in up]
+    assert torch.equal(pr.moe(x, router, odd, down, gate), stacked)
+    mixed = [w.T.contiguous().T if e % 2 else w.clone() for e, w in enumerate(up)]
+    assert torch.equal(pr.moe(x, router, mixed, down, gate), stacked)
+
+
+def test_experts_of_several_sizes(rng, place):
+    x, router, up, down, gate = weights(rng, place)
+    units = [35, 12, 35, 1, 20]
+    lists = (
+        [w[:n] for w, n in zip(up, units, strict=True)],
+        [w[:, :n] for w, n in zip(down, units, strict=True)],
+        [w[:n] for w, n in zip(gate, units, strict=True)],
+    )
+    near(pr.moe(x, router, *lists), expected(x, router, *lists))
+
+
+def test_shapes_and_dtypes(rng, place):
+    x, router, up, down, gate = weights(rng, place, rows=6)
+    cube = x.reshape(2, 3, -1)
+    got = pr.moe(cube, router, up, down, gate)
+    assert got.shape == (2, 3, 13)
+    one = pr.moe(cube[1, 2], router, up, down, gate)
+    assert torch.equal(one, got[1, 2])
+    assert pr.moe(cube[:0], router, up, down, gate).shape == (0, 3, 13)
+    half = [w.bfloat16() for w in (router, up, down, gate)]
+    near(pr.moe(x, *half), expected(x, *half))
+    assert pr.moe(x.double(), *half).dtype == torch.float64
+    assert pr.moe(x.half(), *half).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("prune", [None, pr.Threshold(0.3), pr.TopK(fraction=0.4)], ids=str)
+def test_a_row_does_not_depend_on_its_batch_mates(rng, place, dtype, prune):
+    x, *parts = weights(rng, place, dtype=dtype, rows=37, f=70)
+    whole = pr.moe(x, *parts, prune=prune)
+    for rows in ([3], [36, 3], list(range(0, 37, 2)), list(range(36, -1, -1))):
+        assert torch.equal(pr.moe(x[rows], *parts, prune=prune), whole[rows])
+
+
+def test_values_nobody_asked_for(rng, place):
+    x, _, up, down, gate = weights(rng, place, experts=6)
+    logits = torch.full((17, 6), float("-inf"), device=place.device)
+    logits[:, [1, 4]] = torch.from_numpy(rng.standard_normal((17, 2))).float().to(place.device)
+    logits[3, 1] = float("-inf")  # one expert for two
+    for part in (up, down, gate):
+        part[[0, 2, 3, 5]] = float("nan")
+    for prune in (None, pr.Threshold(0.1), pr.Fixed(rng.random((17, 35)) < 0.5)):
+        options = {"logits": logits, "prune": prune, "top_k": 3}
+        near(pr.moe(x, None, up, down, gate, **options), expected(x, None, up, down, gate, **options))
+
+
+def test_logits_that_say_nothing_give_nan(rng, place):
+    x, router, up, down, gate = weights(rng, place)
+    logits = x @ router.T
+    exact = pr.moe(x, None, up, down, gate, logits=logits)
+    wrong = logits.clone()
+    wrong[2, 1], wrong[5, 0], wrong[9] = float("nan"), float("inf"), float("-inf")
+    got = pr.moe(x, None, up, down, gate, logits=wrong)
+    bad = torch.zeros(17, dtype=torch.bool)
+    bad[[2, 5, 9]] = True
+    assert got[bad].isnan().all()
+    assert torch.equal(got[~bad], exact[~bad])
+
+
+def test_shared_experts(rng, place):
+    x, router, up, down, gate = weights(rng, place)
+    more = [(up[0], down[1], gate[2]), (up[3, :9], down[3, :, :9])]
+    for prune in (None, pr.Threshold(0.2)):
+        for shared in (more, more[0]):
+            got = pr.moe(x, router, up, down, gate, shared=shared, prune=prune)
+            near(got, expected(x, router, up, down, gate, shared=shared, prune=prune))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("branch", [1, 4])
+def test_hidden_units_are_pruned(rng, place, gated, branch):
+    # Values of few bits, so that no rounding turns a decision over.
+    x, router, up, down, gate = (w.bfloat16().double() for w in weights(rng, place))
+    parts = (x, router, up, down, gate if gated else None)
+    branches = -(-35 // branch)
+    for prune in (
+        pr.Threshold(0.3),
+        pr.Threshold(0.9, norm="l2"),
+        pr.TopK(fraction=0.3),
+        [pr.Threshold(0.1 * e) for e in range(4)] + [None],
+        pr.Fixed(np.arange(branches) % 3 == 0),
+        pr.Fixed(rng.random((17, branches)) < 0.5),
+        pr.Threshold(1e9),
+    ):
+        options = {"activation": "relu", "prune": prune, "branch": branch}
+        near(pr.moe(*parts, **options), expected(*parts, **options), torch.float64)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_dead_units_do_not_meet_infinities(rng, place, value):
+    x, router, up, down, _ = weights(rng, place, rows=40)
+    live = rng.random((40, 35)) < 0.5
+    live[5] = True
+    down[:, :, 7] = value
+    x[11, 3] = value
+    options = {"prune": pr.Fixed(live)}
+    got = pr.moe(x, None, up, down, logits=x @ router.T * 0, **options).cpu().numpy()
+    exact = expected(x, None, up, down, logits=torch.zeros(40, 5), **options)
+    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(exact))
+    assert np.isfinite(got[~live[:, 7] & (np.arange(40) != 11)]).all()
+    np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-5)
+    # Neighbours that meet it change no bit of those that do not.
+    alone = np.flatnonzero(~live[:, 7])
+    part = pr.moe(x[alone], None, up, down, logits=torch.zeros(len(alone), 5), prune=pr.Fixed(live[alone]))
+    np.testing.assert_array_equal(part.numpy(), got[alone])
+
+
+def test_routes(rng, place):
+    logits = torch.from_numpy(rng.integers(-2, 3, (70, 6)).astype(np.float32)).to(place.device)
+    logits[4, :5] = float("-inf")
+    found = route(place, logits, None, 3, True, 6)
+    best = np.argsort(-logits.numpy(), axis=1, kind="stable")[:, :3]
+    live = np.zeros((70, 6), bool)
+    np.put_along_axis(live, best, True, axis=1)
+    live &= logits.numpy() > -np.inf
+    np.testing.assert_array_equal(found.live.numpy(), live)
+    ends = np.cumsum(live.sum(0))
+    np.testing.assert_array_equal(found.offsets.numpy(), [0, *ends])
+    for e in range(6):
+        mine = found.rows[found.offsets[e] : found.offsets[e + 1]].numpy()
+        np.testing.assert_array_equal(mine, np.flatnonzero(live[:, e]))
+    for t, row in enumerate(found.slots.numpy()):
+        np.testing.assert_array_equal(found.rows.numpy()[row[row >= 0]], t)
+        assert (row >= 0).sum() == live[t].sum()
+
+
+def test_faults(rng, place):
+    x, router, up, down, gate = weights(rng, place)
+    with pytest.raises(ValueError, match="top_k must be from 1 to the number of experts, 5; got 6"):
+        pr.moe(x, router, up, down, gate, 6)
+    with pytest.raises(ValueError, match="there are 5 experts in w_up, but 4 in w_down"):
+        pr.moe(x, router, up, down[:4], gate)
+    with pytest.raises(ValueError, match=r"router must have shape \(5, 20\)"):
+        pr.moe(x, router[:, :3], up, down, gate)
+    with pytest.raises(ValueError, match=r"logits must have shape \(17, 5\)"):
+        pr.moe(x, None, up, down, gate, logits=x)
+    with pytest.raises(TypeError, match="either a router or logits="):
+        pr.moe(x, router, up, down, gate, logits=x)
+    with pytest.raises(ValueError, match="expert 2 takes 19 features, x has 20"):
+        pr.moe(x, router, [*up[:2], up[2, :, 1:], *up[3:]], down)
+    with pytest.raises(ValueError, match=r"w_gate of expert 0 has shape \(34, 20\), w_up \(35, 20\)"):
+        pr.moe(x, router, up, down, gate[:, 1:])
+    with pytest.raises(PrunusError, match=r"w_up \(numpy\.ndarray\) is in host memory"):
+        pr.moe(x, router, up.numpy(), down)
+    with pytest.raises(TypeError, match="router must hold floats"):
+        pr.moe(x, router.int(), up, down)
+    with pytest.raises(TypeError, match="got a BSR"):
+        pr.moe(x, router, [pr.BSR.from_dense(w.numpy(), blocksize=8) for w in up], down)
+    with pytest.raises(PrunusError, match="is Python code that sees the rows of one expert"):
+        pr.moe(x, router, up, down, prune=lambda seen: seen.norms > 0)
+    with pytest.raises(ValueError, match="pools 2 neighbouring rows"):
+        pr.moe(x, router, up, down, prune=pr.Threshold(0, rows=2))
+    with pytest.raises(TypeError, match="a shared expert is an FFN, or a tuple"):
+        pr.moe(x, router, up, down, shared=up)
+
+
+@pytest.mark.parametrize("rows", [1, 5000])
+def test_nothing_is_read_back(rows):
+    # Tensors without values: what asked for one would raise.
+    from prunus.cuda.layers.moe import moe
+
+    where = Place(torch.device("meta"), "sm_90", "none", 132, 232448)
+    x, router, up, down, gate = (
+        torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        for shape in ((rows, 64), (8, 64), (8, 96, 64), (8, 64, 96), (8, 96, 64))
+    )
+    noted = []
+    token = RECORDER.set(noted)
+    try:
+        got = moe(x, router, up, down, gate, shared=(up[0], down[0]), where=where)
+        apart = [[w.clone() for w in part] for part in (up, down, gate)]
+        moe(x, router, *apart, where=where)
+    finally:
+        RECORDER.reset(token)
+    assert got.shape == (rows, 64)
+    names = [launch.kernel.__name__ for launch in noted]
+    assert names[:2] == (["route", "grouped"] if rows == 1 else ["route", "sort"])
