@@ -4,7 +4,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-from support import backend
+from support import backend, interpreter
 
 # The same examples in every run, so that a red run is a change's own fault.
 # HYPOTHESIS_PROFILE=explore looks for new ones.
@@ -14,3 +14,4 @@ settings.register_profile("explore", deadline=None, print_blob=True, suppress_he
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 backend.use()
+interpreter.use()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -223,14 +224,25 @@ def launch(where: Place, kernel: Any, grid: Sequence[int], *arguments: Any, **op
     if noted is not None:
         noted.append(Launch(kernel, tuple(grid), arguments, options))
         return
-    # The interpreter computes in NumPy, which warns of what is IEEE's rule.
-    with on(where), np.errstate(all="ignore"):
+    with on(where), _quiet(where):
         try:
             kernel[tuple(grid)](*arguments, **options)
         except Exception as error:
             if type(error).__name__ != "OutOfResources":
                 raise
             raise PrunusError(f"a kernel does not fit {where.name}: {error}") from error
+
+
+@contextlib.contextmanager
+def _quiet(where: Place) -> Iterator[None]:
+    """Have the interpreter, which computes in NumPy, not warn of what is IEEE's rule."""
+    if not where.interpreted:
+        yield
+        return
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        # The largest of NaN alone is NaN, and NumPy says so in spite of errstate.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def on(where: Place) -> contextlib.AbstractContextManager[Any]:

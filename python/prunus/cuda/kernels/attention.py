@@ -136,9 +136,8 @@ def _one_by_one(acc, weights, seen, key, there, v, feature, features, v_row, v_c
         mine = column == j
         weight = tl.sum(tl.where(mine[None, :], weights, 0), 1)
         sees = tl.max((mine[None, :] & seen).to(tl.int32), 1)
-        exists = tl.max((mine & there).to(tl.int32), 0)
-        at = tl.sum(tl.where(mine, key, 0), 0).to(tl.int64)
-        value = tl.load(v + at * v_row + feature.to(tl.int64) * v_col, (feature < features) & (exists > 0), 0)
+        at = tl.sum(tl.where(mine & there, key, 0), 0).to(tl.int64)
+        value = tl.load(v + at * v_row + feature.to(tl.int64) * v_col, feature < features, 0)
         term = weight[:, None] * value.to(acc.dtype)[None, :]
         acc += tl.where((sees > 0)[:, None], term, 0)
     return acc
