@@ -1,4 +1,4 @@
-"""Triton's interpreter, without doing over for every function that a kernel calls what it did for the kernel."""
+"""Triton's interpreter, patched once for each kernel and not for every function that the kernel calls."""
 
 import os
 
