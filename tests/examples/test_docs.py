@@ -24,7 +24,7 @@ def here(tmp_path, monkeypatch):
 
 def test_all_are_tested():
     names = sorted(path.name for path in DOCS.glob("*.md"))
-    assert names == ["language-models.md", "tensix-validation.md", "tensix.md"]
+    assert names == ["cuda-runs.md", "cuda.md", "language-models.md", "tensix-validation.md", "tensix.md"]
 
 
 def test_language_models(here, capsys):

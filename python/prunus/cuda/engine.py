@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prunus._dtypes import F32, I32, OPERANDS, Array, DType
 from prunus.cuda import products
@@ -11,6 +12,9 @@ from prunus.cuda.host.products import Products
 from prunus.cuda.host.recurrence import Recurrence
 from prunus.cuda.host.rows import Rows
 from prunus.cuda.runtime import Place, named
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["CudaEngine", "make"]
 
@@ -43,6 +47,11 @@ class CudaEngine(Products, Rows, Attention, Recurrence):
         if dtype == F32 and not self.where.interpreted and products.precision() == "tf32":
             return 2.0**-10
         return 0.0
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors live that its operations take; the host's memory where kernels are interpreted."""
+        return self.where.device
 
     def __repr__(self) -> str:
         return f"<CudaEngine {self.name!r}: {self.where.name}>"
