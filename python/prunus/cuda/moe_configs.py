@@ -15,7 +15,7 @@ def routing(where: Place, rows: int, experts: int, bits: int) -> Tile:
         return Tile(16, tn, 128)
     # Registers hold a chunk's logits several times over.
     tm = 64 if rows >= 4096 and tn <= 64 else 16
-    return Tile(tm, tn, 32 if bits > 16 or tn > 128 else 64, 8 if tm * tn > 4096 else 4, 3)
+    return Tile(tm, tn, 32 if bits > 16 or tn > 128 else 64, 8 if tm * tn >= 4096 else 4, 3)
 
 
 def grouped(
@@ -28,13 +28,18 @@ def grouped(
     if where.interpreted:
         return Tile(64, power(units), power(inner, 32)), 1
     tm = power(rows, 16, 64 if bits > 16 or pruned else 128)
+    if pruned:
+        # Both operands pass through registers, where infinities are told from numbers.
+        tile = Tile(tm, 64, 32, 8, 2) if bits <= 16 else Tile(min(tm, 32), 32, 32 if bits == 32 else 16, 4, 2)
+        return tile, 2 * where.multiprocessors
     if bits > 16:
-        tile = Tile(tm, 64 if not gated else 32, 32 if bits == 32 else 16, 4, 2)
+        tile = Tile(min(tm, 32) if gated else tm, 32 if gated else 64, 32 if bits == 32 else 16, 4, 2)
         return tile, 2 * where.multiprocessors
     if tm < 64:
         # Memory bounds these: weights are read in long lines, by several programs a multiprocessor.
-        return Tile(tm, 64, 64 if pruned else 128, 4, 2 if pruned else 3), 2 * where.multiprocessors
-    tn = 128 if not gated or tm > 64 else 64
+        return Tile(tm, 64, 128, 4, 3), 2 * where.multiprocessors
+    # Two products at once have twice the sums in registers.
+    tn = 64 if gated and (tm == 64 or where.arch == "sm_80") else 128
     return Tile(tm, tn, 64, 8 if tm * tn * (1 + gated) > 8192 else 4, 3), where.multiprocessors
 
 

@@ -194,8 +194,8 @@ def grouped_live(
             needed = tl.max(here.to(tl.int32), 0) > 0
             if tl.max(needed.to(tl.int32), 0) > 0:
                 a = tl.load(left[:, None] + unit[None, :], here, 0).to(COMPUTE)
-                mask = needed[:, None] & (col < N)[None, :]
-                b = tl.load(right[None, :] + unit.to(tl.int64)[:, None] * w_col, mask, 0).to(COMPUTE)
+                wanted = needed[:, None] & (col < N)[None, :]
+                b = tl.load(right[None, :] + unit.to(tl.int64)[:, None] * w_col, wanted, 0).to(COMPUTE)
                 # x - x is 0 unless x is infinite or NaN.
                 fine = (b - b) == 0
                 plain = (a - a) == 0

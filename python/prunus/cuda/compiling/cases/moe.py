@@ -1,0 +1,63 @@
+"""Mixtures of experts."""
+
+from __future__ import annotations
+
+from prunus.cuda.compiling.case import Case, Units, tensor
+from prunus.cuda.layers.moe import moe
+from prunus.cuda.runtime import Place
+from prunus.pruning.policies import Threshold
+
+__all__ = ["CASES"]
+
+
+def _moe(
+    dtype: str,
+    rows: int,
+    units: Units,
+    *,
+    experts: int = 8,
+    sizes: tuple[int, int] = (4096, 14336),
+    top_k: int = 2,
+    gated: bool = True,
+    apart: bool = False,
+    shared: bool = False,
+    prune: float | None = None,
+    more: bool = False,
+) -> Case:
+    """Return a mixture; with ``apart`` each expert's matrices stand by themselves."""
+
+    def call(where: Place) -> None:
+        d, f = sizes
+        x, router = tensor(where, rows, d, dtype=dtype), tensor(where, experts, d, dtype=dtype)
+        parts = [tensor(where, experts, *size, dtype=dtype) for size in ((f, d), (d, f), (f, d))]
+        given = [list(part) for part in parts] if apart else parts
+        up, down, gate = given if gated else (*given[:2], None)
+        always = (parts[0][0], parts[1][0]) if shared else None
+        policy = None if prune is None else Threshold(prune)
+        moe(x, router, up, down, gate, top_k, shared=always, prune=policy, where=where)
+
+    told = [f"{rows} rows, {top_k} of {experts} experts {sizes[0]} x {sizes[1]}"]
+    told += ["no gate"] if not gated else []
+    told += ["apart"] if apart else []
+    told += ["shared"] if shared else []
+    told += ["pruned"] if prune is not None else []
+    kernels = {"grouped": units}
+    if prune is not None:
+        kernels["grouped_live"] = Units.MATRIX if units is Units.NATIVE else units
+    return Case(", ".join(told), dtype, call, kernels, more=more)
+
+
+CASES = [
+    _moe("bfloat16", 8192, Units.NATIVE),
+    _moe("bfloat16", 1, Units.MATRIX),
+    _moe("bfloat16", 64, Units.MATRIX, experts=64, sizes=(2048, 1408), top_k=6, shared=True),
+    _moe("bfloat16", 4096, Units.NATIVE, experts=64, sizes=(2048, 1408), top_k=6, apart=True, more=True),
+    _moe("bfloat16", 32, Units.MATRIX, experts=256, sizes=(7168, 2048), top_k=8, more=True),
+    _moe("float16", 1024, Units.NATIVE, experts=128, sizes=(2048, 768), top_k=8, more=True),
+    _moe("bfloat16", 256, Units.NATIVE, gated=False, more=True),
+    _moe("bfloat16", 1024, Units.NATIVE, prune=0.1),
+    _moe("bfloat16", 4, Units.MATRIX, prune=0.1, more=True),
+    _moe("float32", 256, Units.PLAIN, sizes=(512, 1024), more=True),
+    _moe("float32", 256, Units.PLAIN, sizes=(512, 1024), prune=0.1, more=True),
+    _moe("float64", 256, Units.DOUBLE, sizes=(512, 1024), more=True),
+]

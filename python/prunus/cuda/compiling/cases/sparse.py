@@ -1,0 +1,73 @@
+"""Dense times dense at a pattern's blocks, and block-sparse times block-sparse."""
+
+from __future__ import annotations
+
+from prunus.cuda.compiling.case import Case, Units, blocks, dtype_of, float32_as, tensor
+from prunus.cuda.runtime import Place
+from prunus.cuda.sdd import sdd
+from prunus.cuda.ssd import Capacity, ssd
+
+__all__ = ["CASES"]
+
+
+def _sdd(
+    dtype: str,
+    block: tuple[int, int],
+    units: Units,
+    *,
+    density: float = 0.25,
+    size: int = 4096,
+    turned: bool = False,
+    precision: str = "highest",
+    more: bool = False,
+) -> Case:
+    """Return ``a @ b`` at a pattern's blocks; with ``turned``, of b's transpose, as in attention."""
+
+    def call(where: Place) -> None:
+        pattern = blocks(where, (size, size), block, dtype, density)
+        a, b = tensor(where, size, size, dtype=dtype), tensor(where, size, size, dtype=dtype)
+        out = tensor(where, *pattern.data.shape, dtype="int32" if dtype == "int8" else dtype)
+        with float32_as(precision):
+            sdd(where, a, b.T if turned else b, pattern.indices, pattern.indptr, out)
+
+    kernel = "sdd_small" if units is Units.PLAIN and max(block) < 64 else "sdd"
+    told = f"{size}², blocks {block[0]} x {block[1]}, {density:.0%}" + (", b transposed" if turned else "")
+    return Case(told, dtype if precision == "highest" else "tf32", call, {kernel: units}, more=more)
+
+
+def _ssd(dtype: str, block: int, units: Units, *, turned: bool = False, more: bool = False) -> Case:
+    """Return the product of two block-sparse operands, with ``turned`` of their transposes."""
+
+    def call(where: Place) -> None:
+        a, b = (blocks(where, (4096, 4096), (block, block), dtype) for _ in range(2))
+        if turned:
+            a, b = a.T, b.T
+        ssd(where, a, b, dtype_of(dtype), Capacity(8 * len(a.indices), 4 * len(a.indices)))
+
+    kernel = "ssd" if block >= 16 else "ssd_small"
+    told = f"4096², blocks {block}" + (", transposed" if turned else "")
+    return Case(told, dtype, call, {kernel: units}, more=more)
+
+
+CASES = [
+    _sdd("bfloat16", (64, 64), Units.NATIVE),
+    _sdd("bfloat16", (128, 128), Units.NATIVE),
+    _sdd("bfloat16", (64, 64), Units.NATIVE, turned=True),
+    _sdd("bfloat16", (64, 64), Units.NATIVE, density=0.02, more=True),
+    _sdd("bfloat16", (32, 32), Units.MATRIX),
+    _sdd("bfloat16", (16, 16), Units.MATRIX, more=True),
+    _sdd("float16", (1, 32), Units.MATRIX, more=True),
+    _sdd("bfloat16", (8, 8), Units.PLAIN),
+    _sdd("float32", (64, 64), Units.PLAIN),
+    _sdd("float32", (64, 64), Units.NATIVE, precision="high"),
+    _sdd("float64", (64, 64), Units.DOUBLE, more=True),
+    _sdd("int8", (64, 64), Units.MATRIX, more=True),
+    _ssd("bfloat16", 64, Units.NATIVE),
+    _ssd("bfloat16", 64, Units.NATIVE, turned=True, more=True),
+    _ssd("bfloat16", 128, Units.NATIVE, more=True),
+    _ssd("bfloat16", 32, Units.MATRIX, more=True),
+    _ssd("bfloat16", 8, Units.PLAIN),
+    _ssd("float32", 64, Units.PLAIN, more=True),
+    _ssd("float64", 64, Units.DOUBLE, more=True),
+    _ssd("float64", 128, Units.DOUBLE, more=True),
+]
