@@ -129,17 +129,53 @@ def _load(place, inside, there, EVEN: tl.constexpr, MASKED: tl.constexpr):
 
 
 @triton.jit
-def _one_by_one(acc, weights, seen, key, there, v, feature, features, v_row, v_col, TN: tl.constexpr):
-    """Return ``acc + weights @ values``, where what a query does not see adds nothing, whatever it holds."""
-    column = tl.arange(0, TN)
-    for j in range(0, TN):
-        mine = column == j
-        weight = tl.sum(tl.where(mine[None, :], weights, 0), 1)
-        sees = tl.max((mine[None, :] & seen).to(tl.int32), 1)
-        at = tl.sum(tl.where(mine & there, key, 0), 0).to(tl.int64)
-        value = tl.load(v + at * v_row + feature.to(tl.int64) * v_col, feature < features, 0)
-        term = weight[:, None] * value.to(acc.dtype)[None, :]
-        acc += tl.where((sees > 0)[:, None], term, 0)
+def _spoil(
+    acc,
+    peak,
+    q_at,
+    rows,
+    last,
+    begin,
+    end,
+    table,
+    k,
+    v,
+    feature,
+    factor,
+    sign,
+    m,
+    d,
+    features,
+    q_col,
+    k_row,
+    k_col,
+    v_row,
+    v_col,
+    BS: tl.constexpr,
+    LIVE: tl.constexpr,
+    SUMS: tl.constexpr,
+    TM: tl.constexpr,
+):
+    """Return ``acc`` with what NaN and infinities from ``begin`` on add for those queries that see them."""
+    calm = tl.where(peak == float("-inf"), 0.0, peak)
+    for at in range(begin, end):
+        key = at
+        if LIVE:
+            key = tl.load(table + at // BS) * BS + at % BS
+        away = tl.minimum(key, m - 1).to(tl.int64)
+        value = tl.load(v + away * v_row + feature.to(tl.int64) * v_col, feature < features, 0).to(SUMS)
+        bad = value - value != 0
+        if tl.max(bad.to(tl.int32), 0) > 0:
+            s = tl.zeros((TM,), SUMS)
+            for first in range(0, d, 16):
+                depth = first + tl.arange(0, 16)
+                there = rows[:, None] & (depth < d)[None, :]
+                query = tl.load(q_at[:, None] + depth.to(tl.int64)[None, :] * q_col, there, 0).to(SUMS)
+                keys = tl.load(k + away * k_row + depth.to(tl.int64) * k_col, depth < d, 0).to(SUMS)
+                s += tl.sum(query * keys[None, :], 1)
+            weight = tl.exp2(s * sign * factor - calm)
+            term = weight[:, None] * tl.where(bad, value, 0)[None, :]
+            acc += tl.where((rows & (key < m) & (key <= last))[:, None], term, 0)
     return acc
 
 
@@ -148,6 +184,7 @@ def _step(
     acc,
     total,
     peak,
+    spoiled,
     held,
     q_at,
     rows,
@@ -179,9 +216,10 @@ def _step(
     TN: tl.constexpr,
     TK: tl.constexpr,
 ):
-    """Return the weighted values, the sums of weights and the largest scores after a step of keys.
+    """Return weighted values, sums of weights and largest scores after a step, and whether NaN were left out.
 
-    Without ``MASKED``, all queries of the tile see all keys of the step.
+    Without ``MASKED``, all queries of the tile see all keys of the step. Where they do not, by causality, NaN
+    and infinities among the values are left out, and ``spoiled`` becomes 1.
     """
     away = key.to(tl.int64)
     s = _dots(
@@ -206,19 +244,14 @@ def _step(
         there[:, None],
         EVEN_F,
         MASKED,
-    )
+    ).to(VALUES)
     if MASKED and CAUSAL:
-        # A weight of 0 hides no NaN and no infinity from those queries that do not see it.
-        spoiled = tl.sum(tl.sum(values.to(SUMS) * 0, 1), 0)
-        if spoiled != spoiled:
-            acc = _one_by_one(acc, weights, seen, key, there, v, feature, features, v_row, v_col, TN)
-        else:
-            acc = tl.dot(
-                weights.to(VALUES), values.to(VALUES), acc, input_precision=PRECISION, out_dtype=SUMS
-            )
-    else:
-        acc = tl.dot(weights.to(VALUES), values.to(VALUES), acc, input_precision=PRECISION, out_dtype=SUMS)
-    return acc, total, new
+        # A weight of 0 hides no NaN and no infinity from queries that do not see it: they come afterwards.
+        bad = values - values != 0
+        spoiled = tl.maximum(spoiled, tl.max(tl.max(bad.to(tl.int32), 1), 0))
+        values = tl.where(bad, 0.0, values).to(VALUES)
+    acc = tl.dot(weights.to(VALUES), values, acc, input_precision=PRECISION, out_dtype=SUMS)
+    return acc, total, new, spoiled
 
 
 @triton.jit
@@ -380,20 +413,26 @@ def attention(
     acc = tl.zeros((TM, TF), SUMS)
     total = tl.zeros((TM,), SUMS)
     peak = tl.full((TM,), float("-inf"), SUMS)
+    spoiled = 0
     for at in range(begin, tl.minimum(until, whole), TN):
         key, there = _positions(at, table, end, BS, LIVE, TN)
-        acc, total, peak = _step(
-            acc, total, peak, held, q_at, rows, last, key, there, k, v, feature, factor, sign, d, features,
-            q_col, k_row, k_col, v_row, v_col,
+        acc, total, peak, spoiled = _step(
+            acc, total, peak, spoiled, held, q_at, rows, last, key, there, k, v, feature, factor, sign, d,
+            features, q_col, k_row, k_col, v_row, v_col,
             False, CAUSAL, WHOLE, EVEN_D, EVEN_F, COMPUTE, VALUES, SUMS, PRECISION, TM, TN, TK,
         )  # fmt: skip
     for at in range(tl.maximum(begin, whole), until, TN):
         key, there = _positions(at, table, end, BS, LIVE, TN)
         there = there & (key < m)
-        acc, total, peak = _step(
-            acc, total, peak, held, q_at, rows, last, key, there, k, v, feature, factor, sign, d, features,
-            q_col, k_row, k_col, v_row, v_col,
+        acc, total, peak, spoiled = _step(
+            acc, total, peak, spoiled, held, q_at, rows, last, key, there, k, v, feature, factor, sign, d,
+            features, q_col, k_row, k_col, v_row, v_col,
             True, CAUSAL, WHOLE, EVEN_D, EVEN_F, COMPUTE, VALUES, SUMS, PRECISION, TM, TN, TK,
+        )  # fmt: skip
+    if CAUSAL and spoiled > 0:
+        acc = _spoil(
+            acc, peak, q_at, rows, last, tl.maximum(begin, whole), until, table, k, v, feature, factor, sign,
+            m, d, features, q_col, k_row, k_col, v_row, v_col, BS, LIVE, SUMS, TM,
         )  # fmt: skip
 
     keep = rows[:, None] & (feature < features)[None, :]
