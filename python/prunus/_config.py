@@ -146,6 +146,10 @@ def config_lines(verbose: bool = False) -> list[str]:
         f"I/O engine  {_io_choice()}",
         f"GPUs        {_gpus()}",
     ]
+    if "prunus.cuda.runtime" in sys.modules:  # a GPU was used: nothing is imported to tell about one
+        from prunus.cuda.tuning import summary
+
+        lines.append(f"CUDA tiles  {summary()}")
     if verbose:
         lines.append(f"last path   {_core.last_path() or 'no product yet'}")
         lines += _flat(other)

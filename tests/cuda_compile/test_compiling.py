@@ -67,9 +67,13 @@ def test_what_ships_fits(arch):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}, {case.dtype}")
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if not case.more], ids=lambda case: f"{case.name}, {case.dtype}"
+)
 def test_nothing_is_read_back(case, arch):
     """Meta tensors hold no values: whoever asked for one would fail here."""
+    if case.archs and arch not in case.archs:
+        pytest.skip(f"not for {arch}")
     launched = {one.kernel.fn.__name__ for one in record(case.call, ahead(arch))}
     assert set(case.units) <= launched
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunus.cuda.arrays import BSR
+    from prunus.cuda.measuring import autotune
 
-__all__ = ["BSR"]
+__all__ = ["BSR", "autotune"]
 
-_WHERE = {"BSR": "arrays"}
+_WHERE = {"BSR": "arrays", "autotune": "measuring"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cache
+from typing import Final, NamedTuple
 
+from prunus.cuda import tuning
 from prunus.cuda.chips import CHIPS
+from prunus.cuda.costs import Cut, Product, fits, seconds
 from prunus.cuda.runtime import Place
 
-__all__ = ["Tile", "dsd", "dsd_small", "group", "power", "sdd", "sdd_small", "ssd", "ssd_small"]
+__all__ = [
+    "Tile",
+    "check_loads",
+    "dsd",
+    "dsd_small",
+    "dsd_tiles",
+    "forget",
+    "group",
+    "has_registers",
+    "kind_of",
+    "loads_of",
+    "power",
+    "problem",
+    "sdd",
+    "sdd_small",
+    "ssd",
+    "ssd_small",
+    "step",
+]
 
 
 class Tile(NamedTuple):
@@ -32,6 +53,11 @@ class Tile(NamedTuple):
     loads: str = "pointers"
 
     @property
+    def cut(self) -> Cut:
+        """What the model of costs knows of it."""
+        return Cut(self.m, self.n, self.k, self.warps, self.stages)
+
+    @property
     def options(self) -> dict[str, int]:
         """What a launch is told."""
         return {"num_warps": self.warps, "num_stages": self.stages}
@@ -48,23 +74,147 @@ def power(value: int, least: int = 16, most: int = 128) -> int:
     return min(max(1 << max(value - 1, 0).bit_length(), least), most)
 
 
+def loads_of(arch: str) -> tuple[str, ...]:
+    """Return how an architecture can load tiles; the first is what is chosen unless another was measured."""
+    known = {"sm_80": ("pointers",), "sm_90": ("pointers", "descriptors")}
+    return known.get(arch, ("pointers", "descriptors", "warps"))
+
+
 def check_loads(where: Place, tile: Tile) -> None:
     """Raise ValueError if an architecture cannot load as a tile says."""
-    known = {"sm_80": ("pointers",), "sm_90": ("pointers", "descriptors")}
-    if tile.loads not in known.get(where.arch, ("pointers", "descriptors", "warps")):
+    if tile.loads not in loads_of(where.arch):
         raise ValueError(f"a tile that loads by {tile.loads!r} is not for {where.arch}")
 
 
-def dsd(where: Place, block: tuple[int, int], columns: int, bits: int) -> Tile:
-    """Return the tile of ``dsd`` for blocks of the operand, so many columns, and operands of so many bits."""
-    rows, inner = block
+# Tiles of ``dsd`` that ship, by what operands are and rows of a tile: columns, step, warps, stages.
+# ``python -m prunus cuda compile --all`` compiles each, in either order of operands: none spills, all fit.
+# Where a thread holds 128 sums, there is no room for what "gelu" keeps beside them.
+_DSD: Final[dict[str, dict[int, tuple[tuple[int, int, int, int], ...]]]] = {
+    "half": {
+        16: ((16, 64, 4, 4), (32, 64, 4, 4), (64, 64, 4, 4), (128, 64, 4, 4), (256, 64, 4, 3)),
+        32: ((16, 64, 4, 4), (32, 64, 4, 4), (64, 64, 4, 4), (128, 64, 4, 4), (256, 64, 4, 4)),
+        64: ((16, 64, 4, 5), (32, 64, 4, 4), (64, 64, 4, 4), (128, 64, 4, 4), (256, 64, 8, 3)),
+        128: ((16, 64, 4, 4), (32, 64, 4, 4), (64, 64, 4, 4), (128, 64, 8, 4), (256, 64, 8, 3)),
+    },
+    "int8": {
+        16: ((16, 64, 4, 4), (64, 64, 4, 4), (128, 64, 4, 4)),
+        32: ((16, 64, 4, 4), (64, 64, 4, 4), (128, 64, 4, 4)),
+        64: ((16, 64, 4, 4), (64, 64, 4, 4), (128, 64, 8, 4)),
+        128: ((16, 64, 4, 4), (64, 64, 4, 4), (128, 64, 8, 4)),
+    },
+    "tf32": {
+        16: ((16, 32, 4, 4), (64, 32, 4, 4), (128, 32, 4, 4)),
+        32: ((16, 32, 4, 4), (64, 32, 4, 4), (128, 32, 4, 4)),
+        64: ((16, 32, 4, 4), (64, 32, 4, 4), (128, 32, 4, 4), (256, 32, 8, 3)),
+        128: ((16, 32, 4, 4), (64, 32, 4, 4), (128, 32, 8, 4)),
+    },
+    "float32": {
+        16: ((16, 16, 4, 4), (64, 16, 4, 4)),
+        32: ((16, 16, 4, 4), (64, 32, 4, 3)),
+        64: ((16, 16, 4, 4), (64, 32, 4, 3), (128, 16, 4, 3)),
+        128: ((16, 16, 4, 4), (64, 16, 4, 3), (128, 16, 8, 3)),
+    },
+    "float64": {
+        16: ((16, 16, 4, 3), (64, 16, 4, 3)),
+        32: ((16, 16, 4, 3), (64, 16, 4, 3)),
+        64: ((16, 16, 4, 3), (64, 16, 4, 3)),
+    },
+}
+_MOST_SUMS: Final = {"gelu": 64}
+
+
+def kind_of(bits: int, precision: str = "ieee") -> str:
+    """Return what operands are to the tables: "half", "int8", "tf32", "float32" or "float64"."""
+    if bits == 32:
+        return "float32" if precision == "ieee" else "tf32"
+    return {8: "int8", 16: "half", 64: "float64"}[bits]
+
+
+def dsd_tiles(where: Place, what: Product, activation: str | None = None) -> list[Tile]:
+    """Return the tiles that ``dsd`` may have for a product, on an architecture and with an epilogue."""
+    found = _DSD[what.kind]
+    most = power(what.block[0], 16, max(found))
+    tiles = []
+    # Half of a block's rows are more programs, which matters where there are few.
+    for tm in (most, 64) if most == 128 else (most,):
+        for tn, tk, warps, stages in found[tm]:
+            tile = Tile(tm, tn, step(what.block[1], tk), warps, stages)
+            if fits(where, what, tile.cut) and has_registers(tile, activation):
+                tiles.append(tile)
+    return tiles
+
+
+def step(inner: int, most: int) -> int:
+    """Return how many inner values a step takes, for blocks of so many columns.
+
+    A step within a block finds that block once; one that spans several finds the block of each of its places,
+    which is worth it for blocks of fewer than 32 columns.
+    """
+    within = min(inner & -inner, most)
+    return within if within >= min(32, most) else min(32, most)
+
+
+def has_registers(tile: Tile, activation: str | None = None) -> bool:
+    """Say whether threads have room for their sums, and for what an epilogue keeps beside them."""
+    return tile.m * tile.n <= 32 * tile.warps * _MOST_SUMS.get(activation or "", 128)
+
+
+def dsd(
+    where: Place,
+    block: tuple[int, int],
+    columns: int,
+    bits: int,
+    *,
+    precision: str = "ieee",
+    rows: int = 1024,
+    blocks: int = 16,
+    activation: str | None = None,
+) -> Tile:
+    """Return the tile of ``dsd``: what was measured here, or the fastest of those that ship, by the model.
+
+    Parameters
+    ----------
+    where : Place
+    block : tuple of int
+        Rows and columns of a block of the operand.
+    columns : int
+        Of the result.
+    bits : int
+        Of a value of the operands.
+    precision : str
+        How float32 is taken, "ieee" or "tf32".
+    rows, blocks : int
+        Rows of blocks, and blocks of a row on average: of what there is room for, which the host knows.
+    activation : str, optional
+        Of the epilogue.
+    """
     if where.interpreted:
-        return Tile(power(rows), power(columns, most=256), power(inner, 32))
-    wide = bits > 16
-    tm = power(rows, 16, 64 if wide else 128)
-    tn = power(columns, 16, 64 if wide else 128)
-    tk = power(inner, 32 if bits == 8 else 16, 32 if wide else 64)
-    return Tile(tm, tn, tk, 8 if tm * tn > 8192 else 4, 2 if bits == 64 else 3)
+        return Tile(power(block[0]), power(columns, most=256), power(block[1], 32))
+    return _dsd(where, problem(block, columns, bits, precision, rows, blocks), activation)
+
+
+def problem(
+    block: tuple[int, int], columns: int, bits: int, precision: str, rows: int, blocks: int
+) -> Product:
+    """Return what a tile of ``dsd`` is chosen for; in powers of two, so that patterns share what compiles."""
+    most = 1 << 24
+    return Product(block, columns, kind_of(bits, precision), power(rows, 1, most), power(blocks, 1, most))
+
+
+@cache
+def _dsd(where: Place, what: Product, activation: str | None) -> Tile:
+    found = tuning.tuned(where, "dsd", what.key)
+    if found is not None:
+        tile = Tile(*found)
+        possible = tile.loads in loads_of(where.arch) and has_registers(tile, activation)
+        if possible and fits(where, what, tile.cut):
+            return tile
+    return min(dsd_tiles(where, what, activation), key=lambda tile: seconds(where, what, tile.cut))
+
+
+def forget() -> None:
+    """Have tiles chosen anew: what was measured has changed."""
+    _dsd.cache_clear()
 
 
 def dsd_small(where: Place, block: tuple[int, int], columns: int, bits: int) -> Tile:

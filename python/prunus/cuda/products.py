@@ -130,9 +130,19 @@ def dsd(
         rows = blocks_along(m, tile.m)
         down = rows
     else:
-        if tile is None:
-            tile = configs.dsd(where, (br, bc), n, kind.itemsize * 8)
         rows = blocks_along(m, br)
+        if tile is None:
+            lines = rows * (members if w.own else 1)
+            tile = configs.dsd(
+                where,
+                (br, bc),
+                n,
+                kind.itemsize * 8,
+                precision=precision(),
+                rows=rows * members,
+                blocks=blocks_along(len(w.indices), max(lines, 1)),
+                activation=activation,
+            )
         down = rows * blocks_along(br, tile.m)
     across = blocks_along(n, tile.n)
     grid = (down * across * members,)

@@ -20,6 +20,7 @@ __all__ = [
     "Specialised",
     "compiled",
     "descriptor",
+    "driver",
     "installed",
     "launch_options",
     "libraries",
@@ -176,6 +177,15 @@ def descriptor(tensor: Any, box: tuple[int, int]) -> Any:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(box))
+
+
+def driver() -> str:
+    """Return the newest version of CUDA that the driver serves, such as "13.0", or "none"."""
+    torch = libraries().torch
+    if not torch.cuda.is_available():
+        return "none"
+    number = int(torch._C._cuda_getDriverVersion())
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def tool(name: str) -> str:

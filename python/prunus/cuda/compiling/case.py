@@ -53,6 +53,8 @@ class Case(NamedTuple):
         "TMA": on sm_90 and later, kernels in ``units`` must load by it.
     more : bool
         Only compiled when all are asked for.
+    archs : tuple of str
+        Which architectures it is for; empty: all.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Case(NamedTuple):
     units: dict[str, Units]
     copies: str = ""
     more: bool = False
+    archs: tuple[str, ...] = ()
 
 
 def dtype_of(name: str) -> Any:

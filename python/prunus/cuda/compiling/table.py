@@ -109,6 +109,8 @@ def plan(
         if (case.more and not more) or (kernel is not None and kernel not in case.units):
             continue
         for arch in archs:
+            if case.archs and arch not in case.archs:
+                continue
             try:
                 launches = record(case.call, ahead(arch))
             except Exception as error:
