@@ -94,6 +94,33 @@ def test_strides_and_out(rng, place):
     check(back(y), dense(square), before, F32)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_second_call_is_the_first_one_again(rng, place, packed):
+    """What was launched before is launched again: on other values, and only where all else is the same."""
+    W = sparse(rng, (48, 64), (16, 16))
+    G = W.to("cuda").pack() if packed else W.to("cuda")
+    w = dense(W)
+    kept = []
+    for n in (5, 5, 7, 5):
+        for _ in range(2):
+            x, y = values(rng, (64, n), F32), values(rng, (n, 64), F32)
+            a, b, c = G @ there(x, place), there(y, place) @ G.T, G.T @ there(w[:, :n].astype(F32), place)
+            kept += [(a, w @ x), (b, y @ w.T), (c, w.T @ w[:, :n].astype(F32))]
+            check(back(G @ there(x.T, place).T), w, x.astype(float), F32)
+            check(back(there(x[:48].T, place) @ G), x[:48].T.astype(float), w, F32)
+    for got, want in kept:  # and none was written over
+        np.testing.assert_allclose(back(got), want, atol=1e-3)
+    assert len(G._plans) >= 3
+    if not packed:
+        G.data.mul_(2)
+        x = values(rng, (64, 5), F32)
+        check(back(G @ there(x, place)), 2 * w, x.astype(float), F32)
+    with pytest.raises(TypeError, match="grad"):
+        G @ there(x, place).requires_grad_()
+    with pytest.raises(ValueError, match="inner sizes"):
+        G @ there(y, place)
+
+
 def test_bias_activation_and_linear(rng, place):
     W, x = sparse(rng, (45, 70), (16, 16)), values(rng, (9, 70), F32)
     bias = values(rng, 45, F32)

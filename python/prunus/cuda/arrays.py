@@ -13,8 +13,9 @@ from prunus._errors import PrunusError
 from prunus._layout import as_blocksize, blocks_along
 from prunus._mask import BlockMask
 from prunus.cuda import construct, elementwise
-from prunus.cuda.blocks import Operand, lists
+from prunus.cuda.blocks import Lists, Operand, lists
 from prunus.cuda.dtypes import as_torch, numpy_of
+from prunus.cuda.repeats import Plans, again, multiply
 from prunus.cuda.runtime import Place, named, place_of, zeros
 from prunus.cuda.transfer import download, upload
 from prunus.cuda.versions import libraries
@@ -56,7 +57,7 @@ class BSR:
         If the tensors live on different devices, or on none where kernels run.
     """
 
-    __slots__ = ("_batch", "_frozen", "_operand", "_place")
+    __slots__ = ("_batch", "_frozen", "_lists", "_operand", "_place", "_plans")
 
     on_cuda: ClassVar[bool] = True
     __hash__: ClassVar[None]  # type: ignore[assignment]
@@ -67,6 +68,8 @@ class BSR:
     _batch: tuple[int, ...]
     _place: Place
     _frozen: bool
+    _lists: Lists | None  # of a frozen array: those of the transpose
+    _plans: Plans  # what products launched, shared with the transpose
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class BSR:
 
     def _fill(self, operand: Operand, batch: tuple[int, ...], where: Place, frozen: bool = False) -> None:
         self._operand, self._batch, self._place, self._frozen = operand, batch, where, frozen
+        self._lists, self._plans = None, {}
 
     @classmethod
     def _wrap(cls, operand: Operand, batch: tuple[int, ...] = (), where: Place | None = None) -> Self:
@@ -226,9 +230,10 @@ class BSR:
         """The transpose of the last two axes, of the same memory."""
         other = object.__new__(type(self))
         operand = self._operand.T
+        if self._lists is not None:
+            operand = operand._replace(lists=self._lists)
         other._fill(operand, self._batch, self._place, self._frozen)
-        if self._frozen:
-            other._operand = operand._replace(lists=lists(operand))
+        other._lists, other._plans = self._operand.lists, self._plans
         return other
 
     def check_format(self) -> None:
@@ -332,21 +337,23 @@ class BSR:
         """
         made = self.copy()
         o = made._operand
-        made._operand = o._replace(lists=lists(o))
+        made._operand, made._lists = o._replace(lists=lists(o)), lists(o.T)
         made._frozen = True
         return made
 
     # Arithmetic --------------------------------------------------------------------------------------
 
     def __matmul__(self, other: Any) -> Any:
-        from prunus.cuda.layers.matmul import matmul
-
-        return matmul(self, other) if elementwise.is_operand(other) else NotImplemented
+        made = again(self, other, flip=False)
+        if made is not None:
+            return made
+        return multiply(self, other, flip=False) if elementwise.is_operand(other) else NotImplemented
 
     def __rmatmul__(self, other: Any) -> Any:
-        from prunus.cuda.layers.matmul import matmul
-
-        return matmul(other, self) if elementwise.is_operand(other) else NotImplemented
+        made = again(self, other, flip=True)
+        if made is not None:
+            return made
+        return multiply(self, other, flip=True) if elementwise.is_operand(other) else NotImplemented
 
     @classmethod
     def __torch_function__(

@@ -36,6 +36,7 @@ __all__ = [
     "on",
     "place",
     "place_of",
+    "watched",
     "zeros",
 ]
 
@@ -87,6 +88,7 @@ class Launch(NamedTuple):
 
 #: Where launches are noted in place of being done: kernels are compiled ahead of time for what calls launch.
 RECORDER: Final[ContextVar[list[Launch] | None]] = ContextVar("prunus_launches", default=None)
+_WATCHER: Final[ContextVar[list[Launch] | None]] = ContextVar("prunus_watched", default=None)
 
 #: What torch's meta tensors, which have shapes and no memory, stand for meanwhile.
 AHEAD: Final[ContextVar[Place | None]] = ContextVar("prunus_ahead", default=None)
@@ -224,13 +226,30 @@ def launch(where: Place, kernel: Any, grid: Sequence[int], *arguments: Any, **op
     if noted is not None:
         noted.append(Launch(kernel, tuple(grid), arguments, options))
         return
-    with on(where), _quiet(where):
-        try:
+    seen = _WATCHER.get()
+    if seen is not None:
+        seen.append(Launch(kernel, tuple(grid), arguments, options))
+    try:
+        if not where.interpreted and libraries().torch.cuda.current_device() == where.device.index:
+            kernel[grid](*arguments, **options)  # what most launches are, without a context of their own
+            return
+        with on(where), _quiet(where):
             kernel[tuple(grid)](*arguments, **options)
-        except Exception as error:
-            if type(error).__name__ != "OutOfResources":
-                raise
-            raise PrunusError(f"a kernel does not fit {where.name}: {error}") from error
+    except Exception as error:
+        if type(error).__name__ != "OutOfResources":
+            raise
+        raise PrunusError(f"a kernel does not fit {where.name}: {error}") from error
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[Launch]]:
+    """Note launches as they are done."""
+    seen: list[Launch] = []
+    token = _WATCHER.set(seen)
+    try:
+        yield seen
+    finally:
+        _WATCHER.reset(token)
 
 
 @contextlib.contextmanager
@@ -266,17 +285,23 @@ def memory(shape: Sequence[int], dtype: Any, where: Place) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        text = str(error)
-        if "out of memory" not in text and "allocate" not in text:
-            raise
-        size = dtype.itemsize
-        for length in shape:
-            size *= length
-        free = re.search(r"[\d.]+ [KMGT]iB is free", text)
-        raise MemoryError(
-            f"{where} has no room for {size} bytes (an array of shape {tuple(shape)}, {dtype})"
-            + (f": {free[0]}" if free else "")
-        ) from error
+        _tell(error, shape, dtype, where)
+        raise
+
+
+def _tell(error: RuntimeError, shape: Sequence[int], dtype: Any, where: Place) -> None:
+    """Raise MemoryError if that is what torch's error is."""
+    text = str(error)
+    if "out of memory" not in text and "allocate" not in text:
+        return
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    free = re.search(r"[\d.]+ [KMGT]iB is free", text)
+    raise MemoryError(
+        f"{where} has no room for {size} bytes (an array of shape {tuple(shape)}, {dtype})"
+        + (f": {free[0]}" if free else "")
+    ) from error
 
 
 def empty(shape: Sequence[int], dtype: Any, where: Place) -> torch.Tensor:
@@ -287,9 +312,11 @@ def empty(shape: Sequence[int], dtype: Any, where: Place) -> torch.Tensor:
     MemoryError
         If there is not that much; the message has the size.
     """
-    with memory(shape, dtype, where):
-        made: torch.Tensor = libraries().torch.empty(tuple(shape), dtype=dtype, device=where.device)
-    return made
+    try:
+        return libraries().torch.empty(shape, dtype=dtype, device=where.device)
+    except RuntimeError as error:
+        _tell(error, shape, dtype, where)
+        raise
 
 
 def zeros(shape: Sequence[int], dtype: Any, where: Place) -> torch.Tensor:
