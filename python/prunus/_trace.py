@@ -7,8 +7,9 @@ at a context variable, and the span is a constant that is false: counting is lef
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from threading import get_ident
 from time import perf_counter
@@ -22,6 +23,22 @@ __all__ = ["ACTIVE", "Record", "Span", "Trace", "is_traced", "span", "trace"]
 
 # What is summed over the records of a trace.
 _COUNTERS = ("flops", "flops_skipped", "bytes_loaded", "bytes_skipped", "bytes_io", "cycles")
+
+
+class Later:
+    """Numbers that a device has: asked for once, when somebody looks at them."""
+
+    __slots__ = ("_ask", "_numbers")
+
+    def __init__(self, ask: Callable[[], Mapping[str, float]]) -> None:
+        self._ask: Callable[[], Mapping[str, float]] | None = ask
+        self._numbers: Mapping[str, float] = {}
+
+    def numbers(self) -> Mapping[str, float]:
+        """Return the numbers, by the names of a record's attributes."""
+        if self._ask is not None:
+            self._numbers, self._ask = self._ask(), None
+        return self._numbers
 
 
 @dataclass(slots=True)
@@ -72,6 +89,19 @@ class Record:
     total: int = 0
     union_live: int = 0
     union_total: int = 0
+    later: tuple[Later, ...] = field(default=(), repr=False, compare=False)
+
+    def resolve(self) -> Self:
+        """Add what was left for later, and return this record."""
+        while self.later:
+            first, *rest = self.later
+            self.later = tuple(rest)
+            for name, number in first.numbers().items():
+                if name == "seconds":  # in place of what the host took
+                    self.seconds = float(number)
+                else:
+                    setattr(self, name, getattr(self, name) + int(number))
+        return self
 
     @property
     def live_fraction(self) -> float:
@@ -145,6 +175,17 @@ class Span:
             record.union_live += union_live
             record.union_total += union_total
 
+    def later(self, ask: Callable[[], Mapping[str, float]]) -> None:
+        """Have numbers added when somebody looks at them: what they are is known to a device until then.
+
+        Parameters
+        ----------
+        ask : callable
+            Called once, without arguments; returns numbers by the names that :meth:`count` takes, and
+            "seconds" in place of what the host took.
+        """
+        self._record.later = (*self._record.later, Later(ask))
+
     def ran(self, engine: str) -> None:
         """Say who did the operation; of the CPU engine, the path that it took last on this thread."""
         self._record.path = _core.last_path() if engine == "cpu" else engine
@@ -189,7 +230,7 @@ class Trace:
     """
 
     def __init__(self) -> None:
-        self.records: list[Record] = []
+        self._records: list[Record] = []
         self._outer: tuple[Trace, int] | None = None
         self._tokens: list[Token[tuple[Trace, int] | None]] = []
         self._began = perf_counter()
@@ -212,10 +253,17 @@ class Trace:
         self._ended = perf_counter()
         ACTIVE.reset(self._tokens.pop())
 
+    @property
+    def records(self) -> list[Record]:
+        """What was done, in the order in which it ended; looking waits for devices that have not finished."""
+        for record in self._records:
+            record.resolve()
+        return self._records
+
     def _add(self, record: Record, began: float) -> None:
         record.start = began - self._began
         # No lock: a list's append is atomic, and readers take what is there.
-        self.records.append(record)
+        self._records.append(record)
         if self._outer is not None:
             owner, depth = self._outer
             copy = Record(**{name: getattr(record, name) for name in Record.__slots__})

@@ -1,60 +1,300 @@
-"""Policies on a device: which branches are live, decided there from tensors of statistics."""
+"""Policies on a GPU: which branches are live, decided there, from tensors, without a round trip.
+
+The rules are :mod:`prunus.pruning.policies`'. What a user wrote, a function or a class with a ``select`` of
+its own, is called once an operation with :class:`prunus.Statistics` whose ``norms`` and ``visible`` are
+tensors on the GPU, and returns a tensor of booleans there (an ndarray is uploaded): what it does with them
+decides whether the host waits.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-from prunus._errors import PrunusError
-from prunus.cuda.runtime import place_of
+import numpy as np
+
+from prunus._dtypes import Array
+from prunus._layout import blocks_along
+from prunus.cuda import rows
+from prunus.cuda.runtime import Place, empty
 from prunus.cuda.transfer import upload
 from prunus.cuda.versions import libraries
-from prunus.pruning.policies import Fixed, Policy, Threshold, TopK
+from prunus.pruning.policies import Fixed, Policy, Router, Statistics, Threshold, TopK
+from prunus.pruning.predictor import Predictor
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["decide", "foreseen"]
+__all__ = ["decide", "foreseen", "largest"]
+
+# Masks and matrices of policies, which never change, on the devices that asked for them.
+_KEPT: WeakKeyDictionary[Policy, dict[tuple[Any, str], Any]] = WeakKeyDictionary()
 
 
 def decide(
-    policy: Policy, norms: torch.Tensor, visible: torch.Tensor | None = None, norm: str | None = None
+    policy: Policy,
+    norms: torch.Tensor,
+    visible: torch.Tensor | None = None,
+    norm: str | None = None,
+    where: Place | None = None,
 ) -> torch.Tensor:
-    """Return which branches are live (rows, branches); as :func:`prunus.pruning.policies.decide`.
+    """Ask a policy which branches are live.
+
+    Parameters
+    ----------
+    policy : Policy
+        Who decides.
+    norms : Tensor
+        Shape (rows, branches), float32 or float64.
+    visible : Tensor of bool, optional
+        What may be chosen; nothing else is live.
+    norm : str, optional
+        What the statistics are; the policy's own norm by default.
+    where : Place, optional
+        Where the tensors live; only needed for tensors without data.
+
+    Returns
+    -------
+    Tensor of bool
+        Shape (rows, branches).
 
     Raises
     ------
-    PrunusError
-        If the policy is none that is known here.
+    TypeError, ValueError
+        If the policy returns anything but booleans of the right shape.
     """
     torch = libraries().torch
-    if type(policy) is Threshold and policy.rows == 1:
+    count, branches = norms.shape
+    group = min(policy.rows, max(count, 1))
+    seen = visible
+    if group > 1 and count:
+        norms = _pooled(norms, group)
+        seen = None if visible is None else _pooled(visible, group)
+    kind = type(policy)
+    if kind.select is Threshold.select:
+        assert isinstance(policy, Threshold)
+        # In double precision: a threshold that single precision cannot hold must not become another one.
         live = ~(norms.double() <= policy.tau)
-    elif type(policy) is TopK and policy.rows == 1:
-        rows, branches = norms.shape
-        seen = torch.full((rows,), branches, device=norms.device) if visible is None else visible.sum(1)
-        if policy.count is not None:
-            wanted = seen.clamp(max=min(policy.count, branches))
-        else:
-            assert policy.fraction is not None
-            share = (policy.fraction * seen.double() * (1 - 1e-12)).ceil().long()
-            wanted = torch.minimum(torch.maximum(share, seen.clamp(max=1)), seen)
-        # NaN comes first, of equal norms the first branch, and what is not visible last.
-        order = torch.where(norms.isnan(), torch.inf, norms)
-        hidden = torch.zeros_like(order, dtype=torch.bool) if visible is None else ~visible
-        order = torch.where(hidden, -torch.inf, order)
-        first = torch.sort(order, dim=1, descending=True, stable=True)[1]
-        ranks = torch.argsort(first, dim=1)
-        live = ranks < wanted[:, None]
+    elif kind.select is TopK.select:
+        assert isinstance(policy, TopK)
+        live = _top(policy, norms, seen)
+    elif kind.select is Router.select:
+        assert isinstance(policy, Router)
+        if policy.k > branches:
+            raise ValueError(f"a router cannot choose {policy.k} of {branches} experts")
+        live = largest(norms, policy.k, seen)
+    elif kind.select is Fixed.select:
+        assert isinstance(policy, Fixed)
+        live = _mask(policy, len(norms), branches, norms.device)
     else:
-        raise PrunusError(f"{policy!r} cannot decide on a GPU yet")
+        live = _own(policy, Statistics(_any(norms), _any(seen), norm or policy.norm), norms)
+    if group > 1 and count:
+        live = live.repeat_interleave(group, 0)[:count]
+    return live if visible is None else torch.logical_and(live, visible)
+
+
+def foreseen(
+    policy: Policy, x: torch.Tensor, branches: int, where: Place | None = None
+) -> torch.Tensor | None:
+    """Return what a policy knows before anything is multiplied, (rows, branches), or None.
+
+    Parameters
+    ----------
+    policy : Policy
+        Who decides.
+    x : Tensor
+        Shape (rows, features).
+    branches : int
+        How many there are.
+    where : Place, optional
+        Where ``x`` lives; only needed for tensors without data.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is anything but booleans of that shape.
+    """
+    kind = type(policy)
+    if kind.foresee is Policy.foresee:
+        return None
+    if kind.foresee is Fixed.foresee:
+        assert isinstance(policy, Fixed)
+        return _mask(policy, len(x), branches, x.device)
+    if isinstance(policy, Predictor) and kind.foresee is Predictor.foresee:
+        return _predicted(policy, x, branches, where)
+    live = policy.foresee(_any(x), branches)
+    return None if live is None else _checked(policy, live, (len(x), branches), x.device, "foresee")
+
+
+def largest(
+    values: torch.Tensor, wanted: int | torch.Tensor, visible: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return where each row has its largest values; of equal ones the first, NaN before all.
+
+    Parameters
+    ----------
+    values : Tensor
+        Shape (rows, n).
+    wanted : int or Tensor of int64
+        How many, of each row: shape (rows,).
+    visible : Tensor of bool, optional
+        Shape (rows, n): what may be chosen.
+    """
+    torch = libraries().torch
+    order = torch.where(values.isnan(), torch.inf, values)
+    if values.shape[1] == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    # NaN and infinity tie for the first place: NaN wins by a sort of its own before the stable one.
+    first = torch.sort(values.isnan(), dim=1, descending=True, stable=True)[1]
+    if visible is not None:
+        order = torch.where(visible, order, -torch.inf)
+    order = order.gather(1, first)
+    at = first.gather(1, torch.sort(order, dim=1, descending=True, stable=True)[1])
+    if visible is not None:
+        # What may not be chosen ties with -inf that may: it comes last.
+        hidden = torch.sort((~visible).gather(1, at), dim=1, stable=True)[1]
+        at = at.gather(1, hidden)
+    rank = torch.arange(values.shape[1], device=values.device).expand_as(at)
+    ranks = torch.empty_like(at).scatter_(1, at, rank)
+    limit = wanted if isinstance(wanted, int) else wanted[:, None]
+    live = ranks < limit
     return live if visible is None else live & visible
 
 
-def foreseen(policy: Policy, x: torch.Tensor, branches: int) -> torch.Tensor | None:
-    """Return what a policy knows before anything is multiplied, (rows, branches), or None."""
-    if isinstance(policy, Fixed):
-        live = policy.foresee(x, branches)  # only its length is looked at
-        return upload(live.copy(), place_of(x))
-    if type(policy).foresee is Policy.foresee:
-        return None
-    raise PrunusError(f"{policy!r} cannot decide on a GPU yet")
+def _pooled(values: torch.Tensor, group: int) -> torch.Tensor:
+    """Return the largest of each column over groups of neighbouring rows; NaN where there is one."""
+    torch = libraries().torch
+    count = len(values)
+    groups = blocks_along(count, group)
+    # Past the last row, that row again.
+    at = torch.arange(groups * group, device=values.device).clamp(max=count - 1)
+    return values[at].reshape(groups, group, -1).amax(1)
+
+
+def _top(policy: TopK, norms: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+    torch = libraries().torch
+    branches = norms.shape[1]
+    if visible is None:
+        if policy.count is not None:
+            return largest(norms, min(policy.count, branches))
+        assert policy.fraction is not None
+        wanted = int(np.ceil(policy.fraction * branches * (1 - 1e-12)))
+        return largest(norms, min(max(wanted, 1), branches))
+    seen = visible.sum(1)
+    if policy.count is not None:
+        return largest(norms, seen.clamp(max=min(policy.count, branches)), visible)
+    assert policy.fraction is not None
+    share = torch.ceil(policy.fraction * seen.double() * (1 - 1e-12)).to(torch.int64)
+    return largest(norms, torch.minimum(torch.maximum(share, seen.clamp(max=1)), seen), visible)
+
+
+def _mask(policy: Fixed, count: int, branches: int, device: torch.device) -> torch.Tensor:
+    """Return a fixed mask, fitted to an operation; one for all rows has a stride of 0."""
+    policy._fit(count, branches)  # which raises
+    mask = _kept(policy, device, "mask", policy.mask)
+    return mask.expand(count, branches)
+
+
+def _kept(policy: Policy, device: torch.device, name: str, array: Array) -> torch.Tensor:
+    """Return an array of a policy on a device, uploaded once."""
+    torch = libraries().torch
+    held = _KEPT.setdefault(policy, {})
+    found = held.get((device, name))
+    if found is None or found[0] is not array:
+        if device.type == "meta":
+            made = torch.empty(array.shape, dtype=_dtype(array), device=device)
+        else:
+            made = upload(np.ascontiguousarray(array), Place(device, "", "", 0, 0))
+        found = held[device, name] = (array, made)
+    return found[1]
+
+
+def _dtype(array: Array) -> Any:
+    from prunus.cuda.dtypes import torch_of
+
+    return libraries().torch.bool if array.dtype == bool else torch_of(array.dtype)
+
+
+class _Parts(NamedTuple):
+    """A low-rank approximation on a device."""
+
+    narrow: torch.Tensor
+    wide: torch.Tensor
+    offset: torch.Tensor
+    spread: torch.Tensor
+
+
+def _predicted(policy: Predictor, x: torch.Tensor, branches: int, where: Place | None = None) -> torch.Tensor:
+    """Return what a predictor foresees; the arithmetic is :meth:`prunus.Predictor.scores`'s."""
+    from prunus.cuda.runtime import place_of
+
+    torch = libraries().torch
+    where = place_of(x) if where is None else where
+    own = blocks_along(policy.units, policy.branch)
+    if branches != own:
+        raise ValueError(
+            f"the predictor knows {own} branches of {policy.branch} units, the operation has {branches}"
+        )
+    if x.shape[1] != policy.features:
+        raise ValueError(
+            f"the predictor was fitted to {policy.features} features, x has shape {tuple(x.shape)}"
+        )
+
+    def parts(name: str) -> _Parts:
+        low = getattr(policy, name)
+        return _Parts(
+            *(_kept(policy, x.device, f"{name}.{part}", getattr(low, part)) for part in low._fields)
+        )
+
+    def predict(low: _Parts, activation: str | None) -> Any:
+        thin = empty((len(x), len(low.narrow)), torch.float32, where)
+        rows.dots(where, x, low.narrow, thin)
+        result = empty((len(x), len(low.wide)), torch.float32, where)
+        rows.dots(where, thin, low.wide, result, bias=low.offset, activation=activation)
+        return result
+
+    def power(low: _Parts, activation: str | None) -> Any:
+        return predict(low, activation).square_().add_(low.spread.square())
+
+    plain = policy._gate is None and policy.activation == "relu"
+    if plain:
+        scores = predict(parts("_up"), None)
+    elif policy._gate is None:
+        scores = power(parts("_up"), policy.activation)
+    else:
+        scores = power(parts("_gate"), policy.activation) * power(parts("_up"), None)
+    if policy.branch > 1:
+        if policy.norm == "l2" and plain:
+            scores = scores.clamp(min=0).square()
+        short = own * policy.branch - policy.units
+        filling = -torch.inf if policy.norm == "max" else 0.0
+        whole = torch.nn.functional.pad(scores, (0, short), value=filling).view(len(x), own, policy.branch)
+        scores = whole.amax(2) if policy.norm == "max" else whole.sum(2)
+    return largest(scores, policy.count(branches))
+
+
+def _any(value: Any) -> Any:
+    """Return a tensor where the host's classes expect an ndarray: they only hand it on."""
+    return value
+
+
+def _own(policy: Policy, statistics: Statistics, norms: torch.Tensor) -> torch.Tensor:
+    """Return what a user's policy says."""
+    live = policy.select(statistics)
+    return _checked(policy, live, tuple(norms.shape), norms.device, "return")
+
+
+def _checked(
+    policy: Policy, live: Any, shape: tuple[int, ...], device: torch.device, verb: str
+) -> torch.Tensor:
+    torch = libraries().torch
+    if isinstance(live, np.ndarray) and live.dtype == bool:
+        live = torch.from_numpy(np.ascontiguousarray(live)).to(device)
+    if not isinstance(live, torch.Tensor) or live.dtype != torch.bool:
+        got = f"dtype {live.dtype}" if hasattr(live, "dtype") else type(live).__name__
+        raise TypeError(f"{policy!r} must {verb} a tensor of booleans, got {got}")
+    if tuple(live.shape) != shape:
+        raise ValueError(f"{policy!r} must {verb} shape {shape} (rows, branches), got {tuple(live.shape)}")
+    if live.device != device:
+        raise ValueError(f"{policy!r} must {verb} a tensor on {device}, got one on {live.device}")
+    return live

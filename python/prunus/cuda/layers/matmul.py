@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from prunus._errors import PrunusError
 from prunus._mask import BlockMask
 from prunus._storage import BlockStorage
+from prunus._trace import Span
 from prunus.cuda import dtypes, products
 from prunus.cuda.arrays import BSR
 from prunus.cuda.blocks import Operand, broadcast
 from prunus.cuda.operands import as_tensor, where_of
 from prunus.cuda.runtime import Place, empty
+from prunus.cuda.tracing import blocks_in, traced
 from prunus.cuda.transfer import upload
 from prunus.cuda.versions import libraries
 from prunus.engines.base import ACTIVATIONS
@@ -164,8 +166,31 @@ def _product(
     result = out if direct and out is not None else empty(shape, kind, where)
     view = result[..., None] if vector else result.transpose(-1, -2) if flip else result
     every = broadcast(w._operand, w.shape[:-2], batch)
-    products.dsd(where, every, *_members(x, view, batch), bias=bias, activation=activation)
+    with traced("matmul", where) as at:
+        products.dsd(where, every, *_members(x, view, batch), bias=bias, activation=activation)
+        if at:
+            _count(at, w, math.prod(batch) * n)
     return result if out is None or direct else out.copy_(result)
+
+
+def _count(at: Span, w: BSR, columns: int) -> None:
+    """Count a product of ``w`` with so many columns in all, when somebody asks how many blocks there are."""
+    o, (m, k) = w._operand, w.shape[-2:]
+    ends, own = blocks_in(o.indptr), o.own
+    members = max(math.prod(w.shape[:-2]), 1)
+    each, size, block = columns // members, o.data.element_size(), math.prod(o.stored)
+
+    def numbers() -> dict[str, int]:
+        read = int(ends.max()) * block * (1 if own else members) if ends.numel() else 0
+        left = max(m * k * members - read, 0)
+        return {
+            "flops": 2 * read * each,
+            "flops_skipped": 2 * left * each,
+            "bytes_loaded": read * size,
+            "bytes_skipped": left * size,
+        }
+
+    at.later(numbers)
 
 
 def _members(x: torch.Tensor, out: torch.Tensor, batch: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
