@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+import prunus as pr
 from prunus import PrunusError
+from prunus.cuda import BSR
 from prunus.cuda.operands import as_floats, as_tensor, where_of
 
 
@@ -36,6 +38,20 @@ def test_other_libraries_share_their_memory(place, dtype):
     assert got.data_ptr() == x.data_ptr()
     assert got.stride() == x.T.stride()
     assert got.dtype == dtype
+
+
+def test_operations_take_other_libraries_arrays(place):
+    x = torch.randn(8, 6, device=place.device)
+    eye = (
+        torch.eye(8, device=place.device).reshape(2, 4, 2, 4).diagonal(0, 0, 2).permute(2, 0, 1).contiguous()
+    )
+    indices = torch.arange(2, device=place.device)
+    indptr = torch.arange(3, device=place.device)
+    W = BSR((Foreign(eye), Foreign(indices), Foreign(indptr)), shape=(8, 8))
+    assert W.data.data_ptr() == eye.data_ptr()
+    assert torch.equal(pr.matmul(W, Foreign(x)), x)
+    parts = [torch.randn(*shape, device=place.device) for shape in ((3, 6), (3, 5, 6), (3, 6, 5))]
+    assert torch.equal(pr.moe(x, *map(Foreign, parts)), pr.moe(x, *parts))
 
 
 def test_wrong_places_are_named(place):

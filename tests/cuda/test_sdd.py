@@ -57,6 +57,16 @@ def test_any_shape(sizes, blocksize, density, dtype, seed):
     check(place(), np.random.default_rng(seed), sizes, blocksize, density, dtype, 1e-4)
 
 
+@pytest.mark.parametrize("blocksize", [(4, 4), (16, 16)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8], ids=str)
+def test_results_of_another_dtype(place, blocksize, dtype):
+    a = torch.arange(-32, 32, device=place.device).reshape(16, 4).to(dtype)
+    mask = pr.BlockMask.full((16, 16), blocksize)
+    out = torch.empty(mask.nnzb, *blocksize, dtype=torch.bfloat16, device=place.device)
+    sdd(place, a, a.T, *pattern(mask, place), out)
+    np.testing.assert_allclose(out.double().cpu().numpy(), expected(a, a.T, mask), rtol=2**-7)
+
+
 @pytest.mark.parametrize("blocksize", [(8, 8), (16, 16)], ids=str)
 @pytest.mark.parametrize("own", [False, True])
 def test_room_for_more_is_left_alone(rng, place, blocksize, own):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prunus._layout import blocks_along
 from prunus.cuda.blocks import Operand
 from prunus.cuda.dtypes import numpy_of
-from prunus.cuda.operands import as_tensor, check_place
+from prunus.cuda.operands import as_tensor, check_place, is_tensor, where_of
 from prunus.cuda.runtime import place_of
 from prunus.cuda.versions import libraries
 
@@ -30,9 +30,9 @@ def from_triple(arg: tuple[Any, Any, Any], shape: tuple[int, ...] | None) -> Par
     """Return checked parts of ``(data, indices, indptr)``; see :class:`prunus.cuda.BSR`."""
     torch = libraries().torch
     data, indices, indptr = arg
-    if not isinstance(data, torch.Tensor):
+    if not is_tensor(data):
         raise TypeError(f"data must be a tensor on the GPU, got {type(data).__name__}")
-    where = place_of(data)
+    where = where_of(data)
     data = as_tensor(data, "data", where)
     indices, indptr = as_tensor(indices, "indices", where), as_tensor(indptr, "indptr", where)
     numpy_of(data.dtype, "data")

@@ -11,7 +11,7 @@ A public operation begins with ::
     bias = None if bias is None else as_floats(bias, "bias", where)
 
 and from there on has torch tensors on one device, without gradients. Compiled ahead of time, the same code
-runs on torch's "meta" tensors with a place whose device is that: pass the place in, do not ask ``where_of``.
+runs on torch's "meta" tensors, which stand for those of the place in ``prunus.cuda.runtime.AHEAD``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import numpy as np
 from prunus._arrays import is_scipy
 from prunus._errors import PrunusError
 from prunus._storage import BlockStorage
-from prunus.cuda.runtime import Place, place, place_of
+from prunus.cuda.runtime import AHEAD, Place, place, place_of
 from prunus.cuda.versions import libraries
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["as_floats", "as_tensor", "check_place", "where_of"]
+__all__ = ["as_floats", "as_tensor", "check_place", "is_tensor", "where_of"]
 
 # DLPack's numbers of a host's memory, and of memory on a CUDA GPU.
 _HOST: Final = 1
@@ -56,11 +56,12 @@ def where_of(*values: Any) -> Place:
 
 
 def _first(values: Any) -> Place | None:
-    torch = libraries().torch
+    torch, _, interpreted, _ = libraries()
+    serves = {"cuda": True, "cpu": interpreted, "meta": AHEAD.get() is not None}
     for value in values:
         found: Place | None = None
         if isinstance(value, torch.Tensor):
-            if value.device.type == "cuda" or (value.device.type == "cpu" and libraries().interpreted):
+            if serves.get(value.device.type):
                 found = place_of(value)
         elif isinstance(value, (list, tuple)):
             found = _first(value)
@@ -70,6 +71,8 @@ def _first(values: Any) -> Place | None:
             device = _dlpack_device(value)
             if device is not None and device[0] == _CUDA:
                 found = place(device[1])
+            elif device is not None and device[0] == _HOST and interpreted:
+                found = place()
         if found is not None:
             return found
     return None
@@ -174,6 +177,11 @@ def _checked(tensor: torch.Tensor, name: str, where: Place) -> torch.Tensor:
         )
     check_place(tensor, name, where)
     return tensor
+
+
+def is_tensor(value: Any) -> bool:
+    """Say whether :func:`as_tensor` reads a value, wherever it lives: torch's, or one that speaks DLPack."""
+    return isinstance(value, libraries().torch.Tensor) or _dlpack_device(value) is not None
 
 
 def _dlpack_device(value: Any) -> tuple[int, int] | None:

@@ -8,7 +8,7 @@ rows that stand one under the other, so that what they read of a matrix is read 
 import triton
 import triton.language as tl
 
-from prunus.cuda.kernels.common import activate
+from prunus.cuda.kernels.common import activate, cast
 
 
 @triton.jit
@@ -122,22 +122,22 @@ def grouped(
             inner = at + tl.arange(0, TK)
             there = inner < K
             a = tl.load(left + inner.to(tl.int64)[None, :] * x_col, valid[:, None] & there[None, :], 0)
-            a = a.to(COMPUTE)
+            a = cast(a, COMPUTE)
             mask = there[:, None] & (unit < N)[None, :]
             b = tl.load(w + inner.to(tl.int64)[:, None] * first_col, mask, 0)
-            acc = tl.dot(a, b.to(COMPUTE), acc, input_precision=PRECISION, out_dtype=SUMS)
+            acc = tl.dot(a, cast(b, COMPUTE), acc, input_precision=PRECISION, out_dtype=SUMS)
             if GATED:
                 b = tl.load(v + inner.to(tl.int64)[:, None] * second_col, mask, 0)
-                more = tl.dot(a, b.to(COMPUTE), more, input_precision=PRECISION, out_dtype=SUMS)
-        value = activate(acc.to(WIDE), ACTIVATION)
+                more = tl.dot(a, cast(b, COMPUTE), more, input_precision=PRECISION, out_dtype=SUMS)
+        value = activate(cast(acc, WIDE), ACTIVATION)
         if GATED:
-            value *= more.to(WIDE)
+            value *= cast(more, WIDE)
         place = position.to(tl.int64)[:, None] * N + unit[None, :]
         if SCALED:
-            value *= tl.load(scale + place, keep, 0).to(WIDE)
+            value *= cast(tl.load(scale + place, keep, 0), WIDE)
         if LIVE:
             value = tl.where(keep_live, value, 0)
-        tl.store(out + place, value.to(out.dtype.element_ty), keep)
+        tl.store(out + place, cast(value, out.dtype.element_ty), keep)
 
 
 @triton.jit
@@ -193,9 +193,9 @@ def grouped_live(
             here = tl.load(lives[:, None] + (unit // branch)[None, :], mask, 0) != 0
             needed = tl.max(here.to(tl.int32), 0) > 0
             if tl.max(needed.to(tl.int32), 0) > 0:
-                a = tl.load(left[:, None] + unit[None, :], here, 0).to(COMPUTE)
+                a = cast(tl.load(left[:, None] + unit[None, :], here, 0), COMPUTE)
                 wanted = needed[:, None] & (col < N)[None, :]
-                b = tl.load(right[None, :] + unit.to(tl.int64)[:, None] * w_col, wanted, 0).to(COMPUTE)
+                b = cast(tl.load(right[None, :] + unit.to(tl.int64)[:, None] * w_col, wanted, 0), COMPUTE)
                 # x - x is 0 unless x is infinite or NaN.
                 fine = (b - b) == 0
                 plain = (a - a) == 0
@@ -211,10 +211,10 @@ def grouped_live(
                 if odd > 0:
                     for u in range(at, tl.minimum(at + TK, K)):
                         one = tl.load(lives + u // branch, valid, 0) != 0
-                        p = tl.load(left + u, one, 0).to(SUMS)
-                        q = tl.load(right + u * w_col, col < N, 0).to(SUMS)
+                        p = cast(tl.load(left + u, one, 0), SUMS)
+                        q = cast(tl.load(right + u * w_col, col < N, 0), SUMS)
                         strange = ((p - p) != 0)[:, None] | ((q - q) != 0)[None, :]
                         product = p[:, None] * q[None, :]
                         acc += tl.where(one[:, None] & strange, product, 0)
         place = out + position.to(tl.int64)[:, None] * N + col[None, :]
-        tl.store(place, acc.to(out.dtype.element_ty), valid[:, None] & (col < N)[None, :])
+        tl.store(place, cast(acc, out.dtype.element_ty), valid[:, None] & (col < N)[None, :])

@@ -8,6 +8,8 @@ by whom has them. No two programs write to one place, so nothing depends on timi
 import triton
 import triton.language as tl
 
+from prunus.cuda.kernels.common import cast
+
 
 @triton.jit
 def choose(score, col, E, row, T, TOP: tl.constexpr, RENORMALIZE: tl.constexpr, MOST: tl.constexpr):
@@ -101,11 +103,11 @@ def route(
             b = tl.load(
                 right + inner.to(tl.int64)[:, None] * r_col, (inner < K)[:, None] & (col < E)[None, :], 0
             )
-            acc = tl.dot(a.to(COMPUTE), b.to(COMPUTE), acc, input_precision=PRECISION, out_dtype=SUMS)
-        score = acc.to(KEPT)
+            acc = tl.dot(cast(a, COMPUTE), cast(b, COMPUTE), acc, input_precision=PRECISION, out_dtype=SUMS)
+        score = cast(acc, KEPT)
     else:
         known = (row < T)[:, None] & (col < E)[None, :]
-        score = tl.load(left + col.to(tl.int64)[None, :] * x_col, known, 0).to(KEPT)
+        score = cast(tl.load(left + col.to(tl.int64)[None, :] * x_col, known, 0), KEPT)
     live, weight = choose(score, col, E, row, T, TOP, RENORMALIZE, TE)
     place = row.to(tl.int64)[:, None] * E + col[None, :]
     known = (row < T)[:, None] & (col < E)[None, :]
@@ -190,4 +192,4 @@ def gather_sum(
     none = tl.load(mine, row < T, 0) < 0
     acc = tl.where(none[:, None], float("nan"), acc)
     place = out + row.to(tl.int64)[:, None] * out_row + col.to(tl.int64)[None, :] * out_col
-    tl.store(place, acc.to(out.dtype.element_ty), (row < T)[:, None] & (col < N)[None, :])
+    tl.store(place, cast(acc, out.dtype.element_ty), (row < T)[:, None] & (col < N)[None, :])

@@ -8,7 +8,7 @@ power of two. A tile that several rows of blocks have a part of is computed row 
 import triton
 import triton.language as tl
 
-from prunus.cuda.kernels.common import count_up_to
+from prunus.cuda.kernels.common import cast, count_up_to
 
 
 @triton.jit
@@ -78,11 +78,11 @@ def sdd(
             there = inner < K
             x = tl.load(left + inner.to(tl.int64)[None, :] * a_col, valid[:, None] & there[None, :], 0)
             y = tl.load(right + inner.to(tl.int64)[:, None] * b_row, there[:, None] & keep[None, :], 0)
-            acc = tl.dot(x.to(COMPUTE), y.to(COMPUTE), acc, input_precision=PRECISION, out_dtype=SUMS)
+            acc = tl.dot(cast(x, COMPUTE), cast(y, COMPUTE), acc, input_precision=PRECISION, out_dtype=SUMS)
         # A 0 that stands for what is past the edge may have met an infinity.
         acc = tl.where(valid[:, None] & keep[None, :], acc, 0)
         place = out + e[None, :] * (BR * BC) + within[:, None] * BC + off[None, :]
-        tl.store(place, acc.to(out.dtype.element_ty), (within < BR)[:, None] & mine[None, :])
+        tl.store(place, cast(acc, out.dtype.element_ty), (within < BR)[:, None] & mine[None, :])
         begin = end
 
 
@@ -145,5 +145,5 @@ def sdd_small(
         there = keep[:, None] & (inner < K)[None, :]
         x = tl.load(left[:, None] + inner[None, :] * a_col, there, 0)
         y = tl.load(right[:, None] + inner[None, :] * b_row, there, 0)
-        acc += tl.sum(x.to(SUMS) * y.to(SUMS), 1)
-    tl.store(out + member * out_batch + position, acc.to(out.dtype.element_ty), exists)
+        acc += tl.sum(cast(x, SUMS) * cast(y, SUMS), 1)
+    tl.store(out + member * out_batch + position, cast(acc, out.dtype.element_ty), exists)

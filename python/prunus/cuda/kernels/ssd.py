@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from prunus.cuda.kernels.common import cast
+
 
 @triton.jit
 def ssd(
@@ -72,13 +74,13 @@ def ssd(
             y = tl.load(second + c[None, :] * BI + off[:, None], there[:, None] & keep[None, :], 0)
         else:
             y = tl.load(second + off[:, None] * BC + c[None, :], there[:, None] & keep[None, :], 0)
-        acc = tl.dot(x.to(COMPUTE), y.to(COMPUTE), acc, input_precision=PRECISION, out_dtype=SUMS)
+        acc = tl.dot(cast(x, COMPUTE), cast(y, COMPUTE), acc, input_precision=PRECISION, out_dtype=SUMS)
     # A 0 that stands for what is past the edge may have met an infinity.
     acc = tl.where(valid[:, None] & keep[None, :], acc, 0)
     place = out + o * (BR * BC) + r[:, None] * BC + c[None, :]
     # What there is only room for has no pairs, and is left alone.
     height = tl.where(begin < end, BR, 0)
-    tl.store(place, acc.to(out.dtype.element_ty), (r < height)[:, None] & (c < BC)[None, :])
+    tl.store(place, cast(acc, out.dtype.element_ty), (r < height)[:, None] & (c < BC)[None, :])
 
 
 @triton.jit
@@ -138,5 +140,5 @@ def ssd_small(
             y = tl.load(second + c[:, None] * BI + off, there, 0)
         else:
             y = tl.load(second + off * BC + c[:, None], there, 0)
-        acc += tl.sum(x.to(SUMS) * y.to(SUMS), 1)
-    tl.store(out + position, acc.to(out.dtype.element_ty), exists)
+        acc += tl.sum(cast(x, SUMS) * cast(y, SUMS), 1)
+    tl.store(out + position, cast(acc, out.dtype.element_ty), exists)

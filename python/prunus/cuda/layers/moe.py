@@ -108,7 +108,7 @@ def moe(
     """
     check_activation(activation)
     if where is None:
-        where = where_of(x, router, w_up, w_down, w_gate, logits, shared)
+        where = where_of(x, router, logits)
     rows, lead = _rows(x, where)
     experts = _experts(w_up, w_down, w_gate, where)
     if check_count(top_k, "top_k") > len(experts):
