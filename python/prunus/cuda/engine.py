@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prunus._dtypes import F32, I32, OPERANDS, Array, DType
 from prunus.cuda import products
 from prunus.cuda.host.attention import Attention
+from prunus.cuda.host.disk import Disk
 from prunus.cuda.host.products import Products
 from prunus.cuda.host.recurrence import Recurrence
 from prunus.cuda.host.rows import Rows
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["CudaEngine", "make"]
 
 
-class CudaEngine(Products, Rows, Attention, Recurrence):
+class CudaEngine(Products, Rows, Attention, Recurrence, Disk):
     """Runs operations on a GPU; ``with pr.device("cuda")``.
 
     NumPy's arrays are uploaded for each call, and results are downloaded: weights that stay belong on the

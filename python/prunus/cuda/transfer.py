@@ -13,7 +13,7 @@ from prunus.cuda.versions import libraries
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["download", "upload"]
+__all__ = ["download", "shared", "upload"]
 
 
 class _Writable:
@@ -25,11 +25,11 @@ class _Writable:
         self.__array_interface__ = {**shown, "data": (shown["data"][0], False)}
 
 
-def _shared(array: Array) -> torch.Tensor:
+def shared(array: Array) -> torch.Tensor:
     """Return an ndarray as a tensor, of the same memory where torch knows such strides and dtypes."""
     torch = libraries().torch
     if array.dtype == BFLOAT16:
-        return _shared(array.view(np.int16)).view(torch.bfloat16)
+        return shared(array.view(np.int16)).view(torch.bfloat16)
     if not array.flags.aligned or any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = np.ascontiguousarray(array)
     if not array.flags.writeable:
@@ -43,7 +43,7 @@ def upload(array: Array, where: Place) -> torch.Tensor:
     Nobody writes to what is returned.
     """
     with memory(array.shape, array.dtype, where):
-        return _shared(array).to(where.device)
+        return shared(array).to(where.device)
 
 
 def download(tensor: torch.Tensor, out: Array) -> None:

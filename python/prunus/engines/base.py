@@ -9,7 +9,7 @@ from prunus._core import Packed
 from prunus._dtypes import Array, DType
 from prunus._layout import Index
 
-__all__ = ["ACTIVATIONS", "Blocks", "Engine", "Found"]
+__all__ = ["ACTIVATIONS", "Blocks", "Engine", "Found", "Streams"]
 
 # What may follow a product inside the store. gelu is the exact one, with erf, as torch's default.
 ACTIVATIONS = frozenset({"relu", "gelu", "silu"})
@@ -390,5 +390,43 @@ class Engine(Protocol):
         norms : ndarray of float32
             Shape (rows, branches): written, a row for each step of each member of the batch; 0 only where the
             norm is 0.
+        """
+        ...
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """An engine with a memory of its own, to which it sends what is on disk by itself.
+
+    Others are given what was read piece by piece, and sums between the pieces are in the host's memory.
+    """
+
+    def multiply_from_disk(
+        self, w: Any, x: Array, out: Array, bias: Array | None, activation: str | None
+    ) -> None:
+        """Write ``activation(w @ x + bias[:, None])`` for a block-sparse ``w`` on disk.
+
+        Parameters
+        ----------
+        w : prunus.paged.sparse_products.Operand
+            Shape (*W, m, k).
+        x : ndarray
+            Shape (*batch, k, n), where ``batch`` is W broadcast with other dimensions.
+        out : ndarray
+            Shape (*batch, m, n), overlapping no operand.
+        bias, activation
+            As :meth:`Engine.dsd`.
+        """
+        ...
+
+    def dense_from_disk(self, a: Any, x: Array, out: Array) -> None:
+        """Write ``a @ x`` for a dense matrix on disk, or an expression over some.
+
+        Parameters
+        ----------
+        a : PagedArray or PagedExpr
+            Shape (m, k), of a dtype that products take.
+        x, out : ndarray
+            Shapes (k, n) and (m, n), any strides; ``out`` overlaps no operand.
         """
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -146,21 +146,14 @@ class BlockFile(NamedTuple):
         PrunusError
             If the pager's budget is too small for a stream.
         """
-        budget = int(self.store.pager.budget)
-        if budget < least_budget():
-            raise PrunusError(
-                f"a pager with a budget of {budget} bytes cannot stream the blocks of "
-                f"{self.store.name or 'an array'}: it takes at least {least_budget()}"
-            )
+        panel = self._panel()
         count = len(self.indices)
         if not count or not self.block_bytes:
             shape = (count, *self.blocksize)
             yield Piece(np.zeros(shape, self.dtype), 0, slice(0, len(self.indptr) - 1), True)
             return
-        panel = stream_panel(budget, self.block_bytes)
         longest = int(np.diff(self.indptr).max(initial=0)) * self.block_bytes
-        reader = self.store.segment.reader(self.start, self.start + self.nbytes, panel)
-        with closing(reader):
+        with closing(self._reader(panel)) as reader:
             if self.transposed:
                 small = few and panel >= self.block_bytes
                 pieces = self._anywhere(self._panels(reader) if small else self._groups(reader))
@@ -169,6 +162,37 @@ class BlockFile(NamedTuple):
             else:
                 pieces = self._collected(reader)
             yield from pieces
+
+    @contextmanager
+    def panels(self) -> Iterator[Iterator[Array]]:
+        """Read the bytes of all blocks in order, the next ones being on their way while some are used.
+
+        Within it, runs of bytes in panels: each holds until the next one is asked for.
+
+        Raises
+        ------
+        OSError, PrunusError
+            As :meth:`pieces`.
+        """
+        panel = self._panel()
+        if not self.nbytes:
+            yield iter(())
+            return
+        with closing(self._reader(panel)) as reader:
+            yield (raw for _, raw in reader)
+
+    def _panel(self) -> int:
+        """Return the bytes of a panel; raises if the budget has no room for a stream."""
+        budget = int(self.store.pager.budget)
+        if budget < least_budget():
+            raise PrunusError(
+                f"a pager with a budget of {budget} bytes cannot stream the blocks of "
+                f"{self.store.name or 'an array'}: it takes at least {least_budget()}"
+            )
+        return stream_panel(budget, max(self.block_bytes, 1))
+
+    def _reader(self, panel: int) -> Any:
+        return self.store.segment.reader(self.start, self.start + self.nbytes, panel)
 
     # How bytes become blocks ---------------------------------------------------------------------------
 

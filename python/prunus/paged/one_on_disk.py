@@ -16,7 +16,7 @@ import numpy as np
 
 from prunus import engines
 from prunus._dtypes import F32, F64, FLOATS, I32, OPERANDS, Array, DType
-from prunus.engines.base import Blocks
+from prunus.engines.base import Blocks, Streams
 from prunus.paged.array import PagedArray
 from prunus.paged.panels import by_rows, panels, stored
 
@@ -54,14 +54,17 @@ def multiply(a: Any, x: Array, out: Any, work: DType) -> str:
     """Compute ``a @ x`` into ``out``; return who did. ``a`` is on disk, or computed from what is."""
     rows = by_rows(a)  # panels are rows of the result; otherwise they are parts of its sums
     known = a.dtype in OPERANDS and x.dtype in OPERANDS and out.dtype in OPERANDS | {I32}
-    if rows and known:
+    engine = engines.active()
+    if known and isinstance(engine, Streams) and type(out) is np.ndarray:
+        engine.dense_from_disk(a, x, out)
+    elif rows and known:
         _by_rows(a, x, out)
     elif not rows and known and a.dtype in FLOATS and x.dtype in FLOATS and x.shape[1] <= _ROWS:
         _by_parts(a, x, out, work)
     else:
         _by_numpy(a, x, out, work, rows)
         return "numpy"
-    return engines.active().name
+    return engine.name
 
 
 def _by_rows(a: Any, x: Array, out: Any) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from prunus import ops
 from prunus._arrays import as_array
+from prunus._device import on_device
 from prunus._dtypes import F32, HALVES, I8, I32, OPERANDS, Array, DType, as_dtype, result_dtype
 from prunus._storage import BlockStorage
 from prunus._trace import span
@@ -25,7 +26,7 @@ from prunus.paged.operators import Operators
 from prunus.paged.panels import is_on_disk, kept
 from prunus.paged.reading import reading
 
-__all__ = ["assign_product", "matmul", "operand", "types"]
+__all__ = ["assign_product", "matmul", "member_of", "operand", "types"]
 
 _SMALL: Final = 1 << 20  # bytes up to which an expression is computed beforehand
 _VECTOR: Final = 16 << 20  # and one of a single dimension
@@ -43,6 +44,10 @@ def matmul(a: Any, b: Any, out: Any = None, dtype: Any = None) -> Any:
     """
     if isinstance(a, (BlockStorage, Multiplying)) or isinstance(b, (BlockStorage, Multiplying)):
         return ops.matmul(a, b, out, dtype=dtype)
+    if on_device(a, b):
+        from prunus.cuda.layers.paged import matmul as on_gpu  # torch is only imported where it is used
+
+        return on_gpu(a, b, out, dtype)
     a, b = operand(a, "a"), operand(b, "b")
     if not a.ndim or not b.ndim:
         raise ValueError("matmul: an operand has no dimensions; use * for scalars")
@@ -157,13 +162,18 @@ def _batched(a: Any, b: Any, to: DType) -> Array:
     return out
 
 
+def member_of(a: Any, key: tuple[int, ...]) -> Any:
+    """Return one matrix of a stack on disk: a view where its bytes lie together, else an ndarray."""
+    from prunus.paged.indexing import parse
+
+    view = a._contiguous(parse(key, a.shape))
+    return a[key] if view is None else view
+
+
 def _matrix(a: Any, batch: tuple[int, ...], at: tuple[int, ...]) -> Any:
     key = tuple(0 if n == 1 else i for n, i in zip(batch, at[len(at) - len(batch) :], strict=True))
     if isinstance(a, PagedArray) and key:
-        from prunus.paged.indexing import parse
-
-        view = a._contiguous(parse(key, a.shape))
-        return a[key] if view is None else view
+        return member_of(a, key)
     return a[key] if key else a
 
 

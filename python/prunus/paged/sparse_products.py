@@ -22,7 +22,7 @@ from prunus._dtypes import F32, F64, HALVES, I32, Array, DType, check_operand, r
 from prunus._operands import as_operand
 from prunus._storage import BlockStorage
 from prunus._trace import span
-from prunus.engines.base import ACTIVATIONS, Blocks
+from prunus.engines.base import ACTIVATIONS, Blocks, Streams
 from prunus.paged import products
 from prunus.paged.array import PagedArray
 from prunus.paged.blocks import BlockFile, Piece
@@ -31,7 +31,7 @@ from prunus.paged.multiplying import Multiplying, PagedTranspose
 from prunus.paged.reading import reading
 from prunus.paged.sparse import PagedBSR
 
-__all__ = ["is_paged", "matmul"]
+__all__ = ["Operand", "count", "finish", "is_paged", "matmul", "multiply"]
 
 # Columns up to which the engine reads blocks faster than they could be put together.
 _FEW: Final = 4
@@ -123,6 +123,11 @@ class Operand:
         turned = isinstance(w, PagedTranspose)
         return cls(w.T if turned else w, turned, w.shape[:-2], *w.shape[-2:])
 
+    @property
+    def T(self) -> Operand:  # noqa: N802
+        """The transpose of the last two axes."""
+        return replace(self, _t=not self._t, _rows=self._cols, _cols=self._rows)
+
     def member(self, at: tuple[int, ...]) -> BlockFile:
         """Return one two-dimensional member."""
         w = self.w
@@ -193,7 +198,7 @@ class _Call(NamedTuple):
                 if at:
                     at.ran(engines.active().name)
             if at:
-                _count(at, w, math.prod(batch) * n)
+                count(at, w, math.prod(batch) * n)
         if out is not None and result is not out:
             out[...] = result
             return out
@@ -201,8 +206,7 @@ class _Call(NamedTuple):
 
     def _turned(self) -> Operand:
         """Return the operand that stands on the left; with ``flip`` w.T, as (x @ w) is (w.T @ x.T).T."""
-        w = self.w
-        return replace(w, _t=not w._t, _rows=w._cols, _cols=w._rows) if self.flip else w
+        return self.w.T if self.flip else self.w
 
     def by_columns(self, x: Any, out: Any) -> Any:
         """Return the product with a dense operand or a result on disk, some columns at a time.
@@ -262,6 +266,10 @@ def multiply(w: Operand, x: Array, out: Array, bias: Array | None, activation: s
     activation : str, optional
         One of the engines' activations.
     """
+    engine = engines.active()
+    if isinstance(engine, Streams):
+        engine.multiply_from_disk(w, x, out, bias, activation)
+        return
     for at in np.ndindex(*w._batch):
         # Of the broadcast dimensions, those that W has pick a member; the rest go with it.
         own = tuple(slice(None) if n == 1 else i for i, n in zip(at, w._batch, strict=True))
@@ -372,11 +380,12 @@ def finish(sums: Array, out: Array, bias: Array | None, activation: str | None) 
     # The identity in blocks of one value: activations and roundings are the engine's.
     m = sums.shape[-2]
     at = np.arange(m + 1, dtype=np.int64)
-    one = Blocks(np.ones((m, 1, 1), sums.dtype), at[:-1], at, (m, m), False)
+    one = Blocks(np.ones((m, 1, 1), sums.dtype), np.arange(m), at, (m, m), False)
     engines.active().dsd(one, sums, out, bias, activation)
 
 
-def _count(at: Any, w: Operand, columns: int) -> None:
+def count(at: Any, w: Operand, columns: int) -> None:
+    """Count a product with so many columns, over all members of the batch."""
     stored, full = int(w.w.values.size), w._rows * w._cols * max(math.prod(w._batch), 1)
     size = w.w.dtype.itemsize
     each = columns // max(math.prod(w._batch), 1)

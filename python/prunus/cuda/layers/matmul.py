@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus._errors import PrunusError
 from prunus._mask import BlockMask
+from prunus._operands import is_on_disk
 from prunus._storage import BlockStorage
 from prunus._trace import Span
 from prunus.cuda import dtypes, products
@@ -22,7 +23,7 @@ from prunus.engines.base import ACTIVATIONS
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["matmul", "sddmm", "torch_function"]
+__all__ = ["Prepared", "check_out", "matmul", "prepare", "sddmm", "shares", "torch_function"]
 
 
 def matmul(
@@ -69,6 +70,10 @@ def matmul(
     if activation is not None and activation not in ACTIVATIONS:
         known = ", ".join(repr(name) for name in sorted(ACTIVATIONS))
         raise ValueError(f"activation must be one of {known} or None, got {activation!r}")
+    if is_on_disk(a) or is_on_disk(b):
+        from prunus.cuda.layers.paged import matmul as with_disk  # it builds on this module
+
+        return with_disk(a, b, out, dtype, bias, activation, densify)
     where = where_of(a, b)
     a, b = _operand(a, "a", where), _operand(b, "b", where)
     sparse_a, sparse_b = isinstance(a, BSR), isinstance(b, BSR)
@@ -117,7 +122,7 @@ def _dense(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None, kind: Any
     result = torch.matmul(a.to(inner), b.to(inner)).to(kind)
     if out is None:
         return result
-    _check_out(out, tuple(result.shape), kind)
+    check_out(out, tuple(result.shape), kind)
     return out.copy_(result)
 
 
@@ -133,18 +138,89 @@ def _product(
     flip: bool,
 ) -> torch.Tensor:
     """Return ``w @ x``, or with ``flip`` the product ``x @ w.T``, computed as ``(w @ x.T).T``."""
+    call = prepare(where, w.shape, w._operand.data, x, out, kind, bias, activation, flip=flip)
+    every = broadcast(w._operand, w.shape[:-2], call.batch)
+    x, view = _members(call.x, call.view, call.batch)
+    with traced("matmul", where) as at:
+        products.dsd(where, every, x, view, bias=call.bias, activation=activation)
+        if at:
+            _count(at, w, math.prod(call.batch) * int(call.x.shape[-1]))
+    return call.deliver()
+
+
+class Prepared(NamedTuple):
+    """A product that is about to run: checked operands, and where its result goes.
+
+    Attributes
+    ----------
+    x, view : Tensor
+        Shapes (*batch of x, k, n) and (*batch, m, n).
+    bias : Tensor or None
+        Shape (m,).
+    batch : tuple of int
+        Batch dimensions of the result.
+    result : Tensor
+        What ``view`` is a view of.
+    out : Tensor or None
+        Where the caller wants the result, if that is not ``result``.
+    """
+
+    x: torch.Tensor
+    view: torch.Tensor
+    bias: torch.Tensor | None
+    batch: tuple[int, ...]
+    result: torch.Tensor
+    out: torch.Tensor | None
+
+    def deliver(self) -> torch.Tensor:
+        """Return the result where the caller wants it."""
+        return self.result if self.out is None else self.out.copy_(self.result)
+
+
+def prepare(
+    where: Place,
+    shape: tuple[int, ...],
+    data: torch.Tensor | None,
+    x: torch.Tensor,
+    out: torch.Tensor | None,
+    kind: Any,
+    bias: Any,
+    activation: str | None,
+    *,
+    flip: bool,
+) -> Prepared:
+    """Check a product ``w @ x``, or with ``flip`` ``x @ w.T``, and make room for its result.
+
+    Parameters
+    ----------
+    where : Place
+        Where it runs.
+    shape : tuple of int
+        Of w: (*W, m, k).
+    data : Tensor, optional
+        Memory of w on the device, which the result must not share.
+    x : Tensor
+        The dense operand, one dimension at least.
+    out, kind, bias, activation
+        As :func:`matmul`; ``kind`` is the result's dtype.
+
+    Raises
+    ------
+    ValueError, TypeError, PrunusError
+        As :func:`matmul`.
+    """
     torch = libraries().torch
     vector = x.ndim == 1
     if vector:
         x = x[:, None]
     elif flip:
         x = x.transpose(-1, -2)
-    m, k = w.shape[-2:]
+    m, k = shape[-2:]
     if x.shape[-2] != k:
         left, right = (x.shape[-2], k) if flip else (k, x.shape[-2])
         raise ValueError(f"matmul: the inner sizes differ, a has {left} columns and b has {right} rows")
     n = x.shape[-1]
-    batch = _broadcast(w.shape[:-2], tuple(x.shape[:-2]))
+    batch = _broadcast(shape[:-2], tuple(x.shape[:-2]))
     shape = (*batch, m) if vector else (*batch, n, m) if flip else (*batch, m, n)
     if bias is not None:
         bias = as_tensor(bias, "bias", where)
@@ -161,16 +237,11 @@ def _product(
     if kind == torch.int32 and activation not in (None, "relu"):
         raise TypeError(f"{activation} of an int8 product needs a float result: pass dtype=torch.float32")
     if out is not None:
-        _check_out(out, shape, kind)
-    direct = out is not None and not _shares(out, x, w._operand.data, bias)
+        check_out(out, shape, kind)
+    direct = out is not None and not shares(out, x, data, bias)
     result = out if direct and out is not None else empty(shape, kind, where)
     view = result[..., None] if vector else result.transpose(-1, -2) if flip else result
-    every = broadcast(w._operand, w.shape[:-2], batch)
-    with traced("matmul", where) as at:
-        products.dsd(where, every, *_members(x, view, batch), bias=bias, activation=activation)
-        if at:
-            _count(at, w, math.prod(batch) * n)
-    return result if out is None or direct else out.copy_(result)
+    return Prepared(x, view, bias, batch, result, None if direct else out)
 
 
 def _count(at: Span, w: BSR, columns: int) -> None:
@@ -210,7 +281,8 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError(f"matmul: batch dimensions {tuple(a)} and {tuple(b)} do not broadcast") from None
 
 
-def _check_out(out: Any, shape: tuple[int, ...], kind: Any) -> None:
+def check_out(out: Any, shape: tuple[int, ...], kind: Any) -> None:
+    """Raise unless ``out`` is a tensor of a shape and dtype that can be written."""
     torch = libraries().torch
     if not isinstance(out, torch.Tensor):
         raise TypeError(f"out must be a tensor, got {type(out).__name__}")
@@ -222,7 +294,7 @@ def _check_out(out: Any, shape: tuple[int, ...], kind: Any) -> None:
         raise ValueError("out overlaps itself: several of its elements share memory")
 
 
-def _shares(out: torch.Tensor, *others: torch.Tensor | None) -> bool:
+def shares(out: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Say whether a result shares an allocation with an operand."""
     own = out.untyped_storage().data_ptr()
     return any(one is not None and one.untyped_storage().data_ptr() == own for one in others)
