@@ -1,0 +1,190 @@
+"""``bench gpu`` at tiny sizes: every section runs, finds wrong results, and names what it leaves out."""
+
+import csv
+
+import pytest
+
+import prunus as pr
+from prunus.bench.gpu import files, peers
+from prunus.bench.gpu.bench import OURS, Bench, Budget, Entry, MissingError
+from prunus.bench.gpu.record import STATES, Case
+from prunus.bench.gpu.report import report, summary
+from prunus.bench.gpu.run import SECTIONS, machine, run
+from prunus.bench.gpu.sizes import FULL, TINY, quick
+from prunus.bench.gpu.timing import HostTimer, Timed, timer_of
+from prunus.cli import main
+
+
+class Constant:
+    """A timer that calls what it times once, and says that it took a microsecond."""
+
+    def __init__(self):
+        self.called = 0
+
+    def race(self, entries, rounds):
+        for calls in entries.values():
+            for call in calls:
+                call()
+                self.called += 1
+        return dict.fromkeys(entries, Timed((1e-6,) * rounds, "host"))
+
+    def host(self, call, rounds):
+        call()
+        return Timed((1e-6,) * rounds, "host")
+
+
+@pytest.fixture
+def bench(place):
+    return Bench(place, quick(TINY), Constant(), Budget(60), rounds=1)
+
+
+@pytest.mark.parametrize("section", list(SECTIONS))
+def test_sections_run(bench, section):
+    run(bench, [section])
+    assert bench.rows
+    assert {row.state for row in bench.rows} <= set(STATES)
+    wrong = [
+        (row.case.name, row.contestant, row.note) for row in bench.rows if row.state in ("wrong", "failed")
+    ]
+    assert not [row for row in wrong if row[1].startswith(OURS)]
+    ours = [row for row in bench.rows if row.kind in ("ours", "ceiling") and row.timed]
+    assert ours
+    assert all(row.seconds == 1e-6 and row.rounds for row in ours)
+    assert all(row.flops > 0 and row.nbytes > 0 for row in ours if section not in ("overhead", "ceilings"))
+    if bench.where.interpreted:
+        absent = {row.contestant for row in bench.rows if row.state == "missing"}
+        expected = {
+            "dsd": {peers.TORCH_BSR, peers.SPARSE_MM, peers.CUSPARSE},
+            "sdd": {peers.TORCH_BSR},
+            "moe": {peers.GROUPED},
+            "attention": {peers.FLEX},
+            "overhead": {OURS, f"{OURS} graph"},
+        }
+        assert absent == expected.get(section, set())
+        assert {row.note for row in bench.rows if row.state == "missing"} <= {"needs a GPU"}
+    assert section in report(machine(bench.where), bench.rows) or section == "ceilings"
+
+
+def test_wrong_results_are_told_and_not_timed(bench, monkeypatch):
+    right = pr.sddmm
+    monkeypatch.setattr(pr, "sddmm", lambda *parts: right(*parts) * 1.25)
+    said = []
+    bench.say = said.append
+    run(bench, ["sdd"])
+    states = {row.state for row in bench.rows if row.contestant == OURS}
+    assert states == {"wrong"}
+    assert any("off by" in line for line in said)
+    assert any(row.contestant == "torch dense" and row.timed for row in bench.rows)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_wrong(bench, value):
+    torch = bench.torch
+    case = Case("dsd", "W @ x", "bfloat16", 8)
+    one = torch.ones(8, device=bench.device)
+    spoilt = one.clone()
+    spoilt[3] = value
+    entries = [
+        Entry(case, name, "ours", lambda r=r: [lambda: r], lambda: one, 1.0, 1.0)
+        for name, r in (("right", one), ("spoilt", spoilt), ("short", one[:4]))
+    ]
+    bench.race(entries)
+    found = {row.contestant: row.state for row in bench.rows}
+    assert found == {"right": "timed", "spoilt": "wrong", "short": "failed"}
+
+
+def test_what_is_not_there_is_named(bench):
+    def none():
+        raise MissingError("no such library")
+
+    def broken():
+        raise RuntimeError("it broke\nat length")
+
+    case = Case("dsd", "W @ x", "bfloat16", 8)
+    entries = [Entry(case, make.__name__, "peer", make, none, 1.0, 1.0) for make in (none, broken)]
+    bench.race(entries)
+    assert [(row.state, row.note) for row in bench.rows] == [
+        ("missing", "no such library"),
+        ("failed", "RuntimeError: it broke"),
+    ]
+    assert "1 missing, 1 failed" in summary(bench.rows)
+
+
+def test_time_is_up(place):
+    clock = iter([0.0, 0.0, 0.0, *[61.0] * 1000])
+    late = Bench(place, quick(TINY), Constant(), Budget(1, lambda: next(clock)), rounds=1)
+    run(late, ["dsd", "moe"])
+    skipped = [row for row in late.rows if row.state == "skipped"]
+    assert {row.case.section for row in skipped} == {"dsd", "moe"}
+    assert all("1 minutes were up" in row.note for row in skipped)
+    assert any(row.case.what == "W @ x" for row in skipped)
+
+
+def test_a_section_that_raises_is_noted(bench, monkeypatch):
+    def broken(bench):
+        raise RuntimeError("out of paper")
+
+    monkeypatch.setitem(SECTIONS, "dsd", broken)
+    run(bench, ["dsd", "ceilings"])
+    assert [row.state for row in bench.rows] == ["timed", "timed", "failed"]
+    assert "out of paper" in bench.rows[-1].note
+
+
+def test_timers(place):
+    calls = []
+    timer = timer_of(place)
+    if place.interpreted:
+        assert isinstance(timer, HostTimer)
+    found = timer.race({3: [lambda: calls.append(1)], 5: [lambda: calls.append(2)] * 2}, 2)
+    assert {name: len(timed.seconds) for name, timed in found.items()} == {3: 2, 5: 2}
+    assert timer.host(lambda: None, 3).median >= 0
+    assert calls.count(2) >= 4
+
+
+def test_the_command_writes_what_it_found(bench, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "out.csv"
+    sizes = ["--sizes", "tiny", "--quick", "--rounds", "1"]
+    assert main(["bench", "gpu", "--sections", "ceilings,dsd", *sizes, "--csv", str(path)]) == 0
+    shown = capsys.readouterr()
+    assert f"results: {path}" in shown.out
+    assert "dsd: W @ x 64 b32 N=16" in shown.err
+    assert path.with_suffix(".png").stat().st_size > 1000
+    this, rows = files.read(path)
+    assert this.gpu == bench.where.name
+    assert this.options.startswith("--sections ceilings,dsd --sizes tiny --quick")
+    assert report(this, rows) in shown.out
+    with path.open(encoding="utf-8") as file:
+        plain = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    assert len(plain) == len(rows)
+    # A result that is wrong is the command's status.
+    right = pr.matmul
+    monkeypatch.setattr(pr.cuda.BSR, "__matmul__", lambda w, x: right(w, x) * 2)
+    assert main(["bench", "gpu", "--sections", "dsd", *sizes, "--csv", "none"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--csv", "nowhere/out.csv"], "no folder nowhere"),
+        (["--csv", "."], "is a folder"),
+        (["--device", "cuda:99"], "no device"),
+    ],
+)
+def test_the_command_refuses(options, message, capsys):
+    assert main(["bench", "gpu", "--sizes", "tiny", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_interpreted_results_are_no_results(place, capsys):
+    if not place.interpreted:
+        pytest.skip("runs on a GPU: its results count")
+    assert main(["bench", "gpu", "--sizes", "tiny"]) == 1
+    assert "not kept" in capsys.readouterr().err
+
+
+def test_quick_has_fewer_cases_of_every_kind():
+    less = quick(FULL)
+    assert len(less.blocks) < len(FULL.blocks)
+    assert set(less.densities) < set(FULL.densities)
+    assert all((less.products, less.columns, less.batches, less.experts, less.attention, less.crossing))
