@@ -8,6 +8,7 @@ import numpy as np
 
 from prunus import _construct, engines
 from prunus._bsr import BSR
+from prunus._device import on_device
 from prunus._dtypes import Array, DType, result_dtype
 from prunus._layout import blocks_along
 from prunus._operands import is_on_disk
@@ -84,6 +85,10 @@ def linear(
     >>> h @ np.ones((4, 1), np.float32)
     array([[5.]], dtype=float32)
     """
+    if on_device(x, w, b):
+        from prunus.cuda.layers.linear import linear as there  # torch may be missing
+
+        return there(x, w, b, activation=activation, prune=prune, branch=branch, blockrows=blockrows)
     _rows.check_activation(activation)
     policy = as_policy(prune)
     blockrows = _rows.check_branch(blockrows, name="blockrows")
