@@ -6,8 +6,9 @@ import torch
 
 import prunus as pr
 from prunus import PrunusError
+from prunus.cuda.compiling.recording import ahead, record
 from prunus.cuda.grouped import route
-from prunus.cuda.runtime import RECORDER, Place
+from prunus.cuda.layers.moe import moe
 from prunus.interop.torch import as_array
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -246,21 +247,14 @@ def test_faults(rng, place):
 @pytest.mark.parametrize("rows", [1, 5000])
 def test_nothing_is_read_back(rows):
     # Tensors without values: what asked for one would raise.
-    from prunus.cuda.layers.moe import moe
+    shapes = (rows, 64), (8, 64), (8, 96, 64), (8, 64, 96), (8, 96, 64)
+    x, *parts = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in shapes)
+    apart = [[w.clone() for w in part] for part in parts[1:]]
 
-    where = Place(torch.device("meta"), "sm_90", "none", 132, 232448)
-    x, router, up, down, gate = (
-        torch.empty(shape, dtype=torch.bfloat16, device="meta")
-        for shape in ((rows, 64), (8, 64), (8, 96, 64), (8, 64, 96), (8, 96, 64))
-    )
-    noted = []
-    token = RECORDER.set(noted)
-    try:
-        got = moe(x, router, up, down, gate, shared=(up[0], down[0]), where=where)
-        apart = [[w.clone() for w in part] for part in (up, down, gate)]
-        moe(x, router, *apart, where=where)
-    finally:
-        RECORDER.reset(token)
-    assert got.shape == (rows, 64)
-    names = [launch.kernel.__name__ for launch in noted]
+    def call(where):
+        assert moe(x, *parts, shared=(parts[1][0], parts[2][0])).shape == (rows, 64)
+        assert moe(x, parts[0], *apart, prune=pr.TopK(3)).shape == (rows, 64)
+
+    names = [launch.kernel.__name__ for launch in record(call, ahead("sm_90"))]
     assert names[:2] == (["route", "grouped"] if rows == 1 else ["route", "sort"])
+    assert names.count("grouped_live") == 1

@@ -83,6 +83,8 @@ def moe(
     -------
     ndarray
         Shape (*B, d_out) or (d_out,), in the dtype of the products; sums are float32, or float64 for float64.
+        A tensor where ``x`` is one on a GPU: then all operands are, and :func:`prunus.cuda.layers.moe.moe`
+        says what differs.
 
     Raises
     ------

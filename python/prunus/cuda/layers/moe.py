@@ -79,7 +79,6 @@ def moe(
     shared: Any = None,
     prune: Any = None,
     branch: int = 1,
-    where: Place | None = None,
 ) -> torch.Tensor:
     """Return a mixture of experts; see :func:`prunus.moe` for the parameters, which are tensors here.
 
@@ -107,8 +106,7 @@ def moe(
         If operands live in different places, or a policy is Python code.
     """
     check_activation(activation)
-    if where is None:
-        where = where_of(x, router, logits)
+    where = where_of(x, router, logits)
     rows, lead = _rows(x, where)
     experts = _experts(w_up, w_down, w_gate, where)
     if check_count(top_k, "top_k") > len(experts):

@@ -34,7 +34,7 @@ def _moe(
         up, down, gate = given if gated else (*given[:2], None)
         always = (parts[0][0], parts[1][0]) if shared else None
         policy = None if prune is None else Threshold(prune)
-        moe(x, router, up, down, gate, top_k, shared=always, prune=policy, where=where)
+        moe(x, router, up, down, gate, top_k, shared=always, prune=policy)
 
     told = [f"{rows} rows, {top_k} of {experts} experts {sizes[0]} x {sizes[1]}"]
     told += ["no gate"] if not gated else []
