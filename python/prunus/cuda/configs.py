@@ -229,11 +229,12 @@ def sdd(where: Place, block: tuple[int, int], columns: int, inner: int, bits: in
     if where.interpreted:
         return Tile(power(block[0]), 256, power(inner, 32, 256))
     if bits > 16:
-        return Tile(power(block[0], 16, 64), power(columns, 16, 64), 32 if bits == 32 else 16, 4, 2)
+        warps = 8 if where.arch == "sm_80" else 4  # whose registers hold both operands of mma.sync
+        return Tile(power(block[0], 16, 64), power(columns, 16, 64), 32 if bits == 32 else 16, warps, 2)
     tm = power(block[0])
     # Blocks of a row share what is read of ``a``: a tile as wide as the matrix units and registers allow.
-    tn = power(columns, 16, 128 if tm < 64 or (tm > 64 and where.arch == "sm_80") else 256)
-    return Tile(tm, tn, 64, 8 if tm * tn > 8192 else 4, 3)
+    tn = power(columns, 16, 128 if tm < 64 or (where.arch == "sm_80" and (tm > 64 or bits == 8)) else 256)
+    return Tile(tm, tn, 64, 8 if tm * tn > 8192 or (bits == 8 and tm > 32) else 4, 3)
 
 
 def sdd_small(where: Place, inner: int) -> Tile:
