@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,8 @@ def flat(x: torch.Tensor, inner: int = 2) -> torch.Tensor:
     """Return a tensor with one batch dimension before the last ``inner``; a view where strides allow it."""
     if x.ndim == inner:
         return x[None]
-    return x if x.ndim == inner + 1 else x.reshape(-1, *x.shape[x.ndim - inner :])
+    lead = x.ndim - inner
+    return x if lead == 1 else x.reshape(math.prod(x.shape[:lead]), *x.shape[lead:])
 
 
 def dsd(

@@ -31,7 +31,8 @@ def shared(array: Array) -> torch.Tensor:
     if array.dtype == BFLOAT16:
         return shared(array.view(np.int16)).view(torch.bfloat16)
     if not array.flags.aligned or any(stride < 0 or stride % array.itemsize for stride in array.strides):
-        array = np.ascontiguousarray(array)
+        # A copy, and not ascontiguousarray: that keeps a negative stride along an axis of length 1.
+        array = array.copy()
     if not array.flags.writeable:
         array = np.asarray(_Writable(array))
     return torch.from_numpy(array)

@@ -181,7 +181,8 @@ def _product(x: Array, w: Any, bias: Array | None) -> Array:
 def _attention(q: Array, k: Array, v: Array) -> Array:
     """Return :func:`prunus.attention` of queries with all keys before them, likewise."""
     if is_traced():
-        return attention(q, k, v, causal=True)
+        found: Array = attention(q, k, v, causal=True)
+        return found
     y = np.empty(q.shape, np.float32)
     engines.active().attention(q, k, v, y, None, 1 / math.sqrt(q.shape[-1]), True, _BLOCK)
     return y

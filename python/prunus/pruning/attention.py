@@ -11,6 +11,7 @@ import numpy as np
 from prunus import _layout as lay
 from prunus import engines
 from prunus._arrays import as_floats
+from prunus._device import on_device
 from prunus._dtypes import Array, DType, result_dtype
 from prunus._mask import BlockMask
 from prunus._storage import BlockStorage
@@ -34,7 +35,7 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     blocksize: int = 64,
-) -> Array:
+) -> Any:
     """Return ``softmax(scale * q @ k.T) @ v`` over the keys that each query sees.
 
     Scores are never stored: keys and values stream past each tile of queries, with the softmax normalised
@@ -51,7 +52,8 @@ def attention(
         ``q``. ``heads`` is a multiple of ``kv_heads``: neighbouring heads share keys and values.
     mask : BlockMask, optional
         Which blocks of queries see which blocks of keys at all. Shape (n, m), or with leading dimensions that
-        broadcast to (*batch, heads), in blocks of ``blocksize``.
+        broadcast to (*batch, heads), in blocks of ``blocksize``. On a GPU also a tensor of booleans there, of
+        its grid of blocks.
     prune : policy, optional
         Which of the visible blocks take part; see Notes. None: all of them.
     causal : bool, default False
@@ -64,7 +66,7 @@ def attention(
 
     Returns
     -------
-    ndarray
+    ndarray, or Tensor where the operands are tensors on a GPU
         Shape (*batch, heads, n, features), as many dimensions as ``q``, in the operands' common dtype:
         float64 if one is, else float32 if they differ. Sums are float32, or float64 if an operand is. A query
         that sees nothing gets zeros. NaN and infinities in keys and values that a query sees propagate as in
@@ -119,6 +121,10 @@ def attention(
     >>> np.allclose(all_of_it, y, atol=1e-5)
     True
     """
+    if on_device(q, k, v):
+        from prunus.cuda.layers.attention import attention as there  # torch may be missing
+
+        return there(q, k, v, mask, prune, causal, scale, blocksize)
     call = _check(q, k, v, scale, causal, blocksize)
     grid = _grid(mask, call)
     policy = as_policy(prune)
@@ -136,12 +142,12 @@ def attention(
     return out[0] if call.flat else out
 
 
-class _Call(NamedTuple):
-    """Checked arguments; operands have a dimension of heads."""
+class Call(NamedTuple):
+    """Checked arguments; operands have a dimension of heads, and are tensors where the call runs on a GPU."""
 
-    q: Array
-    k: Array
-    v: Array
+    q: Any
+    k: Any
+    v: Any
     scale: float
     causal: bool
     blocksize: int
@@ -186,13 +192,21 @@ class _Call(NamedTuple):
         return on
 
 
-def _check(q: Any, k: Any, v: Any, scale: float | None, causal: bool, blocksize: int) -> _Call:
-    arrays = []
+def _check(q: Any, k: Any, v: Any, scale: float | None, causal: bool, blocksize: int) -> Call:
     for name, value in (("q", q), ("k", k), ("v", v)):
         if isinstance(value, BlockStorage):
             raise TypeError(f"{name} is a BSR: attention takes dense arrays")
-        arrays.append(as_floats(value, name))
-    q, k, v = arrays
+    return checked(as_floats(q, "q"), as_floats(k, "k"), as_floats(v, "v"), scale, causal, blocksize)
+
+
+def checked(q: Any, k: Any, v: Any, scale: float | None, causal: bool, blocksize: int) -> Call:
+    """Return the arguments of a call on arrays, or on tensors, whose shapes match.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`attention`.
+    """
     if q.ndim < 2 or not q.ndim == k.ndim == v.ndim:
         raise ValueError(
             f"attention takes (*batch, heads, length, dim), (heads, length, dim) or (length, dim), the same "
@@ -216,14 +230,14 @@ def _check(q: Any, k: Any, v: Any, scale: float | None, causal: bool, blocksize:
     size = check_count(blocksize, "blocksize")
     # Larger than both lengths is the same as the larger of them, and no sum overflows.
     size = min(size, max(q.shape[-2], k.shape[-2], 1))
-    return _Call(q, k, v, factor, bool(causal), size, flat)
+    return Call(q, k, v, factor, bool(causal), size, flat)
 
 
-def _shapes(q: Array, k: Array, v: Array) -> str:
-    return f"q {q.shape}, k {k.shape} and v {v.shape}"
+def _shapes(q: Any, k: Any, v: Any) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}"
 
 
-def _grid(mask: Any, call: _Call) -> Array | None:
+def _grid(mask: Any, call: Call) -> Array | None:
     """Return the mask's grid of blocks, broadcast to (*batch, heads, blocks of queries, blocks of keys)."""
     if mask is None:
         return None
@@ -233,7 +247,7 @@ def _grid(mask: Any, call: _Call) -> Array | None:
         )
     if not isinstance(mask, BlockMask):
         raise TypeError(f"mask must be a BlockMask, got {type(mask).__name__}")
-    _check_blocks("mask", mask, call)
+    check_blocks("mask", mask, call)
     lead = call.q.shape[:-2]
     try:
         return np.broadcast_to(mask.to_blocks(), (*lead, *call.blocks))
@@ -243,7 +257,7 @@ def _grid(mask: Any, call: _Call) -> Array | None:
         ) from None
 
 
-def _check_blocks(name: str, mask: BlockMask, call: _Call) -> None:
+def check_blocks(name: str, mask: BlockMask, call: Call) -> None:
     """Raise ValueError unless the mask is one of these queries and keys, in blocks of the operation."""
     n, m, size = call.n, call.m, call.blocksize
     if mask.shape[-2:] != (n, m):
@@ -259,14 +273,14 @@ def _check_blocks(name: str, mask: BlockMask, call: _Call) -> None:
 # Deciding ------------------------------------------------------------------------------------------------
 
 
-def _decide(policy: Policy, call: _Call, grid: Array | None) -> Array:
+def _decide(policy: Policy, call: Call, grid: Array | None) -> Array:
     """Return which blocks are live, (*batch, heads, blocks of queries, blocks of keys)."""
     lead, (rows, cols) = call.q.shape[:-2], call.blocks
     heads = math.prod(lead)
     live = np.empty((*lead, rows, cols), bool)
     flat = live.reshape(heads, rows, cols)
     if isinstance(policy, Fixed):
-        flat[...] = _fixed(policy, call, heads)
+        flat[...] = fixed(policy, call, heads)
     else:
         for at, part in _pieces(policy, heads, rows, cols):
             visible = _visible(call, grid, at, part)
@@ -297,7 +311,7 @@ def _pieces(policy: Policy, heads: int, rows: int, cols: int) -> Iterator[tuple[
         )
 
 
-def _visible(call: _Call, grid: Array | None, at: slice, part: slice) -> Array | None:
+def _visible(call: Call, grid: Array | None, at: slice, part: slice) -> Array | None:
     """Return what the rows see, (heads, rows, blocks of keys); None: everything."""
     seen = call.sees()
     count = at.stop - at.start
@@ -329,25 +343,37 @@ def _shares(scores: Array, visible: Array | None) -> Array:
     return shares
 
 
-def _fixed(policy: Fixed, call: _Call, heads: int) -> Array:
+def fixed(policy: Fixed, call: Call, heads: int) -> Array:
     """Return a fixed mask as (heads or 1, blocks of queries or 1, blocks of keys)."""
     blocks: BlockMask | None = getattr(policy, "blocks", None)
     if blocks is not None:
-        _check_blocks("Fixed's mask", blocks, call)
+        check_blocks("Fixed's mask", blocks, call)
         return blocks.to_blocks()[None]
-    mask, (rows, cols) = policy.mask, call.blocks
-    if mask.shape == (cols,):
-        return mask[None, None]
-    if mask.shape == (heads * rows, cols):
-        return mask.reshape(heads, rows, cols)
+    grid: Array = policy.mask.reshape(fixed_shape(policy.mask.shape, call, heads))
+    return grid
+
+
+def fixed_shape(shape: tuple[int, ...], call: Call, heads: int) -> tuple[int, int, int]:
+    """Return the shape (heads or 1, blocks of queries or 1, blocks of keys) of what a fixed mask says.
+
+    Raises
+    ------
+    ValueError
+        If it is a mask of something else.
+    """
+    rows, cols = call.blocks
+    if shape == (cols,):
+        return 1, 1, cols
+    if shape == (heads * rows, cols):
+        return heads, rows, cols
     raise ValueError(
-        f"Fixed has a mask of shape {mask.shape}, but {heads} heads of {rows} blocks of queries and {cols} "
+        f"Fixed has a mask of shape {shape}, but {heads} heads of {rows} blocks of queries and {cols} "
         f"blocks of keys take {(heads * rows, cols)} or {(cols,)}; for all heads alike, pass a BlockMask of "
         f"shape {(call.n, call.m)}"
     )
 
 
-def _scores(call: _Call, at: slice, part: slice) -> Array:
+def _scores(call: Call, at: slice, part: slice) -> Array:
     """Return pooled scores of some heads, counted through the batch: (heads, rows, blocks of keys)."""
     wide = np.float64 in (call.q.dtype, call.k.dtype)
     size, cols = call.blocksize, call.blocks[1]
@@ -368,7 +394,7 @@ def _scores(call: _Call, at: slice, part: slice) -> Array:
     return out
 
 
-def _narrow(call: _Call, q: Array, k: Array, scores: Array, part: slice) -> None:
+def _narrow(call: Call, q: Array, k: Array, scores: Array, part: slice) -> None:
     """Pool a block of keys whose end no query of a block sees, by causality, over the keys before it.
 
     That happens where lengths differ by something else than whole blocks. What is in the future must not
@@ -403,7 +429,12 @@ class _Tally(NamedTuple):
     """Keys in those blocks."""
 
 
-def _count(t: Span, call: _Call, grid: Array | None, live: Array | None) -> None:
+def count_all(t: Span, call: Call) -> None:
+    """Report what a call without a mask and without pruning does."""
+    _count(t, call, None, None)
+
+
+def _count(t: Span, call: Call, grid: Array | None, live: Array | None) -> None:
     """Say how many pairs of queries and keys were multiplied, and which keys and values were read."""
     if grid is not None:
         pairs = _pairs(call)
@@ -428,7 +459,7 @@ def _count(t: Span, call: _Call, grid: Array | None, live: Array | None) -> None
     )
 
 
-def _pairs(call: _Call) -> Array:
+def _pairs(call: Call) -> Array:
     """Return how many queries and keys meet in each block (queries, keys)."""
     (rows, cols), size = call.blocks, call.blocksize
     # Edges between blocks, both counted in keys.
@@ -444,7 +475,7 @@ def _pairs(call: _Call) -> Array:
     return pairs
 
 
-def _tally_all(call: _Call) -> _Tally:
+def _tally_all(call: Call) -> _Tally:
     """Count what is visible without a mask."""
     (rows, cols), n, m = call.blocks, call.n, call.m
     blocks, pairs = rows * cols, n * m
@@ -457,7 +488,7 @@ def _tally_all(call: _Call) -> _Tally:
     return _Tally(heads * blocks, heads * pairs, members * cols, members * m)
 
 
-def _tally_decided(call: _Call, live: Array, visible: _Tally) -> _Tally:
+def _tally_decided(call: Call, live: Array, visible: _Tally) -> _Tally:
     """Count what a policy left of all that is visible, without looking at each block."""
     (rows, cols), size, heads = call.blocks, call.blocksize, math.prod(call.q.shape[:-2])
     blocks = int(np.count_nonzero(live))
@@ -472,13 +503,13 @@ def _tally_decided(call: _Call, live: Array, visible: _Tally) -> _Tally:
     return _Tally(blocks, pairs, *_read(call, live))
 
 
-def _tally(call: _Call, used: Array, pairs: Array) -> _Tally:
+def _tally(call: Call, used: Array, pairs: Array) -> _Tally:
     """Count blocks (*batch, heads, blocks of queries, blocks of keys), all visible."""
     each = np.add.reduce(used.reshape(-1, *pairs.shape), axis=0, dtype=np.int64)
     return _Tally(int(np.add.reduce(each, axis=None)), int(np.vdot(each, pairs)), *_read(call, used))
 
 
-def _read(call: _Call, used: Array) -> tuple[int, int]:
+def _read(call: Call, used: Array) -> tuple[int, int]:
     """Return how many blocks of keys the heads that share them read, and how many keys those hold."""
     members, cols = math.prod(call.k.shape[:-2]), call.blocks[1]
     read = np.logical_or.reduce(used.reshape(members, -1, cols), axis=1)

@@ -81,6 +81,9 @@ def _output(
         y *= gate / (1 + tl.exp(-gate))
     if LIVE:
         y = tl.where(tl.load(live + t * branches, here, 0) != 0, y, 0)
+    if out.dtype.element_ty != SUMS:
+        # Halves by way of float32, also from float64: no chip converts these at once.
+        y = y.to(tl.float32)
     tl.store(out + t * out_row, y.to(out.dtype.element_ty), here)
 
 
@@ -401,7 +404,7 @@ def gates(
     if SQUARES:
         worst = tl.sqrt(worst)
     norm = worst.to(tl.float32)
-    # What contributes is not dead at threshold 0, be it below what float32 holds: the least of that stands in.
+    # What contributes is not dead at threshold 0, be it below what float32 holds: the least of it stands in.
     norm = tl.where((norm == 0) & (some > 0), 1.401298464324817e-45, norm)
     keep = (row < rows)[:, None] & (at < branches)[None, :]
     tl.store(norms + row.to(tl.int64)[:, None] * branches + at[None, :], norm, keep)
