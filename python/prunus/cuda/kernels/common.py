@@ -27,16 +27,6 @@ def activate(value, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def cast(value, DTYPE: tl.constexpr):
-    """Return a value in another dtype; between bfloat16 and float64 by way of float32."""
-    if (value.dtype == tl.bfloat16 and tl.float64 == DTYPE) or (
-        value.dtype == tl.float64 and tl.bfloat16 == DTYPE
-    ):
-        value = value.to(tl.float32)
-    return value.to(DTYPE)
-
-
-@triton.jit
 def finish(acc, bias, row, rows, ACTIVATION: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr):
     """Return ``activation(acc + bias[row])`` in ``WIDE``, with one bias for each row of a tile."""
     if BIAS or ACTIVATION is not None:

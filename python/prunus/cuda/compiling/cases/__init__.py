@@ -1,8 +1,8 @@
 """Calls with typical shapes, one module for each group of operations."""
 
 from prunus.cuda.compiling.case import Case
-from prunus.cuda.compiling.cases import products
+from prunus.cuda.compiling.cases import products, rows
 
 __all__ = ["CASES"]
 
-CASES: list[Case] = [*products.CASES]
+CASES: list[Case] = [*products.CASES, *rows.CASES]
