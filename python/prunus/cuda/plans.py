@@ -8,7 +8,7 @@ from prunus._layout import blocks_along
 from prunus.cuda.configs import Tile, power
 from prunus.cuda.runtime import Place
 
-__all__ = ["Few", "combine", "combine_few", "dots", "dots_few", "grain", "is_few", "segments"]
+__all__ = ["Few", "combine", "combine_few", "dots", "dots_few", "exact", "grain", "is_few", "segments"]
 
 # So many rows are computed each by itself, without matrix units: reading the table bounds them, and what
 # several of them need comes from the cache.
@@ -74,19 +74,22 @@ def segments(where: Place, programs: int, units: int, least: int) -> int:
     return max(1, min(wanted, units // least, 64))
 
 
-def dots(where: Place, rows: int, bits: int) -> Tile:
-    """Return the tile of ``dots``: rows, units, steps along the inputs."""
+def dots(where: Place, rows: int, bits: int, listed: bool) -> Tile:
+    """Return the tile of ``dots``: rows, units, steps along the inputs.
+
+    Columns that are ``listed`` each have an address of their own, and of many these fill the registers.
+    """
     if where.interpreted:
         return Tile(128, 128, 128)
     tm = power(rows, 16, 128 if bits == 16 else 64)
     if bits == 16:
         if tm <= 32:
             return Tile(tm, 64, 128, 4, 4)
-        return Tile(tm, 128, 64, 8 if tm == 128 else 4, 3)
-    return Tile(tm, 64, 32, 4, 3) if bits == 32 else Tile(min(tm, 32), 64, 16, 4, 2)
+        return Tile(tm, 64 if listed else 128, 64, 8 if tm == 128 else 4, 3)
+    return Tile(tm, 64, 32, 8, 3) if bits == 32 else Tile(min(tm, 32), 64, 16, 8, 2)
 
 
-def combine(where: Place, rows: int, n: int, units: int, bits: int) -> tuple[Tile, int]:
+def combine(where: Place, rows: int, n: int, units: int, bits: int, listed: bool) -> tuple[Tile, int]:
     """Return the tile of ``combine``, rows, columns and units in a step, and the number of segments.
 
     Segments depend on how many rows there are only where these fill no tile: so a row's sums are cut alike
@@ -96,11 +99,18 @@ def combine(where: Place, rows: int, n: int, units: int, bits: int) -> tuple[Til
         return Tile(128, 128, 128), 1
     tm = power(rows, 16, 128 if bits == 16 else 64)
     if bits == 16:
-        tile = Tile(tm, 64, 64, 4, 4) if tm <= 32 else Tile(tm, 128, 64, 8 if tm == 128 else 4, 3)
+        wide = Tile(tm, 128, 32, 8, 4) if listed else Tile(tm, 128, 64, 8, 3)
+        tile = wide if tm == 128 else Tile(tm, 64, 64, 4, 4)
     else:
-        tile = Tile(tm, 64, 32, 4, 3) if bits == 32 else Tile(min(tm, 32), 64, 16, 4, 2)
+        tile = Tile(tm, 64, 32, 8, 3) if bits == 32 else Tile(min(tm, 32), 64, 16, 8, 2)
     full = tm == 128 or (bits > 16 and tm == 64)
-    return tile, 1 if full else segments(where, blocks_along(n, tile.n), units, 8 * tile.k)
+    return tile, 1 if full else segments(where, blocks_along(n, tile.n), units, 512)
+
+
+def exact(where: Place, tile: Tile) -> Tile:
+    """Return the tile of the same product with some values apart: as many rows, fewer columns and units."""
+    k = tile.k if where.interpreted else min(tile.k, 32)
+    return tile._replace(n=min(tile.n, 32), k=k, warps=8, stages=1)
 
 
 def grain(where: Place, shared: bool, tile: Tile) -> int:

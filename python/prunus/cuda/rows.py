@@ -136,7 +136,7 @@ def _needed(
         cuts,
         0 if shared else units,
         GRAIN=grain,
-        BLOCK=power(blocks_along(segment, grain), 1, max(1, 8192 // grain)),
+        BLOCK=power(blocks_along(segment, grain), 1, max(1, 4096 // grain)),
         num_warps=8,
     )
     return _Needed(listed, counts)
@@ -200,7 +200,7 @@ def dots(
     sums = sums_of(x.dtype, w.dtype, out_kind)
     bits = kind.itemsize * 8
     few = plans.is_few(where, rows)
-    tile = plans.dots(where, rows, bits)
+    tile = plans.dots(where, rows, bits, live is not None)
     width = 1 if found is None else found.branch
     fused = live is None and fuses(found, 128 if few else tile.n)
     if found is not None and not fused:
@@ -368,6 +368,7 @@ def combine(
     branch: int = 1,
     bias: torch.Tensor | None = None,
     add: bool = False,
+    zeroed: bool = False,
 ) -> None:
     """Write ``h @ w + bias``, where only live units of each row take part.
 
@@ -389,6 +390,8 @@ def combine(
         Shape (n,).
     add : bool
         Go on from what ``out`` holds, of the dtype that sums have.
+    zeroed : bool
+        ``h`` is what :func:`dots` left with this ``live``, or found it with: dead units are 0 where it wrote.
     """
     from prunus.cuda.kernels import few as few_kernels
     from prunus.cuda.kernels import rows as kernels
@@ -411,7 +414,7 @@ def combine(
         cut = plans.combine_few(where, rows, n, units, w.element_size() * 8)
         tile, parts, unit = None, cut.segments, cut.span
     else:
-        tile, parts = plans.combine(where, rows, n, units, kind.itemsize * 8)
+        tile, parts = plans.combine(where, rows, n, units, kind.itemsize * 8, mask is not None)
         unit = tile.k
     segment = max(blocks_along(blocks_along(units, parts), unit), 1) * unit
     parts = max(blocks_along(units, segment), 1)
@@ -461,43 +464,55 @@ def combine(
         needed = None
         if mask is not None:
             needed = _needed(where, mask, units, branch, tile.m, plans.grain(where, shared, tile), segment)
-        down, across = blocks_along(rows, tile.m), blocks_along(n, tile.n)
-        launch(
-            where,
-            kernels.combine,
-            (down * across * parts,),
-            h,
-            w,
-            target,
-            out if mask is None else mask,
-            out if needed is None else needed.units,
-            out if needed is None else needed.counts,
-            biased,
-            rows,
-            units,
-            n,
-            per,
-            width,
-            segment,
-            parts,
-            down,
-            across,
-            h.stride(0),
-            *table,
-            part,
-            target.stride(-2),
-            0 if mask is None else mask.stride(0),
-            0 if needed is None else needed.units.stride(0),
-            0 if needed is None else needed.counts.stride(0),
-            LISTED=needed is not None,
-            MASKED=needed is not None and not shared,
-            **common,
-            **_tiles(kind, sums, where),
-            TM=tile.m,
-            TN=tile.n,
-            TK=tile.k,
-            **tile.options,
-        )
+        down = blocks_along(rows, tile.m)
+        masked = needed is not None and not shared
+        noted = None
+        if masked:
+            noted = empty((parts, down * blocks_along(n, tile.n)), libraries().torch.int32, where)
+        # Tiles with what is not finite are computed again: a dead unit may have met an infinity.
+        for exact in (False, True) if masked else (False,):
+            wide = plans.exact(where, tile) if exact else tile
+            across = blocks_along(n, tile.n) * (tile.n // wide.n)
+            launch(
+                where,
+                kernels.combine,
+                (down * across * parts,),
+                h,
+                w,
+                target,
+                out if mask is None else mask,
+                out if needed is None else needed.units,
+                out if needed is None else needed.counts,
+                out if noted is None else noted,
+                biased,
+                rows,
+                units,
+                n,
+                per,
+                width,
+                segment,
+                down,
+                across,
+                h.stride(0),
+                *table,
+                part,
+                target.stride(-2),
+                0 if mask is None else mask.stride(0),
+                0 if needed is None else needed.units.stride(0),
+                0 if needed is None else needed.counts.stride(0),
+                0 if noted is None else noted.stride(0),
+                LISTED=needed is not None,
+                MASKED=masked,
+                ZEROED=zeroed,
+                EXACT=exact,
+                **common,
+                **_tiles(kind, sums, where),
+                TM=wide.m,
+                TN=wide.n,
+                TK=wide.k,
+                FIRST=tile.n,
+                **wide.options,
+            )
     if last:
         return
     wide = power(n, 16, 512)
@@ -550,4 +565,4 @@ def feed_forward(
         first = empty((len(x), len(up)), sums, where)
         dots(where, x, gate, first, live, branch, None, activation, clear=False)
         dots(where, x, up, h, live, branch, b_up, None, first, clear=False)
-    combine(where, h, down, out, live, branch, b_down)
+    combine(where, h, down, out, live, branch, b_down, zeroed=inner is not None)

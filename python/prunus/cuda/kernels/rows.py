@@ -77,14 +77,15 @@ def dots(
     if part * TN < length:
         row = (tile * TM + tl.arange(0, TM)).to(tl.int64)
         here = row < rows
+        # 32 bits: a tile's columns are many, and whole addresses of them would fill the registers.
+        unit = flat
+        there = flat < units
         if LISTED:
-            unit = tl.load(listed + tile.to(tl.int64) * units + flat, flat < length, -1).to(tl.int64)
-        else:
-            unit = tl.where(flat < units, flat, -1).to(tl.int64)
-        there = unit >= 0
+            unit = tl.load(listed + tile.to(tl.int64) * units + flat, flat < length, -1)
+            there = unit >= 0
         acc = tl.zeros((TM, TN), SUMS)
         left = x + row[:, None] * x_row
-        right = w + tl.where(there, unit, 0)[:, None] * w_row
+        right = w + tl.where(there, unit, 0).to(tl.int64)[:, None] * w_row
         for at in range(0, K, TK):
             k = at + tl.arange(0, TK)
             a = tl.load(left + k.to(tl.int64)[None, :] * x_col, here[:, None] & (k < K)[None, :], 0)
@@ -104,15 +105,21 @@ def dots(
             value = tl.where(alive != 0, value, 0)
         if NORM is not None:
             value = tl.where(keep, value, 0)
-            norm = reduce_norm(tl.reshape(value, (TM, TN // WIDTH, WIDTH)), NORM)
+            if WIDTH == 1:
+                norm = tl.abs(value)
+            else:
+                norm = reduce_norm(tl.reshape(value, (TM, TN // WIDTH, WIDTH)), NORM)
+            norm = norm.to(norms.dtype.element_ty)
             at = part * (TN // WIDTH) + tl.arange(0, TN // WIDTH)
             some = here[:, None] & (at < branches)[None, :]
-            tl.store(norms + row[:, None] * norms_row + at[None, :], norm.to(norms.dtype.element_ty), some)
+            tl.store(norms + row[:, None] * norms_row + at[None, :], norm, some)
             if FOUND:
-                alive = is_live(norm.to(norms.dtype.element_ty), tau)
+                alive = is_live(norm, tau)
                 tl.store(found + row[:, None] * found_row + at[None, :], alive.to(tl.uint8), some)
-                each = tl.broadcast_to(alive[:, :, None], (TM, TN // WIDTH, WIDTH))
-                value = tl.where(tl.reshape(each, (TM, TN)), value, 0)
+                if WIDTH > 1:
+                    each = tl.broadcast_to(alive[:, :, None], (TM, TN // WIDTH, WIDTH))
+                    alive = tl.reshape(each, (TM, TN))
+                value = tl.where(alive, value, 0)
         tl.store(out + row[:, None] * out_row + unit[None, :], cast(value, out.dtype.element_ty), keep)
 
 
@@ -141,6 +148,7 @@ def added(
     acc,
     LISTED: tl.constexpr,
     MASKED: tl.constexpr,
+    ZEROED: tl.constexpr,
     EXACT: tl.constexpr,
     COMPUTE: tl.constexpr,
     SUMS: tl.constexpr,
@@ -149,8 +157,8 @@ def added(
 ):
     """Return ``acc + h @ w`` over the units or entries from ``begin`` to ``end``.
 
-    A dead unit's 0 must not meet an infinity or NaN of ``w``. With ``EXACT`` such products are left out of
-    the tiles' and added one by one, so that rows without them keep their bits.
+    A dead unit's 0 must not meet an infinity or NaN of ``w``. With ``EXACT`` products with what is not finite
+    are left out of the tiles' and added one by one.
     """
     for at in range(begin, end, TK):
         unit = at + tl.arange(0, TK)
@@ -158,13 +166,15 @@ def added(
         if LISTED:
             unit = tl.load(listed + unit, there, -1)
             there = unit >= 0
-        unit = tl.where(there, unit, 0).to(tl.int64)
+            unit = tl.where(there, unit, 0)
         keep = here[:, None] & there[None, :]
         a = tl.load(h + row[:, None] * h_row + unit[None, :], keep, 0)
-        if MASKED:
+        if MASKED and (EXACT or not ZEROED):
             alive = tl.load(live + row[:, None] * live_row + (unit // branch)[None, :], keep, 0) != 0
             a = tl.where(alive, a, 0)
-        b = tl.load(w + unit[:, None] * w_row + column[None, :], there[:, None] & inside[None, :], 0)
+        b = tl.load(
+            w + unit.to(tl.int64)[:, None] * w_row + column[None, :], there[:, None] & inside[None, :], 0
+        )
         a = cast(a, COMPUTE)
         b = cast(b, COMPUTE)
         if EXACT:
@@ -193,6 +203,7 @@ def combine(
     live,
     listed,
     counts,
+    odd,
     bias,
     rows,
     units,
@@ -200,7 +211,6 @@ def combine(
     branch,
     width,
     segment,
-    segments,
     down,
     across,
     h_row,
@@ -211,8 +221,11 @@ def combine(
     live_row,
     lists_row,
     counts_row,
+    odd_part,
     LISTED: tl.constexpr,
     MASKED: tl.constexpr,
+    ZEROED: tl.constexpr,
+    EXACT: tl.constexpr,
     PANELS: tl.constexpr,
     BIAS: tl.constexpr,
     ADD: tl.constexpr,
@@ -222,45 +235,57 @@ def combine(
     TM: tl.constexpr,
     TN: tl.constexpr,
     TK: tl.constexpr,
+    FIRST: tl.constexpr,
 ):
     """Write a tile of ``h @ w + bias`` over live units; or of what a segment of the units adds to it.
 
-    With ``LISTED`` each tile of rows has a list of units in each segment, in room for ``segment``.
+    With ``LISTED`` each tile of rows has a list of units in each segment, in room for ``segment``. With
+    ``MASKED`` rows of a tile need different ones; with ``ZEROED`` dead units are 0 in ``h``. What is not
+    finite may then come from a dead unit, and the tile is noted in ``odd`` in place of being written. With
+    ``EXACT`` such tiles, which were FIRST columns wide, are computed again.
     """
     pid = tl.program_id(0)
     cut = pid // (down * across)
     tile, part = placed(pid % (down * across), down, across, 8)
-    row = (tile * TM + tl.arange(0, TM)).to(tl.int64)
-    here = row < rows
-    col = part * TN + tl.arange(0, TN)
-    inside = col < N
-    column = col.to(tl.int64)
-    if PANELS:
-        column = (col // width).to(tl.int64) * w_panel + col % width
-    begin = cut * segment
-    end = tl.minimum(begin + segment, units)
-    if LISTED:
-        listed += tile.to(tl.int64) * lists_row + begin
-        begin = 0
-        end = tl.load(counts + tile * counts_row + cut)
-    place = out + cut.to(tl.int64) * out_part + row[:, None] * out_row + col[None, :]
-    keep = here[:, None] & inside[None, :]
-    start = tl.zeros((TM, TN), SUMS)
-    if ADD:
-        start += cast(tl.load(place, keep, 0), SUMS)
-    acc = added(
-        h, w, live, listed, row, here, column, inside, begin, end, branch, h_row, w_row, live_row, start,
-        LISTED, MASKED, False, COMPUTE, SUMS, PRECISION, TK,
-    )  # fmt: skip
-    if MASKED:  # a constant, unlike what follows  # noqa: SIM102
-        if tl.max(tl.max((~finite(acc)).to(tl.int32), 1), 0) > 0:
-            acc = added(
-                h, w, live, listed, row, here, column, inside, begin, end, branch, h_row, w_row, live_row,
-                start, LISTED, MASKED, True, COMPUTE, SUMS, PRECISION, TK,
-            )  # fmt: skip
-    if BIAS:
-        acc += cast(tl.load(bias + col, inside, 0), SUMS)[None, :]
-    tl.store(place, cast(acc, out.dtype.element_ty), keep)
+    wanted = True
+    noted = odd
+    if MASKED:
+        noted += (
+            cut.to(tl.int64) * odd_part + tile * ((across * TN + FIRST - 1) // FIRST) + part * TN // FIRST
+        )
+    if EXACT:
+        wanted = tl.load(noted) != 0
+    if wanted:
+        row = (tile * TM + tl.arange(0, TM)).to(tl.int64)
+        here = row < rows
+        col = part * TN + tl.arange(0, TN)
+        inside = col < N
+        column = col
+        if PANELS:
+            column = (col // width).to(tl.int64) * w_panel + col % width
+        begin = cut * segment
+        end = tl.minimum(begin + segment, units)
+        if LISTED:
+            listed += tile.to(tl.int64) * lists_row + begin
+            begin = 0
+            end = tl.load(counts + tile * counts_row + cut)
+        place = out + cut.to(tl.int64) * out_part + row[:, None] * out_row + col[None, :]
+        keep = here[:, None] & inside[None, :]
+        acc = tl.zeros((TM, TN), SUMS)
+        if ADD:
+            acc += cast(tl.load(place, keep, 0), SUMS)
+        acc = added(
+            h, w, live, listed, row, here, column, inside, begin, end, branch, h_row, w_row, live_row, acc,
+            LISTED, MASKED, ZEROED, EXACT, COMPUTE, SUMS, PRECISION, TK,
+        )  # fmt: skip
+        strange = 0
+        if MASKED and not EXACT:
+            strange = tl.max(tl.max((~finite(acc)).to(tl.int32), 1), 0)
+            tl.store(noted, strange)
+        if strange == 0:
+            if BIAS:
+                acc += cast(tl.load(bias + col, inside, 0), SUMS)[None, :]
+            tl.store(place, cast(acc, out.dtype.element_ty), keep)
 
 
 @triton.jit
