@@ -21,7 +21,13 @@ _VALUES = 4096
 
 
 def compact(
-    where: Place, h: torch.Tensor, live: torch.Tensor, lead: tuple[int, ...], branch: int, block: int, kind: Any
+    where: Place,
+    h: torch.Tensor,
+    live: torch.Tensor,
+    lead: tuple[int, ...],
+    branch: int,
+    block: int,
+    kind: Any,
 ) -> tuple[Operand, tuple[int, ...]]:
     """Return the live branches of ``h`` as an operand with room for all blocks, and its batch dimensions.
 

@@ -59,9 +59,7 @@ def count_rows(
         Rows of the input, and units of a row.
     """
     # What is counted are sizes: any dtype of as many bytes will do.
-    shown = [
-        (np.broadcast_to(np.empty((), f"V{one.size}"), (units, one.width)), one.whole) for one in tables
-    ]
+    shown = [(np.broadcast_to(np.empty((), f"V{one.size}"), (units, one.width)), one.whole) for one in tables]
 
     def numbers() -> dict[str, int]:
         seen = None if live is None else live.cpu().numpy().view(np.uint8)

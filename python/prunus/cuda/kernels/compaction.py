@@ -7,9 +7,7 @@ from prunus.cuda.kernels.common import cast
 
 
 @triton.jit
-def needed(
-    live, flags, height, block, branches, lines, across, live_row, TM: tl.constexpr, TB: tl.constexpr
-):
+def needed(live, flags, height, block, branches, lines, across, live_row, TM: tl.constexpr, TB: tl.constexpr):
     """Write for each line of blocks which of its branches at least one of its rows needs.
 
     A member has ``height`` rows and ``lines`` lines of blocks, the last of which may be lower.

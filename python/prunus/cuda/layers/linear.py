@@ -116,7 +116,9 @@ def linear(
 def _weights(w: Any, where: Place) -> BSR | torch.Tensor:
     """Return weights, checked."""
     if isinstance(w, BlockStorage):
-        raise PrunusError(f"w is a BSR in host memory, the operation runs on {where}; move it with w.to('cuda')")
+        raise PrunusError(
+            f"w is a BSR in host memory, the operation runs on {where}; move it with w.to('cuda')"
+        )
     if not isinstance(w, BSR):
         return as_table(w, "w", where)
     if w._place != where:
