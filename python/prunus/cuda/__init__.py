@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunus.cuda.arrays import BSR
     from prunus.cuda.measuring import autotune
+    from prunus.cuda.paged.resident import keep, kept
 
-__all__ = ["BSR", "autotune"]
+__all__ = ["BSR", "autotune", "keep", "kept"]
 
-_WHERE = {"BSR": "arrays", "autotune": "measuring"}
+_WHERE = {"BSR": "arrays", "autotune": "measuring", "keep": "paged.resident", "kept": "paged.resident"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,10 +16,10 @@ from prunus.cuda.versions import libraries
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["dsd", "flat", "operands_of", "precision", "triton_of"]
+__all__ = ["SMALLEST", "dsd", "flat", "operands_of", "precision", "triton_of"]
 
-# Blocks that are smaller than this along a side leave matrix units mostly idle.
-_LEAST = 16
+#: Blocks that are smaller than this along a side leave matrix units mostly idle.
+SMALLEST = 16
 
 
 def operands_of(kind: Any, where: Place) -> Any:
@@ -126,7 +126,7 @@ def dsd(
     )
     ends = (out, out if bias is None else bias.contiguous())
     indptr_batch = found.indptr.stride(0) if found.indptr.ndim > 1 else 0
-    small = min(br, bc) < _LEAST
+    small = min(br, bc) < SMALLEST
     if small:
         tile = configs.dsd_small(where, (br, bc), n, kind.itemsize * 8)
         rows = blocks_along(m, tile.m)

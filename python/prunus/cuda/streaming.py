@@ -24,7 +24,17 @@ from prunus.cuda.versions import libraries
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BUFFER", "SLOTS", "Channel", "Ring", "borrowed", "check_not_captured", "held", "release"]
+__all__ = [
+    "BUFFER",
+    "SLOTS",
+    "Channel",
+    "Ring",
+    "borrowed",
+    "channel_of",
+    "check_not_captured",
+    "held",
+    "release",
+]
 
 T = TypeVar("T")
 
@@ -117,6 +127,11 @@ class _Immediate:
         pass
 
 
+def channel_of(where: Place) -> Channel:
+    """Return what orders copies and kernels of a place."""
+    return _Immediate() if where.interpreted else _Streams(where)
+
+
 @cache
 def _copy_stream(where: Place) -> Any:
     return libraries().torch.cuda.Stream(where.device)
@@ -156,7 +171,7 @@ class Ring:
 
     def __init__(self, where: Place, nbytes: int, slots: int = SLOTS, channel: Channel | None = None) -> None:
         self.where, self.size = where, nbytes
-        self.channel: Channel = channel or (_Immediate() if where.interpreted else _Streams(where))
+        self.channel: Channel = channel or channel_of(where)
         torch = libraries().torch
         # What the device's memory held before may be in use by kernels under way.
         began = self.channel.reached()

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from prunus import engines
+from prunus._device import on_device
 from prunus._dtypes import Array, DType
 from prunus._errors import PrunusError
 from prunus._format import size_text
@@ -103,6 +104,10 @@ class Resident(Table):
             part = slice(int(cuts[number]), int(cuts[number + 1]))
             np.take(panels[number], units[part] - number * height, axis=0, out=out[part])
         return out
+
+    def gather_into(self, units: Array, raw: Array) -> None:
+        """Write the bytes of rows; as :meth:`Table.gather_into`."""
+        raw.view(self.dtype)[...] = self.gather(units)
 
     def prefetch(self, units: Array) -> None:
         """Do nothing: it is there, or is read whole."""
@@ -255,6 +260,24 @@ class PagedFFN(FeedForward):
         )
 
     # A call --------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        x: Any,
+        activation: str | None = "relu",
+        prune: Any = None,
+        branch: int = 1,
+        out: Any = None,
+    ) -> Any:
+        """Return the layer's output for every row of ``x``; as :meth:`prunus.FFN.__call__`.
+
+        Of a tensor on a GPU a tensor there, to which the weights stream.
+        """
+        if on_device(x):
+            from prunus.cuda.layers.paged_ffn import call  # torch is only imported where it is used
+
+            return call(self, x, activation, prune, branch, out)
+        return super().__call__(x, activation, prune, branch, out)
 
     def _run(
         self, at: Traced, x: Array, y: Array, activation: str | None, policy: Policy | None, branch: int

@@ -260,9 +260,13 @@ class Table:
     def gather(self, units: Array) -> Array:
         """Return rows, in a new array."""
         raw = np.empty((len(units), self.row_bytes), np.uint8)
+        Table.gather_into(self, units, raw)
+        return raw.view(self.dtype)
+
+    def gather_into(self, units: Array, raw: Array) -> None:
+        """Write the bytes of rows to ``raw`` (units, bytes of a row), in C order."""
         if raw.size:
             self.store.segment.gather(self._offsets(units), self.row_bytes, raw)
-        return raw.view(self.dtype)
 
     def prefetch(self, units: Array) -> None:
         """Have the pager read rows, as far as its budget goes; returns at once."""

@@ -9,13 +9,15 @@ step are cut where pieces are, which follows from the pattern alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from prunus.cuda import dtypes, products
+from prunus._layout import blocks_along
+from prunus.cuda import configs, dtypes, products
 from prunus.cuda.blocks import Operand
 from prunus.cuda.finishing import finish
 from prunus.cuda.paged.blocks import Cut, Pieces, least_buffer
@@ -70,13 +72,14 @@ def multiply(
     one = w.member((0,) * len(w._batch)) if 0 not in w._batch else None
     if one is None:
         return
+    tile = _tile(where, w, x, out, activation)
     with borrowed(where, least_buffer(one)) as ring:
         for at in np.ndindex(*w._batch):
             # Of the broadcast dimensions, those that W has pick a member; the rest go with it.
             own = tuple(slice(None) if n == 1 else i for i, n in zip(at, w._batch, strict=True))
             index = (..., *own, slice(None), slice(None)) if own else ...
             with _one_batch(out[index]) as part:
-                member = _Member(where, w.member(at), products.flat(x[index]), part, bias, activation)
+                member = _Member(where, w.member(at), products.flat(x[index]), part, tile, bias, activation)
                 if w._t:
                     member.transposed(ring)
                 else:
@@ -99,6 +102,27 @@ def _one_batch(out: torch.Tensor) -> Iterator[torch.Tensor]:
     out.copy_(aside)
 
 
+def _tile(
+    where: Place, w: sparse_products.Operand, x: torch.Tensor, out: torch.Tensor, activation: str | None
+) -> configs.Tile | None:
+    """Return the tile that all pieces are computed in: that of the whole array; None for small blocks."""
+    br, bc = w.w.blocksize[::-1] if w._t else w.w.blocksize
+    if min(br, bc) < products.SMALLEST:
+        return None
+    rows, members = blocks_along(w._rows, br), math.prod(out.shape[:-2])
+    own = w.w.indptr.ndim > 1
+    return configs.dsd(
+        where,
+        (br, bc),
+        int(x.shape[-1]),
+        8 * dtypes.compute(dtypes.torch_of(w.w.dtype), x.dtype, out.dtype).itemsize,
+        precision=products.precision(),
+        rows=rows * members,
+        blocks=blocks_along(len(w.w.indices), max(rows * (members if own else 1), 1)),
+        activation=activation,
+    )
+
+
 class _Member(NamedTuple):
     """The product of one matrix on disk with its dense operand."""
 
@@ -106,6 +130,7 @@ class _Member(NamedTuple):
     w: BlockFile
     x: torch.Tensor
     out: torch.Tensor
+    tile: configs.Tile | None
     bias: torch.Tensor | None
     activation: str | None
 
@@ -121,11 +146,11 @@ class _Member(NamedTuple):
                 bias = None if self.bias is None else self.bias[rows]
                 out = self.out[..., rows, :]
                 if cut.begins and cut.ends:
-                    products.dsd(self.where, piece, self.x, out, bias, self.activation)
+                    products.dsd(self.where, piece, self.x, out, bias, self.activation, tile=self.tile)
                     continue
                 if sums is None:
                     sums = empty(out.shape, self._sums, self.where)
-                products.dsd(self.where, piece, self.x, sums, add=not cut.begins)
+                products.dsd(self.where, piece, self.x, sums, add=not cut.begins, tile=self.tile)
                 if cut.ends:
                     finish(self.where, sums, out, bias, self.activation)
                     sums = None
@@ -138,7 +163,7 @@ class _Member(NamedTuple):
         begun = False
         with closing(self._pieces(ring)) as pieces:
             for _, rows, piece in pieces:
-                products.dsd(self.where, piece, self.x[..., rows, :], sums, add=begun)
+                products.dsd(self.where, piece, self.x[..., rows, :], sums, add=begun, tile=self.tile)
                 begun = True
         if not begun:
             sums.zero_()
