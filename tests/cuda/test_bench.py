@@ -1,6 +1,7 @@
 """``bench gpu`` at tiny sizes: every section runs, finds wrong results, and names what it leaves out."""
 
 import csv
+from importlib.util import find_spec
 
 import pytest
 
@@ -38,15 +39,22 @@ def bench(place):
     return Bench(place, quick(TINY), Constant(), Budget(60), rounds=1)
 
 
-@pytest.mark.parametrize("section", list(SECTIONS))
+def _sections():
+    """Go through the sections; what is timed there may not be built yet."""
+    needed = {"ffn": ("ffn",), "attention": ("attention",), "overhead": ("linear", "ffn", "attention")}
+    for section in SECTIONS:
+        absent = [name for name in needed.get(section, ()) if not find_spec(f"prunus.cuda.layers.{name}")]
+        why = f"operations on tensors that are not built yet: {', '.join(absent)}"
+        yield pytest.param(section, marks=pytest.mark.xfail(reason=why, strict=True) if absent else ())
+
+
+@pytest.mark.parametrize("section", list(_sections()))
 def test_sections_run(bench, section):
     run(bench, [section])
     assert bench.rows
     assert {row.state for row in bench.rows} <= set(STATES)
-    wrong = [
-        (row.case.name, row.contestant, row.note) for row in bench.rows if row.state in ("wrong", "failed")
-    ]
-    assert not [row for row in wrong if row[1].startswith(OURS)]
+    bad = [row for row in bench.rows if row.state in ("wrong", "failed")]
+    assert not [(row.case.name, row.contestant, row.note) for row in bad if row.contestant.startswith(OURS)]
     ours = [row for row in bench.rows if row.kind in ("ours", "ceiling") and row.timed]
     assert ours
     assert all(row.seconds == 1e-6 and row.rounds for row in ours)
