@@ -134,7 +134,7 @@ def test_tables():
     text = report(H200, [COPY, PRODUCT, *race(), other])
     assert "copy 4.00 TB/s, dense product 800 TFLOP/s" in text
     (line,) = (line for line in text.splitlines() if line.startswith("W @ x 4096 b64 N=4096 10%"))
-    assert line.split()[7:] == ["prunus", "20.0", "687.2", "1.16", "200.0", "1.00", "10.00", "3.00"]
+    assert line.split()[7:] == ["prunus", "20.0", "687.2", "1.16", "0.65", "200.0", "1.00", "10.00", "3.00"]
     assert "failed: dsd: cusparse csr: W @ x 4096 b64 N=4096 30%: RuntimeError: no bfloat16" in text
     assert text.index("failed:") < text.index("targets:")
 
