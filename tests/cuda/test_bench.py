@@ -1,17 +1,20 @@
 """``bench gpu`` at tiny sizes: every section runs, finds wrong results, and names what it leaves out."""
 
+import contextlib
 import csv
+import gc
+from importlib.util import find_spec
 
 import pytest
 
 import prunus as pr
-from prunus.bench.gpu import files, peers
+from prunus.bench.gpu import files, overhead, peers, timing
 from prunus.bench.gpu.bench import OURS, Bench, Budget, Entry, MissingError
 from prunus.bench.gpu.record import STATES, Case
 from prunus.bench.gpu.report import report, summary
 from prunus.bench.gpu.run import SECTIONS, machine, run
 from prunus.bench.gpu.sizes import FULL, TINY, quick
-from prunus.bench.gpu.timing import HostTimer, Timed, timer_of
+from prunus.bench.gpu.timing import DeviceTimer, HostTimer, Timed, timer_of
 from prunus.cli import main
 
 
@@ -38,15 +41,22 @@ def bench(place):
     return Bench(place, quick(TINY), Constant(), Budget(60), rounds=1)
 
 
-@pytest.mark.parametrize("section", list(SECTIONS))
+def _sections():
+    """Go through the sections; what is timed there may not be built yet."""
+    needed = {"ffn": ("ffn",), "attention": ("attention",), "overhead": ("linear", "ffn", "attention")}
+    for section in SECTIONS:
+        absent = [name for name in needed.get(section, ()) if not find_spec(f"prunus.cuda.layers.{name}")]
+        why = f"operations on tensors that are not built yet: {', '.join(absent)}"
+        yield pytest.param(section, marks=pytest.mark.xfail(reason=why, strict=True) if absent else ())
+
+
+@pytest.mark.parametrize("section", list(_sections()))
 def test_sections_run(bench, section):
     run(bench, [section])
     assert bench.rows
     assert {row.state for row in bench.rows} <= set(STATES)
-    wrong = [
-        (row.case.name, row.contestant, row.note) for row in bench.rows if row.state in ("wrong", "failed")
-    ]
-    assert not [row for row in wrong if row[1].startswith(OURS)]
+    bad = [row for row in bench.rows if row.state in ("wrong", "failed")]
+    assert not [(row.case.name, row.contestant, row.note) for row in bad if row.contestant.startswith(OURS)]
     ours = [row for row in bench.rows if row.kind in ("ours", "ceiling") and row.timed]
     assert ours
     assert all(row.seconds == 1e-6 and row.rounds for row in ours)
@@ -139,6 +149,163 @@ def test_timers(place):
     assert {name: len(timed.seconds) for name, timed in found.items()} == {3: 2, 5: 2}
     assert timer.host(lambda: None, 3).median >= 0
     assert calls.count(2) >= 4
+
+
+class _Graph:
+    """Captures by remembering what to call; a replay writes to what the capture gave."""
+
+    cuda = None
+
+    def replay(self):
+        self.cuda.log.append("replay")
+        for kept, new in zip(self.kept, self.body(), strict=True):
+            kept.copy_(new)
+
+
+class _Cuda:
+    """What the timer asks of ``torch.cuda``, on the host."""
+
+    def __init__(self):
+        self.log, self.mode, self.capturing, self.stream, self.clock = [], 0, None, "main", 0.0
+        cuda = self
+
+        class Graph(_Graph):
+            pass
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                cuda.clock += 1.0
+                self.at = cuda.clock
+
+            def synchronize(self):
+                cuda.log.append("wait")
+
+            def elapsed_time(self, other):
+                return other.at - self.at
+
+        Graph.cuda, self.CUDAGraph, self.Event = self, Graph, Event
+
+    @contextlib.contextmanager
+    def graph(self, graph):
+        self.stream, self.capturing = "side", graph
+        yield
+        self.stream, self.capturing = "main", None
+
+    def wait(self):
+        if self.mode == "error" or self.capturing:
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    def synchronize(self):
+        assert not self.capturing
+
+    def current_stream(self):
+        return self.stream
+
+    def set_stream(self, stream):
+        self.stream, self.capturing = stream, None
+
+    def get_sync_debug_mode(self):
+        return self.mode
+
+    def set_sync_debug_mode(self, mode):
+        self.mode = mode
+
+    def empty_cache(self):
+        pass
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A GPU's timer and checks on the host: what they do, step by step, and not how long it takes."""
+    cuda, real = _Cuda(), timing.libraries()
+
+    class Torch:
+        def __getattr__(self, name):
+            return cuda if name == "cuda" else getattr(real.torch, name)
+
+    monkeypatch.setattr(timing, "libraries", lambda: real._replace(torch=Torch()))
+    monkeypatch.setattr(timing, "_FLUSH", 1 << 12)
+
+    def captured(body):
+        kept = []
+
+        def run():
+            kept.append(body())
+            return kept[-1]
+
+        graph, result = right(run)
+        graph.kept = result if isinstance(result, list) else [result]
+        graph.body = lambda: body() if isinstance(result, list) else [body()]
+        return graph, result
+
+    right = timing.captured
+    monkeypatch.setattr(timing, "captured", captured)
+    monkeypatch.setattr(overhead, "captured", captured)
+    cuda.torch = Torch()
+    yield cuda
+    gc.unfreeze()
+
+
+def test_device_times(cuda, place):
+    torch, calls = cuda.torch, []
+
+    def quick():
+        calls.append("quick")
+        return torch.ones(3)
+
+    def waits():
+        calls.append("waits")
+        cuda.wait() if cuda.mode == "error" else None
+        return torch.ones(3)
+
+    def uncaptured():
+        if cuda.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.ones(3)
+
+    timer = DeviceTimer(place)
+    found = timer.race({0: [quick] * 4, 1: [waits], 2: [uncaptured] * 2}, 5)
+    assert [found[at].how for at in range(3)] == ["graph", "events", "events"]
+    # A millisecond between the events, shared by the calls; rounds of 30 ms at most, but 5 were asked for.
+    assert found[0].seconds == (0.25e-3,) * 5
+    assert found[1].seconds == (1e-3,) * 5
+    assert found[2].seconds == (0.5e-3,) * 5
+    assert (cuda.stream, cuda.mode, cuda.capturing) == ("main", 0, None)
+    assert cuda.log.count("replay") == 1 + 1 + 5
+    assert len(timer.host(quick, 3).seconds) == 3
+
+
+def test_what_waits_and_what_replays_wrongly_is_found(cuda, bench, monkeypatch):
+    torch = bench.torch = cuda.torch
+    calls = []
+
+    def waits(x):
+        cuda.wait()
+        return x * 2
+
+    def drifts(x):
+        calls.append(x)
+        return x * len(calls)
+
+    x = torch.arange(4.0)
+    operations = [overhead._Operation(run.__name__, x, run) for run in (torch.sin, waits, drifts)]
+    monkeypatch.setattr(overhead, "_operations", lambda bench: operations)
+    monkeypatch.setattr(overhead, "_calls", lambda bench: None)
+    monkeypatch.setattr(peers, "needs_gpu", lambda where: None)
+    overhead.run(bench)
+    states = {(row.case.what, row.case.detail): row.state for row in bench.rows}
+    assert states == {
+        (overhead.SYNC, "sin"): "held",
+        (overhead.CAPTURE, "sin"): "held",
+        (overhead.SYNC, "waits"): "wrong",
+        (overhead.CAPTURE, "waits"): "failed",
+        (overhead.SYNC, "drifts"): "held",
+        (overhead.CAPTURE, "drifts"): "wrong",
+    }
+    assert (cuda.stream, cuda.mode) == ("main", 0)
 
 
 def test_the_command_writes_what_it_found(bench, tmp_path, capsys, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +23,10 @@ _SHARE = 0.1
 _WINDOW = 8
 
 
+# What makes a call of queries, keys and values.
+_Make = Callable[[Any, Any, Any], Call]
+
+
 class _Heads(NamedTuple):
     """Queries, keys and values (heads, positions, features), and which blocks see which; None: all."""
 
@@ -32,6 +36,11 @@ class _Heads(NamedTuple):
     grid: Any | None
     causal: bool
     block: int
+
+    @property
+    def shared(self) -> bool:
+        """Whether several heads have the same keys and values."""
+        return len(self.q) != len(self.k)
 
     @property
     def mask(self) -> Any:
@@ -94,20 +103,23 @@ def _line_up(bench: Bench, what: str, heads: _Heads) -> list[Entry]:
     used = float(heads.sees(torch).any(0).float().mean())
     nbytes = 2.0 * (2 * heads.q.numel() + used * 2 * heads.k.numel())
     reference = once(partial(_exact, bench, heads))
-    lines: list[tuple[str, str, Any, Any]] = [
+    lines: list[tuple[str, str, Callable[[], _Make], Any]] = [
         (OURS, "ours", partial(_ours, heads), None),
         (peers.FLEX, "peer", partial(_flex, bench, heads), _first),
         (peers.SDPA, "peer", partial(_sdpa, bench, heads), _first),
     ]
     several = partial(_several, bench, flops, nbytes, heads)
     return [
-        Entry(case, name, kind, partial(several, make), reference, flops, nbytes, dense)
-        for name, kind, make, dense in lines
+        Entry(case, name, kind, partial(several, begin), reference, flops, nbytes, dense)
+        for name, kind, begin, dense in lines
     ]
 
 
-def _several(bench: Bench, flops: float, nbytes: float, heads: _Heads, make: Any) -> Sequence[Call]:
-    """Return calls on sets of operands."""
+def _several(
+    bench: Bench, flops: float, nbytes: float, heads: _Heads, begin: Callable[[], _Make]
+) -> Sequence[Call]:
+    """Return calls on sets of operands; what they have in common is made once."""
+    make = begin()
     calls = [make(heads.q, heads.k, heads.v)]
     for _ in range(bench.sets(flops, nbytes) - 1):
         calls.append(make(heads.q.clone(), heads.k.clone(), heads.v.clone()))
@@ -118,32 +130,33 @@ def _first(result: Any) -> Any:
     return result[0]
 
 
-def _ours(heads: _Heads, q: Any, k: Any, v: Any) -> Call:
+def _ours(heads: _Heads) -> _Make:
     mask = heads.mask
-    return lambda: pr.attention(q, k, v, mask=mask, causal=heads.causal, blocksize=heads.block)
+    given = {"mask": mask, "causal": heads.causal, "blocksize": heads.block}
+    return lambda q, k, v: lambda: pr.attention(q, k, v, **given)
 
 
-def _flex(bench: Bench, heads: _Heads, q: Any, k: Any, v: Any) -> Call:
+def _flex(bench: Bench, heads: _Heads) -> _Make:
     attend, make_mask = peers.flex(bench.where)
     grid, block, causal = heads.grid, heads.block, heads.causal
-    n, m = int(q.shape[1]), int(k.shape[1])
+    n, m = int(heads.q.shape[1]), int(heads.k.shape[1])
 
     def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
         seen = query + (m - n) >= key if causal else key >= 0
         return seen if grid is None else seen & grid[query // block, key // block]
 
-    mask = make_mask(sees, None, None, n, m, device=str(q.device)) if causal or grid is not None else None
-    shared = q.shape[0] != k.shape[0]
-    return lambda: attend(q[None], k[None], v[None], block_mask=mask, enable_gqa=shared)
+    pattern = causal or grid is not None
+    mask = make_mask(sees, None, None, n, m, device=str(heads.q.device)) if pattern else None
+    given = {"block_mask": mask, "enable_gqa": heads.shared}
+    return lambda q, k, v: lambda: attend(q[None], k[None], v[None], **given)
 
 
-def _sdpa(bench: Bench, heads: _Heads, q: Any, k: Any, v: Any) -> Call:
+def _sdpa(bench: Bench, heads: _Heads) -> _Make:
     attend = bench.torch.nn.functional.scaled_dot_product_attention
-    shared = q.shape[0] != k.shape[0]
     plain = heads.grid is None
     mask = None if plain else heads.sees(bench.torch)
-    causal = heads.causal and plain
-    return lambda: attend(q[None], k[None], v[None], attn_mask=mask, is_causal=causal, enable_gqa=shared)
+    given = {"attn_mask": mask, "is_causal": heads.causal and plain, "enable_gqa": heads.shared}
+    return lambda q, k, v: lambda: attend(q[None], k[None], v[None], **given)
 
 
 def _exact(bench: Bench, heads: _Heads) -> Any:

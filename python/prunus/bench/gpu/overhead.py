@@ -11,6 +11,7 @@ from prunus.bench.gpu import peers
 from prunus.bench.gpu.bench import OURS, Bench, MissingError, first_line
 from prunus.bench.gpu.operands import KIND, weights
 from prunus.bench.gpu.record import Case
+from prunus.bench.gpu.timing import captured, refusing_to_wait
 
 __all__ = ["CALL", "CAPTURE", "SYNC", "run"]
 
@@ -42,7 +43,9 @@ def run(bench: Bench) -> None:
                 bench.add(case, OURS, "ours", "skipped", f"{bench.budget.minutes:g} minutes were up")
                 continue
             try:
-                operation.run(operation.x)  # compiled
+                result = operation.run(operation.x)  # compiled
+                if not isinstance(result, bench.torch.Tensor):
+                    raise TypeError(f"a result that is no tensor: {type(result).__name__}")
                 peers.needs_gpu(bench.where)
                 wrong = look(bench, operation)
             except MissingError as why:
@@ -85,9 +88,7 @@ def _replays(bench: Bench, call: Callable[[], Any]) -> Callable[[], Any]:
     """Return what replays a call."""
     peers.needs_gpu(bench.where)
     call()
-    graph = bench.torch.cuda.CUDAGraph()
-    with bench.torch.cuda.graph(graph):
-        call()
+    graph, _ = captured(call)
     replay: Callable[[], Any] = graph.replay
     return replay
 
@@ -131,14 +132,12 @@ def _sync(bench: Bench, operation: _Operation) -> str:
     """Say what waits for the device; nothing: an empty text."""
     cuda = bench.torch.cuda
     cuda.synchronize()
-    before = cuda.get_sync_debug_mode()
-    cuda.set_sync_debug_mode("error")
     try:
-        operation.run(operation.x)
+        with refusing_to_wait():
+            operation.run(operation.x)
     except RuntimeError as error:
         return first_line(error)
     finally:
-        cuda.set_sync_debug_mode(before)
         cuda.synchronize()
     return ""
 
@@ -149,9 +148,7 @@ def _capture(bench: Bench, operation: _Operation) -> str:
     x = operation.x.clone()
     operation.run(x)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        replayed = operation.run(x)
+    graph, replayed = captured(partial(operation.run, x))
     x.copy_(operation.x.flip(0))
     graph.replay()
     torch.cuda.synchronize()

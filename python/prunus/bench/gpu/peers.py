@@ -106,4 +106,7 @@ def flex(where: Place) -> tuple[Callable[..., Any], Callable[..., Any]]:
     needs_gpu(where)
     module = "torch.nn.attention.flex_attention"
     attention, mask = _found(module, "flex_attention"), _found(module, "create_block_mask")
-    return libraries().torch.compile(attention, dynamic=False), mask
+    torch = libraries().torch
+    # Each pattern is compiled anew, and after a few of them torch would stop doing so.
+    torch.compiler.reset()
+    return torch.compile(attention, dynamic=False), mask

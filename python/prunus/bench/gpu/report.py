@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from prunus._table import format_table
 from prunus.bench.gpu.record import Machine, Race, Row, races
-from prunus.bench.gpu.targets import Ceilings, ceilings_of, targets
+from prunus.bench.gpu.targets import Ceilings, allowed, ceilings_of, targets
 from prunus.bench.targets import format_targets
 
 __all__ = ["report", "summary"]
@@ -20,7 +20,8 @@ def report(machine: Machine, rows: Sequence[Row]) -> str:
 
     Times are medians in microseconds, of the device. Rates of prunus are of what is stored or live, those of
     dense contestants of the whole product. "/ roofline" is the time over the larger of the bytes that must be
-    moved at the copy's rate and the operations at the dense product's.
+    moved at the copy's rate and the operations at the dense product's; "/ allowed" is the time over 1.5 times
+    as much and 5 µs.
     """
     ceilings = ceilings_of(rows)
     every = races(rows)
@@ -52,7 +53,8 @@ def summary(rows: Sequence[Row]) -> str:
 
 def _section(group: Sequence[Race], ceilings: Ceilings | None) -> str:
     peers = list(dict.fromkeys(name for race in group for name in race.peers()))
-    header = ["case", "contestant", "us", "TFLOP/s", "/ roofline", "dense us", "rate / dense", "dense / time"]
+    header = ["case", "contestant", "us", "TFLOP/s", "/ roofline", "/ allowed"]
+    header += ["dense us", "rate / dense", "dense / time"]
     header += [f"x {name}" for name in peers]
     rows = []
     for race in group:
@@ -61,6 +63,7 @@ def _section(group: Sequence[Race], ceilings: Ceilings | None) -> str:
             cells = [row.case.name, row.contestant + _marks(row), microseconds(row.seconds)]
             cells.append(_number(row.rate * 1e-12, 1))
             cells.append(_number(row.seconds / ceilings.roofline(row), 2) if ceilings else _NONE)
+            cells.append(_number(row.seconds / allowed(row, ceilings), 2) if ceilings else _NONE)
             cells.append(microseconds(dense.seconds) if dense else _NONE)
             cells.append(_number(row.rate / dense.rate, 2) if dense else _NONE)
             cells.append(_number(dense.seconds / row.seconds, 2) if dense else _NONE)

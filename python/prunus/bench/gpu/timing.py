@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from prunus.cuda.runtime import Place
 from prunus.cuda.versions import libraries
 
-__all__ = ["Call", "DeviceTimer", "HostTimer", "Timed", "Timer", "timer_of"]
+__all__ = ["Call", "DeviceTimer", "HostTimer", "Timed", "Timer", "captured", "refusing_to_wait", "timer_of"]
 
 Call = Callable[[], Any]
 
@@ -88,6 +90,41 @@ class HostTimer:
         return (time.perf_counter() - start) / len(calls)
 
 
+def captured(body: Call) -> tuple[Any, Any]:
+    """Return a CUDA graph of what a function launches, and what the function returned.
+
+    Raises
+    ------
+    Exception
+        What the function raises, or CUDA where it launched what cannot be captured.
+    """
+    cuda = libraries().torch.cuda
+    stream = cuda.current_stream()
+    graph = cuda.CUDAGraph()
+    try:
+        with cuda.graph(graph):
+            result = body()
+    except BaseException:
+        # torch may leave its own stream current where a capture fails.
+        cuda.set_stream(stream)
+        raise
+    return graph, result
+
+
+@contextlib.contextmanager
+def refusing_to_wait() -> Iterator[None]:
+    """Have torch raise where it would wait for the device."""
+    cuda = libraries().torch.cuda
+    before = cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is a prototype
+        cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            cuda.set_sync_debug_mode(before)
+
+
 class _Prepared:
     """Calls of one contestant, captured in a graph where that can be."""
 
@@ -98,20 +135,23 @@ class _Prepared:
         cuda = libraries().torch.cuda
         cuda.synchronize()
         start = time.perf_counter()
-        kept = [call() for call in calls]
+        kept = self._all()
         self.host = time.perf_counter() - start
         cuda.synchronize()
         del kept
-        graph = cuda.CUDAGraph()
-        # What waits for the device cannot be captured, and some libraries do.
+        # What waits for the device cannot be captured, and a capture that fails is trouble: it is not tried.
         with contextlib.suppress(Exception):
-            with cuda.graph(graph):
-                # Results stay, so that each call has memory of its own to write to.
-                self.kept = [call() for call in calls]
+            with refusing_to_wait():
+                calls[0]()
+            # Results stay, so that each call has memory of its own to write to.
+            graph, self._kept = captured(self._all)
             graph.replay()
             cuda.synchronize()
             self.graph, self.how = graph, "graph"
         cuda.synchronize()
+
+    def _all(self) -> list[Any]:
+        return [call() for call in self.calls]
 
     def run(self) -> None:
         """Do it, without waiting."""
@@ -138,6 +178,9 @@ class DeviceTimer:
 
     def __init__(self, where: Place) -> None:
         self._torch = libraries().torch
+        # torch collects garbage before each capture: what there is until now need not be looked at again.
+        gc.collect()
+        gc.freeze()
         # Random values: what is all zeros may be compressed on its way.
         values = {"dtype": self._torch.int32, "device": where.device}
         self._buffer = self._torch.randint(1, 100, (_FLUSH // 4,), **values)
