@@ -1,4 +1,4 @@
-"""Layers in which nothing is pruned: products by torch's library, activations with as few launches as can be."""
+"""Layers in which nothing is pruned: products by torch's library, activations in few launches."""
 
 from __future__ import annotations
 

@@ -515,8 +515,8 @@ def combine(
             )
     if last:
         return
-    wide = power(n, 16, 512)
-    across = blocks_along(n, wide)
+    columns = power(n, 16, 512)
+    across = blocks_along(n, columns)
     launch(
         where,
         kernels.join,
@@ -533,7 +533,7 @@ def combine(
         out.stride(0),
         BIAS=bias is not None,
         ADD=add,
-        TN=wide,
+        TN=columns,
         num_warps=4,
     )
 
