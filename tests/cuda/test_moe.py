@@ -195,6 +195,26 @@ def test_dead_units_do_not_meet_infinities(rng, place, value):
     np.testing.assert_array_equal(part.numpy(), got[alone])
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_counters(rng, place, apart):
+    x, _, up, down, gate = weights(rng, place, d=16, f=32, out=8, rows=4)
+    logits = torch.full((4, 5), -1.0, device=place.device)
+    logits[:3, [0, 3]], logits[3, [3, 4]] = 1.0, 1.0
+    parts = [list(part) for part in (up, down, gate)] if apart else (up, down, gate)
+    with pr.trace() as t:
+        pr.moe(x, None, *parts, logits=logits)
+    each, size = 2 * (2 * 16 * 32 + 32 * 8), 4 * (2 * 16 * 32 + 32 * 8)
+    assert (t.flops, t.flops_skipped) == (8 * each, 12 * each)
+    assert (t.bytes_loaded, t.bytes_skipped) == (3 * size, 2 * size)
+    assert t.live_fraction == 8 / 20
+    assert t.union_fraction == 3 / 5
+    # Every second unit known to be dead: its share of the matrices is not multiplied.
+    with pr.trace() as t:
+        pr.moe(x, None, *parts, logits=logits, prune=pr.Fixed(np.arange(32) % 2 == 0))
+    assert (t.flops, t.flops_skipped) == (4 * each, 16 * each)
+    assert t.bytes_loaded == 3 * size // 2
+
+
 def test_routes(rng, place):
     logits = torch.from_numpy(rng.integers(-2, 3, (70, 6)).astype(np.float32)).to(place.device)
     logits[4, :5] = float("-inf")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prunus._errors import PrunusError
 from prunus._layout import blocks_along
 from prunus.cuda import dtypes
+from prunus.cuda.deciding import judge, spread
+from prunus.cuda.expert_counts import count_experts, count_routes
 from prunus.cuda.grouped import (
     Matrices,
     Routes,
@@ -21,8 +23,9 @@ from prunus.cuda.grouped import (
     route,
 )
 from prunus.cuda.operands import as_floats, where_of
-from prunus.cuda.policies import decide, foreseen
+from prunus.cuda.policies import foreseen
 from prunus.cuda.runtime import Place, empty, zeros
+from prunus.cuda.tracing import traced
 from prunus.cuda.versions import libraries
 from prunus.pruning._checks import check_count
 from prunus.pruning._rows import check_activation, check_branch
@@ -48,6 +51,16 @@ class _Expert(NamedTuple):
     def matrices(self) -> list[torch.Tensor]:
         """All of them."""
         return [w for w in (self.up, self.down, self.gate) if w is not None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(w.numel() * w.element_size() for w in self.matrices)
+
+    @property
+    def flops(self) -> int:
+        """Operations that one row costs where nothing is pruned."""
+        return sum(2 * w.numel() for w in self.matrices)
 
     @property
     def form(self) -> tuple[Any, ...]:
@@ -123,24 +136,45 @@ def moe(
         for w in one.matrices:
             kind = dtypes.result(kind, w.dtype, names=("x", "an expert"))
     sums = dtypes.sums(kind)
-    routes = route(where, source, weights, top_k, bool(renormalize), len(experts))
-    y = empty((routes.copies, width), sums, where)
-    for group in _groups(experts, styles, (w_up, w_down, w_gate), where):
-        _run(where, rows, routes, group, kind, y)
-    out = empty((len(rows), width), sums if always else kind, where)
-    gather_sum(where, y, routes, out)
-    for one in always:
-        all_rows = everything(len(rows), where)
-        part = empty((len(rows), width), sums, where)
-        gate = None if one.gate is None else Matrices(one.gate[None])
-        group = _Group(Matrices(one.up[None]), Matrices(one.down[None]), gate, common, None)
-        _run(where, rows, all_rows, group, kind, part)
-        out += part
-    return out.to(kind).reshape(*lead, width)
+    with traced("moe", where) as step:
+        routes = route(where, source, weights, top_k, bool(renormalize), len(experts))
+        if step:
+            if weights is not None:
+                size = weights.numel()
+                step.count(flops=2 * size * len(rows), bytes_loaded=size * weights.element_size())
+            count_routes(step, routes, experts[0].flops, experts[0].nbytes)
+        y = empty((routes.copies, width), sums, where)
+        for group in _groups(experts, styles, (w_up, w_down, w_gate), where):
+            _run(where, rows, routes, group, kind, y)
+        out = empty((len(rows), width), sums if always else kind, where)
+        gather_sum(where, y, routes, out)
+        for one in always:
+            all_rows = everything(len(rows), where)
+            part = empty((len(rows), width), sums, where)
+            gate = None if one.gate is None else Matrices(one.gate[None])
+            group = _Group(Matrices(one.up[None]), Matrices(one.down[None]), gate, common, None)
+            _run(where, rows, all_rows, group, kind, part)
+            out += part
+        return out.to(kind).reshape(*lead, width)
 
 
 def _run(where: Place, x: torch.Tensor, routes: Routes, group: _Group, kind: Any, y: torch.Tensor) -> None:
     """Write what experts give for their copies of rows to ``y`` (copies, n)."""
+    with traced("expert", where) as at:
+        live, known = _compute(where, x, routes, group, kind, y)
+        if at:
+            units = group.up.size[0]
+            deciding = group.up if group.gate is None else group.gate
+            used = [w for w in (group.up, group.down, group.gate) if w is not None]
+            matrices = [(w.like, w is deciding and not known) for w in used]
+            branch = min(group.style.branch, max(units, 1))
+            count_experts(at, routes, matrices, group.active, live, branch, units)
+
+
+def _compute(
+    where: Place, x: torch.Tensor, routes: Routes, group: _Group, kind: Any, y: torch.Tensor
+) -> tuple[torch.Tensor | None, bool]:
+    """Compute experts; return which branches of copies were live, None: all, and if that was foreseen."""
     torch = libraries().torch
     policy, activation = group.style.policy, group.style.activation
     units = group.up.size[0]
@@ -149,7 +183,7 @@ def _run(where: Place, x: torch.Tensor, routes: Routes, group: _Group, kind: Any
     if policy is None:
         project(where, x, routes, group.up, h, gate=group.gate, activation=activation, active=active)
         project(where, h, routes, group.down, y, gather=False, active=active)
-        return
+        return None, False
     branch = min(group.style.branch, max(units, 1))
     live = _foreseen(policy, x, routes, blocks_along(units, branch))
     known = live is not None
@@ -158,15 +192,15 @@ def _run(where: Place, x: torch.Tensor, routes: Routes, group: _Group, kind: Any
     first = zeros((routes.copies, units), y.dtype, where)
     project(where, x, routes, deciding, first, activation=activation, live=live, branch=branch, active=active)
     if live is None:
-        live = decide(policy, norms_of(first, branch, policy.norm)).contiguous()
+        live = judge(where, policy, first, branch, None).contiguous()
     if group.gate is not None:
         project(where, x, routes, group.up, h, scale=first, live=live, branch=branch, active=active)
     elif known:
         h = first.to(kind)
     else:
-        every = live.repeat_interleave(branch, 1)[:, :units]
-        h = torch.where(every, first, 0).to(kind)
+        h = torch.where(spread(live, branch, units), first, 0).to(kind)
     project_live(where, h, routes, group.down, live, branch, y, active)
+    return live, known
 
 
 def _foreseen(policy: Policy, x: torch.Tensor, routes: Routes, branches: int) -> torch.Tensor | None:
@@ -177,27 +211,6 @@ def _foreseen(policy: Policy, x: torch.Tensor, routes: Routes, branches: int) ->
     # Behind the last copy there may be anything.
     at = routes.rows.clamp(0, max(len(x) - 1, 0))
     return live.index_select(0, at)
-
-
-def norms_of(h: torch.Tensor, branch: int, norm: str) -> torch.Tensor:
-    """Return the norms of branches of ``h`` (rows, units), in its dtype.
-
-    As :func:`prunus.pruning._rows.norms_of`: squares of what is very large or small are out of range, so they
-    are taken of shares of the largest value.
-    """
-    torch = libraries().torch
-    rows, units = h.shape
-    branches = blocks_along(int(units), branch)
-    wide = torch.nn.functional.pad(h, (0, branches * branch - int(units)))
-    parts = wide.reshape(rows, branches, branch)
-    if not parts.numel():
-        return h.new_zeros((rows, branches))
-    most = parts.abs().amax(-1)
-    if norm == "max":
-        return most
-    unit = torch.where((most > 0) & torch.isfinite(most), most, 1)
-    norms = unit * (parts / unit[..., None]).square().sum(-1).sqrt()
-    return torch.where(torch.isfinite(most), norms, most)
 
 
 def _rows(x: Any, where: Place) -> tuple[torch.Tensor, tuple[int, ...]]:
