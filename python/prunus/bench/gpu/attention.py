@@ -70,7 +70,7 @@ def run(bench: Bench) -> None:
     n, block = sizes.length, sizes.block
     blocks = -(-n // block)
     at = bench.torch.arange(blocks, device=bench.device)
-    near = (at[:, None] - at).abs() < _WINDOW
+    near = (at[:, None] - at).abs() < min(_WINDOW, max(blocks // 2, 1))
     some = bench.grid(blocks, blocks, _SHARE) | (at[:, None] == at)
     for heads in sizes.attention:
         for what, grid, causal in (

@@ -228,7 +228,7 @@ class Bench:
         if tuple(result.shape) != tuple(expected.shape):
             raise ValueError(f"a result of shape {tuple(result.shape)}, expected {tuple(expected.shape)}")
         difference = (result.to(expected.dtype) - expected).abs().max()
-        error = float(difference / expected.abs().max())
+        error = float(difference) / (float(expected.abs().max()) or 1.0)
         return math.inf if math.isnan(error) else error
 
 

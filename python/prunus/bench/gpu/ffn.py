@@ -80,7 +80,10 @@ def _line_up(bench: Bench, layer: _Layer, x: Any, detail: str) -> list[Entry]:
     (h, d), rows = layer.up.shape, int(x.shape[0])
     case = Case("ffn", "ffn", KIND, h, 1, rows, detail=detail)
     every = once(partial(_hidden, bench, layer, x))
-    live = bench.grid(1, h, _LIVE)[0]
+    # What is known or predicted to be live is what contributes most to the first row.
+    most = every()[0][0].abs().topk(max(round(_LIVE * h), 1)).indices
+    live = bench.torch.zeros(h, dtype=bench.torch.bool, device=bench.device)
+    live[most] = True
     entries = [_dense(bench, case, layer, x, every)]
     known = pr.Fixed(live.cpu().numpy())
     guess = _predictor(bench, live, layer)
