@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunus.cuda.arrays import BSR
+    from prunus.cuda.layers.packed import FFN
     from prunus.cuda.measuring import autotune
     from prunus.cuda.paged.resident import keep, kept
 
-__all__ = ["BSR", "autotune", "keep", "kept"]
+__all__ = ["BSR", "FFN", "autotune", "keep", "kept"]
 
-_WHERE = {"BSR": "arrays", "autotune": "measuring", "keep": "paged.resident", "kept": "paged.resident"}
+_WHERE = {
+    "BSR": "arrays",
+    "FFN": "layers.packed",
+    "autotune": "measuring",
+    "keep": "paged.resident",
+    "kept": "paged.resident",
+}
 
 
 def __getattr__(name: str) -> Any:

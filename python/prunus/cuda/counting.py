@@ -45,6 +45,8 @@ def count_rows(
 ) -> None:
     """Count what was done with tables of one row a unit; as :func:`prunus.pruning._rows.count_rows`.
 
+    What is live is read back when somebody looks at the trace.
+
     Parameters
     ----------
     at : Span
@@ -66,4 +68,7 @@ def count_rows(
         found = _core.count_rows(seen, branch, rows, units, TILE, shown)
         return dict(zip(_NAMES, found, strict=True))
 
-    at.count(**numbers())
+    if live is None:
+        at.count(**numbers())
+    else:
+        at.later(numbers)

@@ -90,7 +90,7 @@ def find(
         Whether the policy foresaw it.
     """
     rows, units = (int(size) for size in out.shape)
-    live = foreseen(policy, x, blocks_along(units, branch)) if ask else None
+    live = foreseen(policy, x, blocks_along(units, branch), where) if ask else None
     if live is not None:
         dots(where, x, w, out, live, branch, bias, activation, clear=clear)
         return live, True
@@ -98,19 +98,15 @@ def find(
     dots(where, x, w, out, None, branch, bias, activation, None, found)
     if found.live is not None:
         return found.live, False
-    live = decide(policy, found.norms)
+    live = decide(policy, found.norms, where=where)
     if clear:
         out.masked_fill_(~spread(live, branch, units), 0)
     return live, False
 
 
-def judge(
-    where: Place, policy: Policy, h: torch.Tensor, branch: int, ahead: torch.Tensor | None
-) -> torch.Tensor:
+def judge(where: Place, policy: Policy, h: torch.Tensor, branch: int) -> torch.Tensor:
     """Return which branches of ``h`` (rows, units), in the dtype that sums have, are live."""
-    if ahead is not None:
-        return ahead
     rows, units = (int(size) for size in h.shape)
     found = _found(where, policy, rows, units, branch, h.dtype)
     settle(where, h, None, found)
-    return decide(policy, found.norms) if found.live is None else found.live
+    return decide(policy, found.norms, where=where) if found.live is None else found.live

@@ -562,7 +562,7 @@ def feed_forward(
     if gate is None:
         dots(where, x, up, h, live, branch, b_up, activation, clear=False)
     else:
-        first = empty((len(x), len(up)), sums, where)
+        first = empty((len(x), len(up)), inner or sums, where)
         dots(where, x, gate, first, live, branch, None, activation, clear=False)
         dots(where, x, up, h, live, branch, b_up, None, first, clear=False)
     combine(where, h, down, out, live, branch, b_down, zeroed=inner is not None)

@@ -175,8 +175,8 @@ def named(name: str) -> Place:
     PrunusError
         If there is none.
     """
-    index = name.partition(":")[2]
-    if ":" in name and not index.isdecimal():
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or (":" in name and not index.isdecimal()):
         raise PrunusError(f"no device {name!r}: expected 'cuda', or 'cuda:' and a number")
     return current(int(index) if index else None)
 

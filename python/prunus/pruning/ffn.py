@@ -14,7 +14,9 @@ from numpy.typing import DTypeLike
 
 from prunus import engines
 from prunus._arrays import from_panels, in_panels, side_by_side
+from prunus._device import on_device
 from prunus._dtypes import FLOATS, Array, DType, as_dtype, result_dtype
+from prunus._errors import PrunusError
 from prunus._layout import blocks_along
 from prunus._threads import get_num_threads
 from prunus._trace import Span, span
@@ -198,7 +200,7 @@ class FFN(FeedForward):
         *,
         b_up: Any = None,
         b_down: Any = None,
-    ) -> Self:
+    ) -> Any:
         """Copy weights into a layout in which what belongs to a hidden unit lies together.
 
         Parameters
@@ -221,6 +223,7 @@ class FFN(FeedForward):
         Returns
         -------
         FFN
+            A :class:`prunus.cuda.FFN` of tensors on a GPU.
 
         Raises
         ------
@@ -229,6 +232,10 @@ class FFN(FeedForward):
         TypeError
             If the weights are no floats.
         """
+        if on_device(w_up, w_down, w_gate, b_up, b_down):
+            from prunus.cuda.layers import ffn as there  # torch may be missing
+
+            return there.FFN.pack(w_up, w_down, w_gate, decide, dtype, b_up=b_up, b_down=b_down)
         if decide not in DECIDERS:
             raise ValueError(f"decide must be one of {', '.join(DECIDERS)}, got {decide!r}")
         if decide == "gate" and w_gate is None:
@@ -292,6 +299,31 @@ class FFN(FeedForward):
         for array in (*kept, self._up, self._sums, self._gate):
             if array is not None:
                 array.flags.writeable = False
+
+    def to(self, device: Any) -> Any:
+        """Return the layer on a device: itself for ``"cpu"``, a :class:`prunus.cuda.FFN` for ``"cuda"``.
+
+        Parameters
+        ----------
+        device : str or torch.device
+            "cpu", "cuda" (torch's current GPU) or "cuda:1".
+
+        Raises
+        ------
+        PrunusError
+            If there is no such device, or torch is missing.
+        MemoryError
+            If the GPU has not that much memory left.
+        """
+        name = str(device)
+        if name == "cpu":
+            return self
+        if name.partition(":")[0] != "cuda":
+            raise PrunusError(f"no device {name!r}: layers live on 'cpu' or 'cuda'")
+        from prunus.cuda import runtime
+        from prunus.cuda.layers import ffn as there
+
+        return there.FFN.from_host(self, runtime.named(name))
 
     def apart(self) -> Self:
         """Return the layer with each matrix by itself, the down-projection in a panel for each thread.
@@ -463,7 +495,7 @@ def ffn(
     activation: str | None = "relu",
     prune: Any = None,
     branch: int = 1,
-) -> Array:
+) -> Any:
     """Return a feed-forward layer's output, leaving out what is dead: :class:`FFN` without packing.
 
     The gate decides, or the up-projection where there is none. Rows of ``w_up`` and ``w_gate`` are skipped
@@ -508,6 +540,10 @@ def ffn(
     >>> pr.ffn(x, up, down)
     array([2.], dtype=float32)
     """
+    if on_device(x, w_up, w_down, w_gate, b_up, b_down):
+        from prunus.cuda.layers.ffn import ffn as there  # torch may be missing
+
+        return there(x, w_up, w_down, w_gate, b_up, b_down, activation, prune, branch)
     _rows.check_activation(activation)
     policy, branch = Threshold(0.0) if prune is None else as_policy(prune), _rows.check_branch(branch)
     assert policy is not None

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 from prunus._errors import PrunusError
 from prunus._layout import blocks_along
 from prunus._storage import BlockStorage
-from prunus._trace import span
-from prunus.cuda import dense, dtypes, products
+from prunus.cuda import dense, dtypes
 from prunus.cuda.arrays import BSR
 from prunus.cuda.compaction import compact
 from prunus.cuda.counting import Table, count_rows
 from prunus.cuda.deciding import find, judge
 from prunus.cuda.layers.arguments import as_rows, as_table, as_vector
+from prunus.cuda.layers.matmul import matmul
 from prunus.cuda.operands import where_of
 from prunus.cuda.policies import foreseen
 from prunus.cuda.rows import sums_of
 from prunus.cuda.runtime import Place, empty
+from prunus.cuda.tracing import traced
 from prunus.pruning._rows import check_activation, check_branch
 from prunus.pruning.policies import Policy, as_policy
 
@@ -36,7 +37,6 @@ def linear(
     prune: Any = None,
     branch: int = 32,
     blockrows: int = 16,
-    where: Place | None = None,
 ) -> Any:
     """Return ``activation(x @ w.T + b)``; with a policy, as a BSR of its live branches.
 
@@ -60,8 +60,6 @@ def linear(
         Neighbouring outputs that live and die together: the width of the result's blocks.
     blockrows : int, default 16
         Rows in a block of the result.
-    where : Place, optional
-        Where the operands live, if that is known.
 
     Returns
     -------
@@ -80,35 +78,30 @@ def linear(
     check_activation(activation)
     policy = as_policy(prune)
     blockrows = check_branch(blockrows, name="blockrows")
-    if where is None:
-        where = where_of(x, w, b)
+    where = where_of(x, w, b)
     table = _weights(w, where)
     units, features = (int(size) for size in table.shape)
     branch = check_branch(branch, units)
     rows, lead = as_rows(x, features, where)
     bias = as_vector(b, units, "b", where)
     kind = dtypes.result(rows.dtype, table.dtype, names=("x", "w"))
-    with span("linear") as at:
+    with traced("linear", where) as at:
         if policy is None:
             if isinstance(table, BSR):
-                y = empty((len(rows), units), kind, where)
-                products.dsd(where, table._operand, rows.T, y.T, bias, activation)
+                y = matmul(rows, table.T, bias=bias, activation=activation)
             else:
                 y = dense.linear(where, rows, table, bias, kind, activation)
                 if at:
                     count_rows(at, None, 1, [Table.of(table, True)], len(rows), units)
-            if at:
-                at.ran("cuda")
             return y if len(lead) == 1 else y.reshape(*lead, units)
+        tables = []
         if isinstance(table, BSR):
             h, live = _sparse(where, rows, table, bias, activation, policy, branch)
-            tables = []
         else:
             h = empty((len(rows), units), kind, where)
             live, known = find(where, policy, rows, table, h, branch, bias, activation, clear=False)
             tables = [Table.of(table, not known)]
         if at:
-            at.ran("cuda")
             count_rows(at, live, branch, tables, len(rows), units)
         return BSR._wrap(*compact(where, h, live, lead, branch, blockrows, kind), where)
 
@@ -141,7 +134,6 @@ def _sparse(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decide after a product with stored blocks."""
     units = int(w.shape[0])
-    ahead = foreseen(policy, x, blocks_along(units, branch))
-    h = empty((len(x), units), sums_of(x.dtype, w.dtype), where)
-    products.dsd(where, w._operand, x.T, h.T, bias, activation)
-    return h, judge(where, policy, h, branch, ahead)
+    h = matmul(x, w.T, bias=bias, activation=activation, dtype=sums_of(x.dtype, w.dtype))
+    live = foreseen(policy, x, blocks_along(units, branch), where)
+    return h, judge(where, policy, h, branch) if live is None else live
