@@ -18,6 +18,7 @@ __all__ = ["compact"]
 
 # Values that a program copies at a time.
 _VALUES = 4096
+_MOST = 1024  # of a row
 
 
 def compact(
@@ -90,7 +91,7 @@ def compact(
     )
     places = torch.cumsum(flags, 0, dtype=index)
     padded = branches * branch
-    tu = power(padded, 16, (1 << 16 if where.interpreted else _VALUES) // tm)
+    tu = power(padded, 16, (1 << 16) // tm if where.interpreted else min(_VALUES // tm, _MOST))
     across = blocks_along(padded, tu)
     launch(
         where,

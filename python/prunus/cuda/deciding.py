@@ -14,7 +14,7 @@ from prunus.pruning.policies import Policy, Threshold
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["find", "judge", "spread"]
+__all__ = ["decides_as_stored", "find", "judge", "spread"]
 
 
 def spread(live: torch.Tensor, branch: int, units: int) -> torch.Tensor:
@@ -26,8 +26,11 @@ def spread(live: torch.Tensor, branch: int, units: int) -> torch.Tensor:
     return wide.reshape(rows, branches * branch)[:, :units]
 
 
-def _fused(policy: Policy) -> bool:
-    """Say whether a kernel decides as it stores. A class derived from Threshold may select otherwise."""
+def decides_as_stored(policy: Policy) -> bool:
+    """Say whether a kernel decides as it stores: then dead units are 0.
+
+    A class derived from Threshold may select otherwise.
+    """
     return isinstance(policy, Threshold) and type(policy).select is Threshold.select and policy.rows == 1
 
 
@@ -35,7 +38,7 @@ def _found(where: Place, policy: Policy, rows: int, units: int, branch: int, sum
     """Return room for norms, and for liveness where a kernel decides."""
     shape = rows, blocks_along(units, branch)
     norms = empty(shape, sums, where)
-    if isinstance(policy, Threshold) and _fused(policy):
+    if isinstance(policy, Threshold) and decides_as_stored(policy):
         live = empty(shape, libraries().torch.bool, where)
         return Found(branch, policy.norm, norms, live, float(policy.tau))
     return Found(branch, policy.norm, norms)

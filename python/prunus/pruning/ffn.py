@@ -233,9 +233,9 @@ class FFN(FeedForward):
             If the weights are no floats.
         """
         if on_device(w_up, w_down, w_gate, b_up, b_down):
-            from prunus.cuda.layers import ffn as there  # torch may be missing
+            from prunus.cuda.layers import packed  # torch may be missing
 
-            return there.FFN.pack(w_up, w_down, w_gate, decide, dtype, b_up=b_up, b_down=b_down)
+            return packed.FFN.pack(w_up, w_down, w_gate, decide, dtype, b_up=b_up, b_down=b_down)
         if decide not in DECIDERS:
             raise ValueError(f"decide must be one of {', '.join(DECIDERS)}, got {decide!r}")
         if decide == "gate" and w_gate is None:
@@ -321,9 +321,9 @@ class FFN(FeedForward):
         if name.partition(":")[0] != "cuda":
             raise PrunusError(f"no device {name!r}: layers live on 'cpu' or 'cuda'")
         from prunus.cuda import runtime
-        from prunus.cuda.layers import ffn as there
+        from prunus.cuda.layers import packed
 
-        return there.FFN.from_host(self, runtime.named(name))
+        return packed.FFN.from_host(self, runtime.named(name))
 
     def apart(self) -> Self:
         """Return the layer with each matrix by itself, the down-projection in a panel for each thread.

@@ -74,7 +74,7 @@ def gather(
             last = tl.load(places + branches - 1)
             tl.store(indptr + member.to(tl.int64) * (lines + 1) + lines, last)
     source = member.to(tl.int64) * height + first
-    target = data + place * (block.to(tl.int64) * branch) + within
+    target = data + place * block * branch + within
     if tl.max(there.to(tl.int32), 0) > 0:
         for begin in range(0, block, TM):
             row = begin + tl.arange(0, TM)
