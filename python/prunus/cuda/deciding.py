@@ -14,7 +14,7 @@ from prunus.pruning.policies import Policy, Threshold
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["find", "judge", "spread"]
+__all__ = ["find", "judge", "room", "spread"]
 
 
 def spread(live: torch.Tensor, branch: int, units: int) -> torch.Tensor:
@@ -31,7 +31,7 @@ def _fused(policy: Policy) -> bool:
     return isinstance(policy, Threshold) and type(policy).select is Threshold.select and policy.rows == 1
 
 
-def _found(where: Place, policy: Policy, rows: int, units: int, branch: int, sums: object) -> Found:
+def room(where: Place, policy: Policy, rows: int, units: int, branch: int, sums: object) -> Found:
     """Return room for norms, and for liveness where a kernel decides."""
     shape = rows, blocks_along(units, branch)
     norms = empty(shape, sums, where)
@@ -94,7 +94,7 @@ def find(
     if live is not None:
         dots(where, x, w, out, live, branch, bias, activation, clear=clear)
         return live, True
-    found = _found(where, policy, rows, units, branch, sums_of(x.dtype, w.dtype, out.dtype))
+    found = room(where, policy, rows, units, branch, sums_of(x.dtype, w.dtype, out.dtype))
     dots(where, x, w, out, None, branch, bias, activation, None, found)
     if found.live is not None:
         return found.live, False
@@ -111,6 +111,6 @@ def judge(
     if ahead is not None:
         return ahead
     rows, units = (int(size) for size in h.shape)
-    found = _found(where, policy, rows, units, branch, h.dtype)
+    found = room(where, policy, rows, units, branch, h.dtype)
     settle(where, h, None, found)
     return decide(policy, found.norms) if found.live is None else found.live
