@@ -14,7 +14,7 @@ from prunus.pruning.policies import Policy, Threshold
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["decides_as_stored", "find", "judge", "spread"]
+__all__ = ["decides_as_stored", "find", "judge", "room", "spread"]
 
 
 def spread(live: torch.Tensor, branch: int, units: int) -> torch.Tensor:
@@ -34,7 +34,7 @@ def decides_as_stored(policy: Policy) -> bool:
     return isinstance(policy, Threshold) and type(policy).select is Threshold.select and policy.rows == 1
 
 
-def _found(where: Place, policy: Policy, rows: int, units: int, branch: int, sums: object) -> Found:
+def room(where: Place, policy: Policy, rows: int, units: int, branch: int, sums: object) -> Found:
     """Return room for norms, and for liveness where a kernel decides."""
     shape = rows, blocks_along(units, branch)
     norms = empty(shape, sums, where)
@@ -97,7 +97,7 @@ def find(
     if live is not None:
         dots(where, x, w, out, live, branch, bias, activation, clear=clear)
         return live, True
-    found = _found(where, policy, rows, units, branch, sums_of(x.dtype, w.dtype, out.dtype))
+    found = room(where, policy, rows, units, branch, sums_of(x.dtype, w.dtype, out.dtype))
     dots(where, x, w, out, None, branch, bias, activation, None, found)
     if found.live is not None:
         return found.live, False
@@ -110,6 +110,6 @@ def find(
 def judge(where: Place, policy: Policy, h: torch.Tensor, branch: int) -> torch.Tensor:
     """Return which branches of ``h`` (rows, units), in the dtype that sums have, are live."""
     rows, units = (int(size) for size in h.shape)
-    found = _found(where, policy, rows, units, branch, h.dtype)
+    found = room(where, policy, rows, units, branch, h.dtype)
     settle(where, h, None, found)
     return decide(policy, found.norms, where=where) if found.live is None else found.live

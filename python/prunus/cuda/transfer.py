@@ -13,7 +13,7 @@ from prunus.cuda.versions import libraries
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["download", "shared", "upload"]
+__all__ = ["download", "send", "shared", "upload"]
 
 
 class _Writable:
@@ -45,6 +45,20 @@ def upload(array: Array, where: Place) -> torch.Tensor:
     """
     with memory(array.shape, array.dtype, where):
         return shared(array).to(where.device)
+
+
+def send(array: Array, where: Place) -> torch.Tensor:
+    """Return a small ndarray in a place's memory, without waiting for what its stream does meanwhile.
+
+    It goes by way of pinned memory, which torch keeps until it was copied.
+    """
+    if where.interpreted:
+        return upload(array, where)
+    torch, host = libraries().torch, shared(array)
+    with memory(array.shape, array.dtype, where):
+        staged = torch.empty(host.shape, dtype=host.dtype, pin_memory=True)
+        staged.copy_(host)
+        return staged.to(where.device, non_blocking=True)
 
 
 def download(tensor: torch.Tensor, out: Array) -> None:

@@ -297,7 +297,7 @@ def check_out(out: Any, shape: tuple[int, ...], kind: Any) -> None:
 def shares(out: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Say whether a result shares an allocation with an operand."""
     own = out.untyped_storage().data_ptr()
-    return any(one is not None and one.untyped_storage().data_ptr() == own for one in others)
+    return own != 0 and any(one is not None and one.untyped_storage().data_ptr() == own for one in others)
 
 
 def _sparse(where: Place, a: BSR, b: BSR, kind: Any) -> BSR:

@@ -91,7 +91,8 @@ def matmul(
     with span("matmul") as at:
         with reading(at, [values._store], values.nbytes):
             products.multiply(where, operand, x, call.view, call.bias, activation)
+            if at:
+                at.ran("cuda")
         if at:
-            at.ran("cuda")
             sparse_products.count(at, operand, math.prod(call.batch) * x.shape[-1])
     return call.deliver()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from prunus._trace import span
 from prunus.cuda import dtypes
+from prunus.cuda.layers.arguments import as_rows
 from prunus.cuda.layers.matmul import check_out, shares
-from prunus.cuda.operands import as_floats, where_of
+from prunus.cuda.operands import where_of
 from prunus.cuda.paged.ffn import Call
 from prunus.cuda.runtime import empty
 from prunus.paged.layers import PagedFFN
@@ -65,30 +65,25 @@ def call(
     """
     _rows.check_activation(activation)
     where = where_of(x, out)
-    x = as_floats(x, "x", where)
-    if not x.ndim:
-        raise ValueError("x must have at least one dimension")
-    if x.shape[-1] != layer.features:
-        raise ValueError(f"x has {x.shape[-1]} features, the weights expect {layer.features}")
+    rows, lead = as_rows(x, layer.features, where)
     policy, branch = as_policy(prune), _rows.check_branch(branch, layer.hidden)
-    kind = dtypes.result(x.dtype, dtypes.torch_of(layer.dtype))
-    lead = tuple(x.shape[:-1])
-    shape, count = (*lead, layer.out_features), math.prod(lead)
+    kind = dtypes.result(rows.dtype, dtypes.torch_of(layer.dtype))
+    shape = *lead, layer.out_features
     if out is None:
         out = empty(shape, kind, where)
     else:
         check_out(out, shape, kind)
         if not out.is_contiguous():
             raise ValueError(f"out must be contiguous, got strides {tuple(out.stride())}")
-        if shares(out, x):
+        if shares(out, rows):
             raise ValueError("out overlaps x")
-    flat, target = x.reshape(count, layer.features), out.view(count, layer.out_features)
+    target = out.view(len(rows), layer.out_features)
     with span("ffn") as at:
         with reading(at, [table.store for table in layer._tables]):
-            done = Call(where, layer, flat, target, activation, policy, branch).run()
+            done = Call(where, layer, rows, target, activation, policy, branch).run()
             if at:
                 at.ran("cuda")
         if at:
             live = None if done.live is None else done.live.cpu().contiguous().numpy()
-            layer._count(at, live, branch, done.decided, count)
+            layer._count(at, live, branch, done.decided, len(rows))
     return out

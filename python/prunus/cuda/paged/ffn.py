@@ -21,16 +21,17 @@ import numpy as np
 from prunus._dtypes import Array
 from prunus._layout import blocks_along
 from prunus.cuda import dtypes, policies, rows
+from prunus.cuda.deciding import room
 from prunus.cuda.finishing import finish
 from prunus.cuda.paged import resident
 from prunus.cuda.paged.sources import RowsInOrder
 from prunus.cuda.runtime import Place, empty
 from prunus.cuda.streaming import Ring, borrowed
-from prunus.cuda.transfer import upload
+from prunus.cuda.transfer import send
 from prunus.cuda.versions import libraries
 from prunus.paged.layers import PagedFFN
 from prunus.paged.tables import Span, Table, announced, live_units
-from prunus.pruning.policies import Fixed, Policy, Threshold
+from prunus.pruning.policies import Fixed, Policy
 
 if TYPE_CHECKING:
     import torch
@@ -137,14 +138,12 @@ class Call(NamedTuple):
         policy, branches = self.policy, blocks_along(self.layer.hidden, self.branch)
         if policy is None:
             return None
-        if type(policy) is Fixed:  # the host knows it already
-            mask = policy.foresee(self.x, branches)  # only its length is looked at
-            same = len(mask) == 1 or mask.strides[0] == 0
-            each = upload(np.ascontiguousarray(mask[:1] if same else mask), self.where)
-            return _Live(each.expand(len(mask), -1), np.logical_or.reduce(mask, axis=0), same)
-        found = policies.foreseen(policy, self.x, branches)
-        if found is not None:
-            return self._read_back(found)
+        each = policies.foreseen(policy, self.x, branches, self.where)
+        if each is not None and isinstance(policy, Fixed):  # the host knows it already
+            mask = policy._fit(len(self.x), branches)
+            return _Live(each, np.logical_or.reduce(mask, axis=0), len(mask) == 1 or mask.strides[0] == 0)
+        if each is not None:
+            return self._read_back(each)
         if self.layer.decide == "predictor":
             raise ValueError(
                 "this FFN was packed with decide='predictor': prune must be a policy that foresees, such as "
@@ -159,26 +158,15 @@ class Call(NamedTuple):
     def _decide(self, ring: Ring, panel: Table) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return what the deciding matrix gives for all units, and which branches are live; None: all."""
         layer, where, x = self.layer, self.where, self.x
-        torch, policy = libraries().torch, self.policy
-        kind = dtypes.torch_of(layer.dtype)
+        policy, kind = self.policy, dtypes.torch_of(layer.dtype)
         sums = rows.sums_of(x.dtype, kind)
         first = empty((len(x), layer.hidden), sums, where)
         by_gate = layer.gated and layer.decide == "gate"
-        bias = None if by_gate or layer._b_up is None else upload(layer._b_up, where)
+        bias = None if by_gate or layer._b_up is None else send(layer._b_up, where)
         applied = None if layer.gated and not by_gate else self.activation
         found: rows.Found | None = None
         if policy is not None:
-            shape = len(x), blocks_along(layer.hidden, self.branch)
-            # A class derived from Threshold may select otherwise: then it is asked like any other policy.
-            fused = isinstance(policy, Threshold) and type(policy).select is Threshold.select
-            fused = fused and policy.rows == 1
-            found = rows.Found(
-                self.branch,
-                policy.norm,
-                empty(shape, sums, where),
-                empty(shape, torch.bool, where) if fused else None,
-                policy.tau if fused and isinstance(policy, Threshold) else 0.0,
-            )
+            found = room(where, policy, len(x), layer.hidden, self.branch, sums)
         late = False
         with closing(self._panel(ring, panel)) as pieces:
             for at, table in pieces:
@@ -197,7 +185,7 @@ class Call(NamedTuple):
             return first, None
         if late:
             rows.settle(where, first, None, found)
-        return first, policies.decide(policy, found.norms) if found.live is None else found.live
+        return first, policies.decide(policy, found.norms, where=where) if found.live is None else found.live
 
     def _part_of(self, found: rows.Found, at: slice) -> rows.Found:
         part = slice(at.start // self.branch, blocks_along(at.stop, self.branch))
@@ -245,7 +233,7 @@ class Call(NamedTuple):
         else:
             assert live is not None
             plan = list(_chosen(np.flatnonzero(live.any), most, self.branch, layer.hidden))
-        b_up, b_down = (None if one is None else upload(one, where) for one in (layer._b_up, layer._b_down))
+        b_up, b_down = (None if one is None else send(one, where) for one in (layer._b_up, layer._b_down))
         sums_kind = rows.sums_of(self.x.dtype, dtypes.torch_of(layer.dtype), self.y.dtype)
         alone = len(plan) == 1
         sums = self.y if alone else empty(tuple(self.y.shape), sums_kind, where)

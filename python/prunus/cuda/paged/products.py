@@ -123,6 +123,14 @@ def _tile(
     )
 
 
+def _like(out: torch.Tensor, kind: Any, where: Place) -> torch.Tensor:
+    """Return room for sums (members, m, n) of a result, that lies as the result does."""
+    *members, m, n = out.shape
+    if out.stride(-2) < out.stride(-1):
+        return empty((*members, n, m), kind, where).transpose(-1, -2)
+    return empty(tuple(out.shape), kind, where)
+
+
 class _Member(NamedTuple):
     """The product of one matrix on disk with its dense operand."""
 
@@ -149,7 +157,7 @@ class _Member(NamedTuple):
                     products.dsd(self.where, piece, self.x, out, bias, self.activation, tile=self.tile)
                     continue
                 if sums is None:
-                    sums = empty(out.shape, self._sums, self.where)
+                    sums = _like(out, self._sums, self.where)
                 products.dsd(self.where, piece, self.x, sums, add=not cut.begins, tile=self.tile)
                 if cut.ends:
                     finish(self.where, sums, out, bias, self.activation)
@@ -159,7 +167,7 @@ class _Member(NamedTuple):
         """Add what each piece contributes to all rows of the result."""
         kind = self._sums
         direct = self.bias is None and self.activation is None and self.out.dtype == kind
-        sums = self.out if direct else empty(self.out.shape, kind, self.where)
+        sums = self.out if direct else _like(self.out, kind, self.where)
         begun = False
         with closing(self._pieces(ring)) as pieces:
             for _, rows, piece in pieces:

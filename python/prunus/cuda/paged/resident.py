@@ -55,7 +55,7 @@ def keep(budget: int | str, device: str = "cuda") -> None:
     PrunusError
         If there is no such device.
     """
-    where, size = named(device), parse_bytes(budget)
+    where, size = named(device), 0 if budget == 0 else parse_bytes(budget)
     with _LOCK:
         _BUDGETS[where] = size
         if _used(where) > size:

@@ -1,8 +1,10 @@
 """Calls with typical shapes, one module for each group of operations."""
 
 from prunus.cuda.compiling.case import Case
-from prunus.cuda.compiling.cases import attention, layers, moe, products, rows, sparse
+from prunus.cuda.compiling.cases import attention, layers, moe, paged, products, rows, sparse
 
 __all__ = ["CASES"]
 
-CASES: list[Case] = [*products.CASES, *sparse.CASES, *rows.CASES, *layers.CASES, *moe.CASES, *attention.CASES]
+_GROUPS = (products, sparse, rows, layers, moe, attention, paged)
+
+CASES: list[Case] = [case for group in _GROUPS for case in group.CASES]
