@@ -71,3 +71,18 @@ bench pattern='float32.*, 32, 0\.1|Overhead':
 # Side by side with NumPy, torch and SciPy, whichever are installed.
 peers *arguments:
     python -m prunus bench peers {{arguments}}
+
+# Kernels for GPUs, without one: compiled ahead of time for three architectures, and run in Triton's interpreter. Most
+# of the latter runs on one core, so the former goes beside it; its table is printed when it is whole.
+cuda *tests='tests/cuda tests/engines':
+    #!/usr/bin/env bash
+    set -euo pipefail
+    table=$(mktemp)
+    trap 'rm -f "$table"' EXIT
+    python -m prunus cuda compile --jobs 1 >"$table" 2>&1 &
+    compiling=$!
+    status=0
+    TRITON_INTERPRET=1 pytest -q -k cuda {{tests}} || status=$?
+    wait "$compiling" || status=$?
+    cat "$table"
+    exit "$status"

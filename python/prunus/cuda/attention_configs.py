@@ -29,16 +29,16 @@ class AttentionPlan(NamedTuple):
 
 
 # Queries, keys a step, warps and stages by dtype's bits and the larger of d and features, in powers of two;
-# what FlexAttention's defaults are on these chips, with what does not fit their shared memory made smaller.
+# what FlexAttention's defaults are on these chips, made smaller where they do not fit or spill.
 _ATTENTION: Final = {
     "sm_80": {
-        16: {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 4, 2)},
-        32: {64: (64, 32, 4, 3), 128: (64, 32, 8, 2), 256: (32, 16, 4, 2)},
+        16: {64: (128, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 32, 4, 2)},
+        32: {64: (64, 32, 8, 3), 128: (32, 32, 8, 2), 256: (32, 16, 4, 2)},
         64: {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 16, 4, 2)},
     },
     "sm_90": {
         16: {64: (128, 128, 8, 3), 128: (128, 64, 8, 3), 256: (64, 32, 4, 3)},
-        32: {64: (64, 32, 4, 3), 128: (64, 32, 8, 3), 256: (32, 16, 4, 3)},
+        32: {64: (64, 32, 8, 3), 128: (32, 32, 8, 2), 256: (32, 16, 4, 3)},
         64: {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 16, 4, 2)},
     },
 }
@@ -103,4 +103,4 @@ def pooled_scores(where: Place, rows: int, columns: int, bits: int) -> Tile:
     if where.interpreted:
         return Tile(64, 128, 64)
     side = 32 if bits == 64 else 64
-    return Tile(power(rows, 16, side), power(columns, 16, side), 16, 4, 2)
+    return Tile(power(rows, 16, side), power(columns, 16, side), 16, 8, 2)

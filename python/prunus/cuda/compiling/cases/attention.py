@@ -54,6 +54,7 @@ CASES = [
     _attention("bfloat16", 1, 8192, 128, 64, {"attention": Units.MATRIX}, masked=False, more=True),
     _attention("float32", 2048, 2048, 64, 64, {"attention": Units.PLAIN}),
     _attention("float32", 2048, 2048, 64, 64, {"attention": Units.NATIVE}, precision="high", more=True),
+    _attention("float32", 2048, 2048, 128, 64, {"attention": Units.PLAIN}, more=True),
     _attention("float64", 1024, 1024, 64, 64, {"attention": Units.DOUBLE}, more=True),
     _attention("float16", 1000, 1000, 80, 24, {"attention": Units.MATRIX}, more=True),
     _pooled("bfloat16"),
