@@ -185,14 +185,14 @@ def _compute(
         project(where, h, routes, group.down, y, gather=False, active=active)
         return None, False
     branch = min(group.style.branch, max(units, 1))
-    live = _foreseen(policy, x, routes, blocks_along(units, branch))
+    live = _foreseen(where, policy, x, routes, blocks_along(units, branch))
     known = live is not None
     deciding = group.up if group.gate is None else group.gate
     # What is not written, because a row chose fewer experts, is judged like everything else.
     first = zeros((routes.copies, units), y.dtype, where)
     project(where, x, routes, deciding, first, activation=activation, live=live, branch=branch, active=active)
     if live is None:
-        live = judge(where, policy, first, branch, None).contiguous()
+        live = judge(where, policy, first, branch).contiguous()
     if group.gate is not None:
         project(where, x, routes, group.up, h, scale=first, live=live, branch=branch, active=active)
     elif known:
@@ -203,9 +203,11 @@ def _compute(
     return live, known
 
 
-def _foreseen(policy: Policy, x: torch.Tensor, routes: Routes, branches: int) -> torch.Tensor | None:
+def _foreseen(
+    where: Place, policy: Policy, x: torch.Tensor, routes: Routes, branches: int
+) -> torch.Tensor | None:
     """Return what a policy knows beforehand of each copy (copies, branches), or None."""
-    live = foreseen(policy, x, branches)
+    live = foreseen(policy, x, branches, where)
     if live is None or routes.rows is None:
         return None if live is None else live.contiguous()
     # Behind the last copy there may be anything.
