@@ -82,7 +82,7 @@ def sent(place, rng, lost=None, slots=3, count=40):
         return len(piece)
 
     for _, there in ring.pieces(wanted, fill):
-        gpu.kernel(lambda there=there: seen.append(there.numpy().copy()))
+        gpu.kernel(lambda there=there: seen.append(there.cpu().numpy().copy()))
         gpu.some()
     ring.drain()
     return seen, wanted, gpu
