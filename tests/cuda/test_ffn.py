@@ -6,7 +6,9 @@ import torch
 
 import prunus as pr
 from prunus import PrunusError
+from prunus.cuda import plans, rows
 from prunus.cuda.compiling.recording import ahead, record
+from prunus.cuda.feed_forward import gated_few
 from prunus.interop.torch import as_array
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -34,7 +36,7 @@ def near(got, exact, dtype=torch.float32):
     np.testing.assert_allclose(got.double().cpu().numpy(), exact, rtol=0, atol=atol)
 
 
-def policies(rng, rows, branches):
+def policies(rng, count, branches):
     return [
         None,
         pr.Threshold(0.0),
@@ -43,7 +45,7 @@ def policies(rng, rows, branches):
         pr.Threshold(4.0, rows=3),
         pr.TopK(fraction=0.3),
         pr.Fixed(np.arange(branches) % 3 == 0),
-        pr.Fixed(rng.random((rows, branches)) < 0.3),
+        pr.Fixed(rng.random((count, branches)) < 0.3),
     ]
 
 
@@ -172,9 +174,9 @@ def test_dead_units_do_not_meet_infinities(rng, place, value, in_line):
             np.testing.assert_allclose(host(got)[1::2], exact[1::2], rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 9])
-def test_a_function_decides(rng, place, rows):
-    x, up, down, *_ = weights(rng, place, lead=(rows,))
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_function_decides(rng, place, count):
+    x, up, down, *_ = weights(rng, place, lead=(count,))
     seen = []
 
     def third(statistics):
@@ -185,7 +187,7 @@ def test_a_function_decides(rng, place, rows):
     assert len(seen) == 1
     assert isinstance(seen[0].norms, torch.Tensor)
     h = torch.relu(x @ up.T)
-    norms = h.reshape(rows, 15, 3).amax(2)
+    norms = h.reshape(count, 15, 3).amax(2)
     live = norms.argsort(1, descending=True).argsort(1) < 4
     near(got, host((h * live.repeat_interleave(3, 1)) @ down.T))
 
@@ -200,6 +202,39 @@ def test_a_predictor(rng, place):
     near(layer(x), host(torch.relu(x @ up.T) @ down.T))
     with pytest.raises(ValueError, match="packed with decide='predictor': prune must be a policy that fore"):
         layer(x, prune=pr.Threshold(0.0))
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(3, torch.float32), (2, torch.bfloat16), (1, torch.float64)])
+def test_a_few_rows(rng, place, monkeypatch, count, dtype):
+    """Which have kernels of their own, of which the interpreter is not given any otherwise."""
+    monkeypatch.setattr(plans, "is_few", lambda where, rows: rows <= 4)
+    x, up, down, gate, b_up, b_down = weights(rng, place, dtype, lead=(count,))
+    layer = pr.FFN.pack(up, down, gate, b_up=b_up, b_down=b_down)
+    for prune in (
+        pr.Threshold(2.0),
+        pr.TopK(count=3),
+        pr.Fixed(np.arange(23) % 3 == 0),
+        pr.Fixed(rng.random((count, 23)) < 0.4),
+    ):
+        with pr.device("reference"):
+            exact = layer.to("cpu")(host(x), "silu", prune, branch=2)
+        got = layer(x, "silu", prune, branch=2)
+        near(got, exact, dtype)
+        for at in range(count):  # a row of its own, to the bit
+            own = isinstance(prune, pr.Fixed) and prune.mask.ndim > 1
+            alone = pr.Fixed(prune.mask[at]) if own else prune
+            assert torch.equal(layer(x[at], "silu", alone, branch=2), got[at])
+
+
+def test_a_few_rows_of_a_gate_at_once(rng, place, monkeypatch):
+    monkeypatch.setattr(plans, "is_few", lambda where, rows: rows <= 4)
+    x, up, _, gate, b_up, _ = weights(rng, place, lead=(3,))
+    live = torch.from_numpy(rng.random((3, UNITS)) < 0.4).to(x.device)
+    one, first, two = (torch.empty(3, UNITS, device=x.device) for _ in range(3))
+    gated_few(place, x, up, gate, one, live, 1, b_up, "gelu")
+    rows.dots(place, x, gate, first, live, activation="gelu")
+    rows.dots(place, x, up, two, live, bias=b_up, scale=first)
+    assert torch.equal(one, two)
 
 
 def test_to_and_from_the_host(rng, place):
@@ -285,9 +320,9 @@ def test_faults(rng, place):
         layer.to("tpu")
 
 
-@pytest.mark.parametrize("rows", [1, 300])
+@pytest.mark.parametrize("count", [1, 300])
 @pytest.mark.parametrize("gated", [False, True])
-def test_nothing_is_read_back(rows, gated):
+def test_nothing_is_read_back(count, gated):
     """Tensors without values: whoever asked for one would raise."""
     mask = np.arange(96) % 2 == 0
     prunes = [
@@ -302,17 +337,17 @@ def test_nothing_is_read_back(rows, gated):
     def call(where):
         x, up, down, gate = (
             torch.empty(shape, dtype=torch.bfloat16, device="meta")
-            for shape in ((rows, 64), (96, 64), (64, 96), (96, 64))
+            for shape in ((count, 64), (96, 64), (64, 96), (96, 64))
         )
         parts = (up, down, gate) if gated else (up, down)
         layer = pr.FFN.pack(*parts)
         for prune in prunes:
-            assert layer(x, prune=prune).shape == (rows, 64)
-            assert pr.ffn(x, *parts, prune=prune).shape == (rows, 64)
-            assert pr.ffn(x, up, down.T.contiguous().T, prune=prune).shape == (rows, 64)
+            assert layer(x, prune=prune).shape == (count, 64)
+            assert pr.ffn(x, *parts, prune=prune).shape == (count, 64)
+            assert pr.ffn(x, up, down.T.contiguous().T, prune=prune).shape == (count, 64)
 
     names = {one.kernel.__name__ for one in record(call, ahead("sm_90"))}
-    few = rows <= 4
+    few = count <= 4
     assert ("dots_few" if few else "dots") in names
     assert ("combine_few" if few else "combine") in names
     assert "repair" in names

@@ -278,3 +278,49 @@ def test_nothing_is_read_back(rows):
     names = [launch.kernel.__name__ for launch in record(call, ahead("sm_90"))]
     assert names[:2] == (["route", "grouped"] if rows == 1 else ["route", "sort"])
     assert names.count("grouped_live") == 1
+
+
+@pytest.mark.parametrize("decide", ["up", "gate", "predictor", None])
+@pytest.mark.parametrize("biased", [False, True])
+def test_experts_that_are_ffns(rng, place, decide, biased):
+    x, router, up, down, gate = (w.bfloat16().double() for w in weights(rng, place))
+    biases = {}
+    if biased:
+        biases = {"b_up": gate[0, :, 0].clone(), "b_down": down[0, :, 0].clone()}
+    layers = [
+        pr.FFN.pack(up[e], down[e], None if decide is None else gate[e], decide or "up", **biases)
+        for e in range(5)
+    ]
+    always = pr.FFN.pack(up[1, :9], down[1, :, :9], b_down=biases.get("b_down"))
+    same = [one.to("cpu") for one in layers]
+    seen = [pr.Fixed(rng.random((17, 35)) < 0.5)]
+    seen += [] if decide == "predictor" else [pr.Threshold(0.3), pr.TopK(fraction=0.3)]
+    for prune in (None, *seen):
+        options = {"activation": "relu", "prune": prune}
+        got = pr.moe(x, router, layers, **options)
+        near(got, expected(x, router, same, **options), torch.float64)
+    got = pr.moe(x, router, layers, shared=[always, always])
+    near(got, expected(x, router, same, shared=[always.to("cpu")] * 2), torch.float64)
+
+
+def test_ffns_among_experts_and_faults(rng, place):
+    x, router, up, down, gate = weights(rng, place)
+    layer = pr.FFN.pack(up[1], down[1], gate[1], "gate", b_up=gate[0, :, 0])
+    lists = [up[0], layer, *up[2:]], [down[0], None, *down[2:]], [gate[0], None, *gate[2:]]
+    with pr.device("reference"):
+        exact = pr.moe(
+            *map(host, (x, router)),
+            *(
+                [host(lists[0][0]), layer.to("cpu"), *host(list(up[2:]))],
+                [host(down[0]), None, *host(list(down[2:]))],
+                [host(gate[0]), None, *host(list(gate[2:]))],
+            ),
+        )
+    near(pr.moe(x, router, *lists), exact)
+    with pytest.raises(TypeError, match="expert 1 is an FFN, which has its own w_down and w_gate"):
+        pr.moe(x, router, lists[0], down)
+    with pytest.raises(PrunusError, match="expert 0 is an FFN in host memory or on disk"):
+        pr.moe(x, router, [layer.to("cpu")] * 5)
+    known = pr.FFN.pack(up[1], down[1], decide="predictor")
+    with pytest.raises(ValueError, match="packed with decide='predictor'"):
+        pr.moe(x, router, [known] * 5, prune=pr.Threshold(0.0))

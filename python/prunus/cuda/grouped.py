@@ -237,6 +237,7 @@ def project(
     live: torch.Tensor | None = None,
     branch: int = 1,
     active: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
 ) -> None:
     """Write ``activation(x @ w.T)``, or ``activation(x @ gate.T) * (x @ w.T)``, for each copy and its expert.
 
@@ -262,6 +263,8 @@ def project(
         Units of a branch.
     active : Tensor of int32, optional
         Shape (E,): which experts to compute; copies of others are left alone.
+    bias : Tensor, optional
+        Shape (E, units), contiguous: added to ``x @ w.T``.
     """
     from prunus.cuda.kernels import grouped as kernels
 
@@ -291,6 +294,7 @@ def project(
         routes.offsets if second.table is None else second.table,
         out if scale is None else scale,
         routes.offsets if live is None else live.view(torch.uint8),
+        out if bias is None else bias,
         out,
         routes.experts,
         units,
@@ -306,6 +310,7 @@ def project(
         GATED=gate is not None,
         SCALED=scale is not None,
         LIVE=live is not None,
+        BIAS=bias is not None,
         ACTIVATION=activation,
         COMPUTE=compute,
         SUMS=sums,
@@ -329,6 +334,7 @@ def project_live(
     branch: int,
     out: torch.Tensor,
     active: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
 ) -> None:
     """Write ``h @ w.T`` for each copy and its expert, where only live units take part.
 
@@ -342,6 +348,8 @@ def project_live(
         Shape (copies, branches), contiguous.
     out : Tensor
         Shape (copies, n), contiguous.
+    bias : Tensor, optional
+        Shape (E, n), contiguous: added to the result.
     where, routes, branch, active
         As in :func:`project`.
     """
@@ -364,6 +372,7 @@ def project_live(
         live.view(torch.uint8),
         w.like,
         routes.offsets if w.table is None else w.table,
+        out if bias is None else bias,
         out,
         routes.experts,
         n,
@@ -373,6 +382,7 @@ def project_live(
         *w.strides,
         ACTIVE=active is not None,
         TABLE=w.aligned,
+        BIAS=bias is not None,
         COMPUTE=compute,
         SUMS=sums,
         PRECISION=precision(),

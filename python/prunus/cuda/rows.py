@@ -24,7 +24,7 @@ from prunus.cuda.versions import libraries
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Found", "combine", "dots", "feed_forward", "fuses", "settle", "sums_of"]
+__all__ = ["Found", "as_bytes", "combine", "dots", "fuses", "rowwise", "settle", "sums_of"]
 
 
 class Found(NamedTuple):
@@ -76,13 +76,13 @@ def _tiles(kind: Any, sums: Any, where: Place) -> dict[str, Any]:
     return {"COMPUTE": triton_of(kind), "SUMS": triton_of(sums), "PRECISION": precision()}
 
 
-def _bytes(live: torch.Tensor) -> torch.Tensor:
+def as_bytes(live: torch.Tensor) -> torch.Tensor:
     """Return booleans as bytes, one a branch and neighbouring ones side by side; a view where it can be."""
     live = live.view(libraries().torch.uint8)
     return live if live.shape[1] < 2 or live.stride(1) == 1 else live.contiguous()
 
 
-def _rowwise(w: torch.Tensor) -> torch.Tensor:
+def rowwise(w: torch.Tensor) -> torch.Tensor:
     """Return a tensor whose last axis is contiguous: itself, or a copy."""
     return w if w.shape[-1] < 2 or w.stride(-1) == 1 else w.contiguous()
 
@@ -195,7 +195,7 @@ def dots(
         found = None
     if rows == 0 or units == 0:
         return
-    w, out_kind = _rowwise(w), out.dtype
+    w, out_kind = rowwise(w), out.dtype
     kind = dtypes.compute(x.dtype, w.dtype, out_kind)
     sums = sums_of(x.dtype, w.dtype, out_kind)
     bits = kind.itemsize * 8
@@ -209,9 +209,9 @@ def dots(
         dots(where, x, w, whole, live, branch, bias, activation, scale)
         settle(where, whole, out, found)
         return
-    mask = None if live is None else _bytes(live)
+    mask = None if live is None else as_bytes(live)
     bias = None if bias is None else bias.contiguous()
-    scale = None if scale is None else _rowwise(scale)
+    scale = None if scale is None else rowwise(scale)
     alive = None
     if fused and found is not None and found.live is not None:
         alive = found.live.view(libraries().torch.uint8)
@@ -400,10 +400,10 @@ def combine(
     units = int(h.shape[1])
     if rows == 0 or n == 0:
         return
-    h, w = _rowwise(h), _rowwise(w)
+    h, w = rowwise(h), rowwise(w)
     kind = dtypes.compute(h.dtype, w.dtype, out.dtype)
     sums = sums_of(h.dtype, w.dtype, out.dtype)
-    mask = None if live is None or units == 0 else _bytes(live)
+    mask = None if live is None or units == 0 else as_bytes(live)
     bias = None if bias is None else bias.contiguous()
     panels = w.ndim == 3
     width = int(w.shape[-1]) if panels else n
@@ -536,33 +536,3 @@ def combine(
         TN=columns,
         num_warps=4,
     )
-
-
-def feed_forward(
-    where: Place,
-    x: torch.Tensor,
-    up: torch.Tensor,
-    gate: torch.Tensor | None,
-    down: torch.Tensor,
-    out: torch.Tensor,
-    live: torch.Tensor | None = None,
-    branch: int = 1,
-    b_up: torch.Tensor | None = None,
-    b_down: torch.Tensor | None = None,
-    activation: str | None = None,
-    inner: Any = None,
-) -> None:
-    """Write ``h @ down + b_down``, with ``h = activation(x @ gate.T) * (x @ up.T + b_up)`` where live.
-
-    The same, to the bit, as :func:`dots` and :func:`combine` one after the other; without a gate the
-    activation is the units' own. ``inner`` is the dtype that hidden units are kept in: that of sums, if None.
-    """
-    sums = sums_of(x.dtype, up.dtype)
-    h = empty((len(x), len(up)), inner or sums, where)
-    if gate is None:
-        dots(where, x, up, h, live, branch, b_up, activation, clear=False)
-    else:
-        first = empty((len(x), len(up)), inner or sums, where)
-        dots(where, x, gate, first, live, branch, None, activation, clear=False)
-        dots(where, x, up, h, live, branch, b_up, None, first, clear=False)
-    combine(where, h, down, out, live, branch, b_down, zeroed=inner is not None)

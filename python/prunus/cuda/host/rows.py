@@ -7,6 +7,7 @@ import numpy as np
 from prunus._dtypes import Array
 from prunus.cuda import rows
 from prunus.cuda.dtypes import torch_of
+from prunus.cuda.feed_forward import feed_forward
 from prunus.cuda.host.base import Host
 from prunus.cuda.runtime import empty
 from prunus.cuda.transfer import download
@@ -96,7 +97,7 @@ class Rows(Host):
     ) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         there = self._room(out)
-        rows.feed_forward(
+        feed_forward(
             self.where,
             self._up(x),
             self._up(up),

@@ -92,6 +92,67 @@ def dots_few(
 
 
 @triton.jit
+def gated_few(
+    x,
+    gate,
+    up,
+    out,
+    live,
+    bias,
+    rows,
+    units,
+    K,
+    branch,
+    x_row,
+    x_col,
+    gate_row,
+    up_row,
+    out_row,
+    live_row,
+    BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SUMS: tl.constexpr,
+    SPAN: tl.constexpr,
+    STEP: tl.constexpr,
+    TK: tl.constexpr,
+):
+    """Write SPAN units of ``activation(x @ gate.T) * (x @ up.T + bias)`` of a row, and 0 where they are dead.
+
+    What ``dots_few`` does in two launches, to the bit, with twice as much on its way from memory at a time.
+    """
+    pid = tl.program_id(0)
+    row = (pid % rows).to(tl.int64)
+    unit = (pid // rows) * SPAN + tl.arange(0, SPAN)
+    there = unit < units
+    alive = tl.load(live + row * live_row + unit // branch, there, 0) != 0
+    kept = alive.to(tl.int32)
+    place = tl.cumsum(kept, 0) - kept
+    count = tl.sum(kept, 0)
+    opened = tl.zeros((SPAN,), SUMS)
+    total = tl.zeros((SPAN,), SUMS)
+    for first in range(0, count, STEP):
+        step = first + tl.arange(0, STEP)
+        hit = (place[None, :] == step[:, None]) & alive[None, :]
+        one = tl.sum(tl.where(hit, unit[None, :], 0), 1).to(tl.int64)
+        left = tl.zeros((STEP, TK), SUMS)
+        right = tl.zeros((STEP, TK), SUMS)
+        for at in range(0, K, TK):
+            k = at + tl.arange(0, TK)
+            seen = (step < count)[:, None] & (k < K)[None, :]
+            a = cast(tl.load(x + row * x_row + k.to(tl.int64) * x_col, k < K, 0), SUMS)[None, :]
+            g = tl.load(gate + one[:, None] * gate_row + k[None, :], seen, 0)
+            u = tl.load(up + one[:, None] * up_row + k[None, :], seen, 0)
+            left += cast(g, SUMS) * a
+            right += cast(u, SUMS) * a
+        opened += tl.sum(tl.where(hit, tl.sum(left, 1)[:, None], 0), 0)
+        total += tl.sum(tl.where(hit, tl.sum(right, 1)[:, None], 0), 0)
+    if BIAS:
+        total += cast(tl.load(bias + unit, there, 0), SUMS)
+    total = tl.where(alive, total * activate(opened, ACTIVATION), 0)
+    tl.store(out + row * out_row + unit, cast(total, out.dtype.element_ty), there)
+
+
+@triton.jit
 def combine_few(
     h,
     w,

@@ -59,6 +59,7 @@ def grouped(
     second_table,
     scale,
     live,
+    bias,
     out,
     groups,
     N,
@@ -79,6 +80,7 @@ def grouped(
     GATED: tl.constexpr,
     SCALED: tl.constexpr,
     LIVE: tl.constexpr,
+    BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     COMPUTE: tl.constexpr,
     SUMS: tl.constexpr,
@@ -92,7 +94,8 @@ def grouped(
 ):
     """Write ``activation(x @ first.T)`` for each group's rows, times ``x @ second.T`` if ``GATED``.
 
-    ``SCALED`` results are multiplied by ``scale``, and where branches are not ``LIVE`` the result is 0; a
+    A group's ``BIAS`` belongs to ``first``, or to ``second`` if there is one. ``SCALED`` results are
+    multiplied by ``scale``, and where branches are not ``LIVE`` the result is 0; a
     tile without live ones reads no matrix.
     """
     across = (N + TN - 1) // TN
@@ -129,9 +132,17 @@ def grouped(
             if GATED:
                 b = tl.load(v + inner.to(tl.int64)[:, None] * second_col, mask, 0)
                 more = tl.dot(a, cast(b, COMPUTE), more, input_precision=PRECISION, out_dtype=SUMS)
-        value = activate(cast(acc, WIDE), ACTIVATION)
+        value = cast(acc, WIDE)
+        if BIAS:
+            add = cast(tl.load(bias + group.to(tl.int64) * N + unit, unit < N, 0), WIDE)[None, :]
+            if not GATED:
+                value += add
+        value = activate(value, ACTIVATION)
         if GATED:
-            value *= cast(more, WIDE)
+            other = cast(more, WIDE)
+            if BIAS:
+                other += add
+            value *= other
         place = position.to(tl.int64)[:, None] * N + unit[None, :]
         if SCALED:
             value *= cast(tl.load(scale + place, keep, 0), WIDE)
@@ -148,6 +159,7 @@ def grouped_live(
     live,
     w,
     table,
+    bias,
     out,
     groups,
     N,
@@ -159,6 +171,7 @@ def grouped_live(
     w_col,
     ACTIVE: tl.constexpr,
     TABLE: tl.constexpr,
+    BIAS: tl.constexpr,
     COMPUTE: tl.constexpr,
     SUMS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -216,5 +229,7 @@ def grouped_live(
                         strange = ((p - p) != 0)[:, None] | ((q - q) != 0)[None, :]
                         product = p[:, None] * q[None, :]
                         acc += tl.where(one[:, None] & strange, product, 0)
+        if BIAS:
+            acc += cast(tl.load(bias + group.to(tl.int64) * N + col, col < N, 0), SUMS)[None, :]
         place = out + position.to(tl.int64)[:, None] * N + col[None, :]
         tl.store(place, cast(acc, out.dtype.element_ty), valid[:, None] & (col < N)[None, :])

@@ -22,6 +22,7 @@ from prunus.cuda.grouped import (
     project_live,
     route,
 )
+from prunus.cuda.layers.packed import FFN
 from prunus.cuda.operands import as_floats, where_of
 from prunus.cuda.policies import foreseen
 from prunus.cuda.runtime import Place, empty, zeros
@@ -30,6 +31,7 @@ from prunus.cuda.versions import libraries
 from prunus.pruning._checks import check_count
 from prunus.pruning._rows import check_activation, check_branch
 from prunus.pruning.experts import Style
+from prunus.pruning.ffn import FeedForward
 from prunus.pruning.moe import styles_of
 from prunus.pruning.policies import Policy
 
@@ -46,6 +48,9 @@ class _Expert(NamedTuple):
     up: torch.Tensor
     down: torch.Tensor
     gate: torch.Tensor | None
+    decide: str = "gate"
+    b_up: torch.Tensor | None = None
+    b_down: torch.Tensor | None = None
 
     @property
     def matrices(self) -> list[torch.Tensor]:
@@ -65,7 +70,8 @@ class _Expert(NamedTuple):
     @property
     def form(self) -> tuple[Any, ...]:
         """What experts have in common that one kernel computes."""
-        return tuple((w.shape, w.dtype, w.stride()) for w in self.matrices)
+        biases = tuple(None if b is None else b.dtype for b in (self.b_up, self.b_down))
+        return (self.decide, *biases, *((w.shape, w.dtype, w.stride()) for w in self.matrices))
 
 
 class _Group(NamedTuple):
@@ -76,6 +82,14 @@ class _Group(NamedTuple):
     gate: Matrices | None
     style: Style
     active: torch.Tensor | None
+    decide: str = "gate"
+    b_up: torch.Tensor | None = None
+    b_down: torch.Tensor | None = None
+
+    @property
+    def deciding(self) -> Matrices:
+        """What is computed first where a policy decides: the gate, where there is one and it does."""
+        return self.up if self.gate is None or self.decide == "up" else self.gate
 
 
 def moe(
@@ -152,7 +166,16 @@ def moe(
             all_rows = everything(len(rows), where)
             part = empty((len(rows), width), sums, where)
             gate = None if one.gate is None else Matrices(one.gate[None])
-            group = _Group(Matrices(one.up[None]), Matrices(one.down[None]), gate, common, None)
+            group = _Group(
+                Matrices(one.up[None]),
+                Matrices(one.down[None]),
+                gate,
+                common,
+                None,
+                one.decide,
+                _biases([one.b_up]),
+                _biases([one.b_down]),
+            )
             _run(where, rows, all_rows, group, kind, part)
             out += part
         return out.to(kind).reshape(*lead, width)
@@ -164,7 +187,7 @@ def _run(where: Place, x: torch.Tensor, routes: Routes, group: _Group, kind: Any
         live, known = _compute(where, x, routes, group, kind, y)
         if at:
             units = group.up.size[0]
-            deciding = group.up if group.gate is None else group.gate
+            deciding = group.deciding
             used = [w for w in (group.up, group.down, group.gate) if w is not None]
             matrices = [(w.like, w is deciding and not known) for w in used]
             branch = min(group.style.branch, max(units, 1))
@@ -181,25 +204,46 @@ def _compute(
     active = group.active
     h = empty((routes.copies, units), kind, where)
     if policy is None:
-        project(where, x, routes, group.up, h, gate=group.gate, activation=activation, active=active)
-        project(where, h, routes, group.down, y, gather=False, active=active)
+        project(
+            where,
+            x,
+            routes,
+            group.up,
+            h,
+            gate=group.gate,
+            activation=activation,
+            active=active,
+            bias=group.b_up,
+        )
+        project(where, h, routes, group.down, y, gather=False, active=active, bias=group.b_down)
         return None, False
     branch = min(group.style.branch, max(units, 1))
     live = _foreseen(where, policy, x, routes, blocks_along(units, branch))
     known = live is not None
-    deciding = group.up if group.gate is None else group.gate
+    if live is None and group.decide == "predictor":
+        raise ValueError(
+            "an expert is an FFN that was packed with decide='predictor': prune must be a policy that "
+            f"foresees, such as Predictor or Fixed, got {policy!r}"
+        )
+    deciding = group.deciding
+    # The bias is the up-projection's, and the activation the gate's, or the up-projection's without one.
+    ups = {"bias": group.b_up, "activation": activation if group.gate is None else None}
+    gates = {"bias": None, "activation": activation}
     # What is not written, because a row chose fewer experts, is judged like everything else.
     first = zeros((routes.copies, units), y.dtype, where)
-    project(where, x, routes, deciding, first, activation=activation, live=live, branch=branch, active=active)
+    style: dict[str, Any] = ups if deciding is group.up else gates
+    project(where, x, routes, deciding, first, live=live, branch=branch, active=active, **style)
     if live is None:
         live = judge(where, policy, first, branch).contiguous()
     if group.gate is not None:
-        project(where, x, routes, group.up, h, scale=first, live=live, branch=branch, active=active)
+        other = group.gate if deciding is group.up else group.up
+        style = gates if deciding is group.up else ups
+        project(where, x, routes, other, h, scale=first, live=live, branch=branch, active=active, **style)
     elif known:
         h = first.to(kind)
     else:
         h = torch.where(spread(live, branch, units), first, 0).to(kind)
-    project_live(where, h, routes, group.down, live, branch, y, active)
+    project_live(where, h, routes, group.down, live, branch, y, active, group.b_down)
     return live, known
 
 
@@ -282,7 +326,14 @@ def _experts(w_up: Any, w_down: Any, w_gate: Any, where: Place) -> list[_Expert]
 
 
 def _expert(name: str, parts: Sequence[Any], where: Place) -> _Expert:
-    """Return an expert of ``(up, down, gate)``."""
+    """Return an expert of ``(up, down, gate)``, or of an FFN."""
+    if isinstance(parts[0], FeedForward):
+        raise PrunusError(
+            f"{name} is an FFN in host memory or on disk, the operation runs on {where}: of those in memory, "
+            "move it with .to('cuda')"
+        )
+    if isinstance(parts[0], FFN):
+        return _packed(name, parts, where)
     if parts[1] is None:
         raise TypeError(f"{name} must be an FFN where w_down is not given, got {type(parts[0]).__name__}")
     up, down = _matrix(parts[0], f"w_up of {name}", where), _matrix(parts[1], f"w_down of {name}", where)
@@ -295,6 +346,26 @@ def _expert(name: str, parts: Sequence[Any], where: Place) -> _Expert:
     if gate is not None and gate.shape != up.shape:
         raise ValueError(f"w_gate of {name} has shape {tuple(gate.shape)}, w_up {tuple(up.shape)}")
     return _Expert(name, up, down, gate)
+
+
+def _packed(name: str, parts: Sequence[Any], where: Place) -> _Expert:
+    """Return an expert that is an FFN."""
+    layer: FFN = parts[0]
+    if parts[1] is not None or parts[2] is not None:
+        raise TypeError(f"{name} is an FFN, which has its own w_down and w_gate: pass None for them")
+    if layer._place != where:
+        raise PrunusError(
+            f"{name} lives on {layer._place}, the operation runs on {where}; move it with "
+            f".to({str(where.device)!r})"
+        )
+    down = layer._down.T
+    return _Expert(name, layer._up, down, layer._gate, layer.decide, layer._b_up, layer._b_down)
+
+
+def _biases(given: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Return the biases of experts (E, n), which all or none have."""
+    biases = [b for b in given if b is not None]
+    return libraries().torch.stack(biases) if biases else None
 
 
 def _matrix(w: Any, name: str, where: Place) -> torch.Tensor:
@@ -311,12 +382,13 @@ def _shared(shared: Any, where: Place) -> list[_Expert]:
         return []
     found = []
     for i, one in enumerate(shared if isinstance(shared, list) else [shared]):
-        if not isinstance(one, tuple) or len(one) not in (2, 3):
+        parts = (one,) if isinstance(one, (FFN, FeedForward)) else one
+        if not isinstance(parts, tuple) or (parts is one and len(parts) not in (2, 3)):
             raise TypeError(
                 "a shared expert is an FFN, or a tuple (w_up, w_down) or (w_up, w_down, w_gate); got "
                 + (f"a tuple of {len(one)}" if isinstance(one, tuple) else type(one).__name__)
             )
-        found.append(_expert(f"shared expert {i}", (*one, None)[:3], where))
+        found.append(_expert(f"shared expert {i}", (*parts, None, None)[:3], where))
     return found
 
 
@@ -347,23 +419,20 @@ def _groups(
         if len(members) < len(experts):
             chosen = set(members)
             active = constant(tuple(int(e in chosen) for e in range(len(experts))), "int32", where)
+        # Experts of other groups are not looked at: any address will do for them.
+        kept = set(members)
+        mine = [experts[e] if e in kept else first for e in range(len(experts))]
         roles: list[Matrices | None] = []
         for name, stack in zip(("up", "down", "gate"), given, strict=True):
-            if stack is None:
+            if getattr(first, name) is None:
                 roles.append(None)
             elif stacked:
                 roles.append(Matrices(stack))
             else:
-                # Experts of other groups are not looked at: any address will do for them.
-                kept = set(members)
-                roles.append(
-                    by_themselves(
-                        [getattr(experts[e] if e in kept else first, name) for e in range(len(experts))],
-                        where,
-                    )
-                )
+                roles.append(by_themselves([getattr(one, name) for one in mine], where))
         up, down, gate = roles
         assert up is not None
         assert down is not None
-        groups.append(_Group(up, down, gate, styles[members[0]], active))
+        biases = _biases([one.b_up for one in mine]), _biases([one.b_down for one in mine])
+        groups.append(_Group(up, down, gate, styles[members[0]], active, first.decide, *biases))
     return groups

@@ -12,6 +12,7 @@ from prunus._trace import Span
 from prunus.cuda import dense, dtypes, plans, rows
 from prunus.cuda.counting import Table, count_rows
 from prunus.cuda.deciding import decides_as_stored, find
+from prunus.cuda.feed_forward import feed_forward
 from prunus.cuda.layers.arguments import as_rows, as_table, as_vector
 from prunus.cuda.operands import where_of
 from prunus.cuda.policies import foreseen
@@ -363,7 +364,7 @@ class FFN:
         elif live is None and x.dtype == self.dtype:
             self._whole(x, y, activation)
         else:
-            rows.feed_forward(
+            feed_forward(
                 where, x, up, gate, self._down, y, live, branch, self._b_up, self._b_down, activation, inner
             )
         if at:

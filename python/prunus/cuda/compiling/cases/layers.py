@@ -86,6 +86,7 @@ def _every(step: int, branches: int) -> Fixed:
 
 _COPIES = {"needed": Units.PLAIN, "gather": Units.PLAIN}
 _FEW = {"dots_few": Units.PLAIN, "combine_few": Units.PLAIN}
+_KNOWN = {"gated_few": Units.PLAIN, "combine_few": Units.PLAIN}
 _MANY = {"dots": Units.NATIVE, "combine": Units.NATIVE}
 
 CASES = [
@@ -103,7 +104,8 @@ CASES = [
     _ffn("bfloat16", 512, None, {"gated": Units.PLAIN}),
     _ffn("float32", 1, None, {"gated": Units.PLAIN}, more=True),
     _ffn("bfloat16", 1, Threshold(0.1), _FEW),
-    _ffn("bfloat16", 1, _every(10, _UNITS), _FEW, decide="predictor"),
+    _ffn("bfloat16", 1, _every(10, _UNITS), _KNOWN, decide="predictor"),
+    _ffn("float32", 4, _every(10, _UNITS), _KNOWN, decide="predictor", more=True),
     _ffn("bfloat16", 1, Threshold(0.1), _FEW, gated=False, more=True),
     _ffn("bfloat16", 512, Threshold(0.1), _MANY, decide="gate"),
     _ffn("bfloat16", 512, Threshold(0.1), _MANY, branch=16, more=True),
