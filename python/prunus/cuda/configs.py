@@ -88,24 +88,24 @@ def check_loads(where: Place, tile: Tile) -> None:
 
 # Tiles of ``dsd`` that ship, by what operands are and rows of a tile: columns, step, warps, stages.
 # ``python -m prunus cuda compile --all`` compiles each, in either order of operands: none spills, all fit.
-# Where a thread holds 128 sums, there is no room for what "gelu" keeps beside them.
+# Where a thread holds 128 sums, there is no room for what "gelu" and "silu" keep beside them.
 _DSD: Final[dict[str, dict[int, tuple[tuple[int, int, int, int], ...]]]] = {
     "half": {
         16: ((16, 64, 4, 4), (32, 64, 4, 4), (64, 64, 4, 4), (128, 64, 4, 4), (256, 64, 4, 3)),
         32: ((16, 64, 4, 4), (32, 64, 4, 4), (64, 64, 4, 4), (128, 64, 4, 4), (256, 64, 4, 4)),
-        64: ((16, 64, 4, 5), (32, 64, 4, 4), (64, 64, 4, 4), (128, 64, 4, 4), (256, 64, 8, 3)),
+        64: ((16, 128, 4, 4), (32, 64, 4, 4), (64, 64, 4, 4), (128, 64, 4, 4), (256, 64, 8, 3)),
         128: ((16, 64, 4, 4), (32, 64, 4, 4), (64, 64, 4, 4), (128, 64, 8, 4), (256, 64, 8, 3)),
     },
     "int8": {
         16: ((16, 64, 4, 4), (64, 64, 4, 4), (128, 64, 4, 4)),
         32: ((16, 64, 4, 4), (64, 64, 4, 4), (128, 64, 4, 4)),
-        64: ((16, 64, 4, 4), (64, 64, 4, 4), (128, 64, 8, 4)),
+        64: ((16, 64, 4, 4), (64, 64, 8, 4), (128, 64, 8, 4)),
         128: ((16, 64, 4, 4), (64, 64, 4, 4), (128, 64, 8, 4)),
     },
     "tf32": {
         16: ((16, 32, 4, 4), (64, 32, 4, 4), (128, 32, 4, 4)),
         32: ((16, 32, 4, 4), (64, 32, 4, 4), (128, 32, 4, 4)),
-        64: ((16, 32, 4, 4), (64, 32, 4, 4), (128, 32, 4, 4), (256, 32, 8, 3)),
+        64: ((16, 32, 4, 3), (64, 32, 8, 4), (128, 32, 4, 4), (256, 32, 8, 3)),
         128: ((16, 32, 4, 4), (64, 32, 4, 4), (128, 32, 8, 4)),
     },
     "float32": {
@@ -120,7 +120,7 @@ _DSD: Final[dict[str, dict[int, tuple[tuple[int, int, int, int], ...]]]] = {
         64: ((16, 16, 4, 3), (64, 16, 4, 3)),
     },
 }
-_MOST_SUMS: Final = {"gelu": 64}
+_MOST_SUMS: Final = {"gelu": 64, "silu": 64}
 
 
 def kind_of(bits: int, precision: str = "ieee") -> str:

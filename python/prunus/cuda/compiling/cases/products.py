@@ -90,7 +90,7 @@ def _all_tiles() -> list[Case]:
                     out="int32" if kind == "int8" else None,
                     transposed=other,
                     right=other,
-                    epilogue=("relu" if kind == "int8" else "gelu" if most else "silu") if other else None,
+                    epilogue=("gelu" if most and kind != "int8" else "relu") if other else None,
                     precision="high" if kind == "tf32" else "highest",
                     tile=tile,
                     archs=tuple(archs),
