@@ -89,7 +89,7 @@ def test_what_reads_back_is_reported(ask):
 
 
 def test_too_much_shared_memory_is_reported(monkeypatch):
-    monkeypatch.setattr(configs, "dsd", lambda *_: configs.Tile(64, 256, 64, 4, 16))
+    monkeypatch.setattr(configs, "dsd", lambda *_, **__: configs.Tile(64, 256, 64, 4, 16))
     (row,) = found(Case("greedy", "bfloat16", product, {"dsd": Units.NATIVE}))
     assert row.built.shared > CHIPS["sm_80"].shared
     assert f"a program may use {CHIPS['sm_80'].shared}" in row.faults[0]
@@ -148,7 +148,8 @@ def test_specialised_as_a_launch_would():
         def call(where):
             w = blocks(where, (rows, 256), (64, 64), "bfloat16")
             x = tensor(where, 256, columns, dtype="bfloat16")
-            products.dsd(where, w, x, tensor(where, rows, columns, dtype="bfloat16"))
+            out = tensor(where, rows, columns, dtype="bfloat16")
+            products.dsd(where, w, x, out, tile=configs.Tile(64, 128, 64))
 
         (one,) = record(call, ahead("sm_90"))
         return specialised(one.kernel, one.arguments, one.options, 90)
