@@ -64,7 +64,7 @@ def gated_few(
         SUMS=triton_of(out.dtype),
         SPAN=cut.span,
         STEP=cut.step,
-        TK=cut.wide,
+        TK=max(cut.wide // 2, 16),  # of each table: threads have room for as many sums as with one
         **cut.options,
     )
 
@@ -85,8 +85,10 @@ def feed_forward(
 ) -> None:
     """Write ``h @ down + b_down``, with ``h = activation(x @ gate.T) * (x @ up.T + b_up)`` where live.
 
-    The same, to the bit, as :func:`dots` and :func:`combine` one after the other; without a gate the
-    activation is the units' own. ``inner`` is the dtype that hidden units are kept in: that of sums, if None.
+    The same, to the bit, as :func:`dots` and :func:`combine` one after the other; but for a few rows of a
+    gated layer, whose two products are one launch with an order of sums of its own (the same for any of these
+    rows). Without a gate the activation is the units' own. ``inner`` is the dtype that hidden units are kept
+    in: that of sums, if None.
     """
     sums = sums_of(x.dtype, up.dtype)
     h = empty((len(x), len(up)), inner or sums, where)

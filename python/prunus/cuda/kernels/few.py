@@ -118,7 +118,7 @@ def gated_few(
 ):
     """Write SPAN units of ``activation(x @ gate.T) * (x @ up.T + bias)`` of a row, and 0 where they are dead.
 
-    What ``dots_few`` does in two launches, to the bit, with twice as much on its way from memory at a time.
+    What ``dots_few`` does in two launches, in shorter steps.
     """
     pid = tl.program_id(0)
     row = (pid % rows).to(tl.int64)
