@@ -82,7 +82,12 @@ cuda *tests='tests/cuda tests/engines':
     python -m prunus cuda compile --jobs 1 >"$table" 2>&1 &
     compiling=$!
     status=0
-    TRITON_INTERPRET=1 pytest -q -k cuda {{tests}} || status=$?
+    TRITON_INTERPRET=1 PRUNUS_BRIEF=1 pytest -q -k cuda {{tests}} || status=$?
     wait "$compiling" || status=$?
     cat "$table"
     exit "$status"
+
+# All of the engine suite in Triton's interpreter, in every dtype, and everything that may be compiled.
+cuda-all:
+    TRITON_INTERPRET=1 pytest -q -k cuda tests/cuda tests/engines
+    python -m prunus cuda compile --all

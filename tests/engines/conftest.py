@@ -29,6 +29,24 @@ def rng():
     return np.random.default_rng(7)
 
 
+def pytest_collection_modifyitems(config, items):
+    """With PRUNUS_BRIEF=1, leave out what only differs by a dtype where kernels are interpreted.
+
+    The tests of tensors (tests/cuda) have every dtype; ``just cuda-all`` has all of these too.
+    """
+    if os.environ.get("PRUNUS_BRIEF") != "1":
+        return
+    here, left = os.path.dirname(__file__), []
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        dtypes = {one.name for one in parameters.values() if isinstance(one, np.dtype)}
+        mine = str(item.path).startswith(here) and parameters.get("engine") == "cuda"
+        if mine and dtypes - {"float32", "bfloat16"}:
+            left.append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in left]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
     """A test of a dtype that the engine does not declare passes when the engine refuses it by name."""

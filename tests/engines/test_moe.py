@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import prunus as pr
-from helpers import BF16, F16, F32, F64, declared, widest, worst
+from helpers import BF16, F16, F32, F64, declared, interpreted, widest, worst
 
 TOLERANCE = {F32: 1e-5, F64: 1e-12, F16: 5e-3, BF16: 4e-2}
 NAMES = ["relu", "gelu", "silu", None]
@@ -143,7 +143,8 @@ def test_a_row_does_not_depend_on_its_batch_mates(rng, form, dtype):
         parts = (up, down, gate)
     for prune in (None, pr.Threshold(0.3), pr.TopK(fraction=0.4)):
         whole = pr.moe(x, router, *parts, prune=prune)
-        for rows in ([3], [36, 3], list(range(0, 37, 2)), list(range(36, -1, -1))):
+        several = ([3], [36, 3], list(range(0, 37, 2)), list(range(36, -1, -1)))
+        for rows in several[: 2 if interpreted() else 4]:
             np.testing.assert_array_equal(pr.moe(x[rows], router, *parts, prune=prune), whole[rows])
 
 
