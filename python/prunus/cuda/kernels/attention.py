@@ -174,8 +174,8 @@ def _spoil(
                 keys = tl.load(k + away * k_row + depth.to(tl.int64) * k_col, depth < d, 0).to(SUMS)
                 s += tl.sum(query * keys[None, :], 1)
             weight = tl.exp2(s * sign * factor - calm)
-            term = weight[:, None] * tl.where(bad, value, 0)[None, :]
-            acc += tl.where((rows & (key < m) & (key <= last))[:, None], term, 0)
+            seen = rows & (key < m) & (key <= last)
+            acc = tl.where(seen[:, None] & bad[None, :], acc + weight[:, None] * value[None, :], acc)
     return acc
 
 
