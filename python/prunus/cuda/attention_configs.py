@@ -32,14 +32,14 @@ class AttentionPlan(NamedTuple):
 # largest tiles near FlexAttention's defaults for these chips that spill nothing.
 _Step = tuple[int, int, int]
 _WIDE: Final[dict[int, dict[int, dict[int, _Step]]]] = {
-    32: {64: {64: (32, 8, 3), 32: (32, 4, 3)}, 128: {32: (16, 8, 2)}, 256: {32: (16, 8, 2)}},
+    32: {64: {64: (16, 8, 3), 32: (32, 4, 3)}, 128: {32: (16, 8, 2)}, 256: {16: (16, 8, 2)}},
     64: {64: {32: (32, 4, 2)}, 128: {16: (32, 4, 2)}, 256: {16: (16, 8, 2)}},
 }
 _STEPS: Final[dict[str, dict[int, dict[int, dict[int, _Step]]]]] = {
     "sm_80": {
         16: {
             64: {128: (64, 8, 3), 64: (32, 4, 3), 32: (64, 4, 3)},
-            128: {128: (32, 8, 3), 64: (32, 4, 3), 32: (64, 4, 3)},
+            128: {128: (32, 8, 2), 64: (32, 4, 3), 32: (64, 4, 3)},
             256: {64: (32, 8, 3), 32: (32, 4, 2)},
         },
         **_WIDE,
@@ -55,7 +55,7 @@ _STEPS: Final[dict[str, dict[int, dict[int, dict[int, _Step]]]]] = {
     "sm_100": {
         16: {
             64: {128: (128, 8, 3), 64: (32, 4, 3), 32: (32, 4, 3)},
-            128: {128: (64, 8, 3), 64: (64, 4, 3), 32: (64, 4, 3)},
+            128: {128: (64, 8, 2), 64: (64, 4, 3), 32: (64, 4, 3)},
             256: {64: (32, 8, 3), 32: (32, 4, 3)},
         },
         **_WIDE,
@@ -63,9 +63,9 @@ _STEPS: Final[dict[str, dict[int, dict[int, dict[int, _Step]]]]] = {
 }
 # Where there are lists: a tile lies within a head, and has less to keep.
 _LISTED: Final[dict[str, dict[int, dict[int, _Step]]]] = {
-    "sm_80": {64: {64: (64, 4, 3)}, 128: {64: (64, 4, 3)}},
+    "sm_80": {64: {64: (64, 4, 3)}, 128: {64: (64, 4, 3), 16: (32, 4, 3)}},
     "sm_90": {128: {64: (64, 4, 3)}, 256: {64: (32, 8, 3)}},
-    "sm_100": {},
+    "sm_100": {128: {128: (64, 8, 3)}},
 }
 
 # Keys that a program of a split has at least, splits at most, and tiles of one head that fill a chip by
@@ -128,4 +128,5 @@ def pooled_scores(where: Place, rows: int, columns: int, bits: int) -> Tile:
     if where.interpreted:
         return Tile(64, 128, 64)
     side = 32 if bits == 64 else 64
-    return Tile(power(rows, 16, side), power(columns, 16, side), 16, 4, 2)
+    tile = Tile(power(rows, 16, side), power(columns, 16, side), 16, 4, 2)
+    return tile._replace(warps=8) if tile.m * tile.n > 2048 else tile

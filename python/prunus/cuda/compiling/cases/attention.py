@@ -29,7 +29,7 @@ def _attention(
     more: bool = False,
     archs: tuple[str, ...] = (),
 ) -> Case:
-    """Return attention of n queries and m keys; of some blocks by a mask, or by a policy that keeps a share."""
+    """Return attention of n queries and m keys; of a mask's blocks, or of those that a policy keeps."""
 
     def call(where: Place) -> None:
         q = tensor(where, 1, heads[0], n, d, dtype=dtype)
@@ -55,10 +55,11 @@ def _scan(dtype: str, length: int, channels: int, states: int = 16, more: bool =
     def call(where: Place) -> None:
         u = tensor(where, 1, length, channels, dtype=dtype)
         delta, z, out = (tensor(where, 1, length, channels, dtype=dtype) for _ in range(3))
-        a = tensor(where, channels, states, dtype="float32")
+        wide = "float64" if dtype == "float64" else "float32"
+        a = tensor(where, channels, states, dtype=wide)
         b, c = (tensor(where, 1, length, states, dtype=dtype) for _ in range(2))
-        d = tensor(where, channels, dtype="float32")
-        state = tensor(where, 1, channels, states, dtype="float32")
+        d = tensor(where, channels, dtype=wide)
+        state = tensor(where, 1, channels, states, dtype=wide)
         live = tensor(where, length, blocks_along(channels, 16), dtype="bool")
         norms = tensor(where, length, blocks_along(channels, 16), dtype="float32")
         scans.gates(where, z, 16, "max", norms)
