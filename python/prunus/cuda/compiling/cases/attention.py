@@ -1,11 +1,10 @@
-"""Attention, and selective scans."""
+"""Attention over live blocks of keys."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from prunus._layout import blocks_along
-from prunus.cuda import scan as scans
 from prunus.cuda.compiling.case import Case, Units, float32_as, tensor
 from prunus.cuda.layers.attention import attention
 from prunus.cuda.runtime import Place
@@ -45,30 +44,8 @@ def _attention(
     told = [f"attention {n} x {m}, d {d}, heads {heads[0]} of {heads[1]}"]
     told += [] if causal else ["not causal"]
     told += [] if block is None else [f"blocks {block}" + ("" if keep is None else f", {keep:.0%} kept")]
-    told += [] if precision == "highest" else ["tf32"]
-    return Case(", ".join(told), dtype, call, {"attention": units}, more=more, archs=archs)
-
-
-def _scan(dtype: str, length: int, channels: int, states: int = 16, more: bool = False) -> Case:
-    """Return a selective scan as Mamba has it."""
-
-    def call(where: Place) -> None:
-        u = tensor(where, 1, length, channels, dtype=dtype)
-        delta, z, out = (tensor(where, 1, length, channels, dtype=dtype) for _ in range(3))
-        wide = "float64" if dtype == "float64" else "float32"
-        a = tensor(where, channels, states, dtype=wide)
-        b, c = (tensor(where, 1, length, states, dtype=dtype) for _ in range(2))
-        d = tensor(where, channels, dtype=wide)
-        state = tensor(where, 1, channels, states, dtype=wide)
-        live = tensor(where, length, blocks_along(channels, 16), dtype="bool")
-        norms = tensor(where, length, blocks_along(channels, 16), dtype="float32")
-        scans.gates(where, z, 16, "max", norms)
-        scans.gates(where, z, 16, "l2", norms)
-        scans.scan(where, u, delta, a, b, c, d, z, d, True, state, out)
-        scans.scan(where, u, delta, a, b, c, d, z, d, True, None, out, live, 16)
-
-    name = f"scan of {length} steps, {channels} channels, {states} states"
-    return Case(name, dtype, call, {"scan": Units.PLAIN}, more=more)
+    kind = dtype if precision == "highest" else "tf32"
+    return Case(", ".join(told), kind, call, {"attention": units}, more=more, archs=archs)
 
 
 CASES = [
@@ -93,7 +70,5 @@ CASES = [
     _attention("float32", 1024, 1024, Units.MATRIX, precision="high", more=True),
     _attention("float64", 512, 512, Units.DOUBLE, d=64, block=64, more=True),
     _attention("float64", 512, 512, Units.DOUBLE, d=256, more=True),
-    _scan("bfloat16", 4096, 5120),
-    _scan("float32", 512, 1536, more=True),
-    _scan("float64", 2048, 768, more=True),
+    _attention("float16", 1000, 1000, Units.MATRIX, d=80, block=24, more=True),
 ]
