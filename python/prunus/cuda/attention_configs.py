@@ -28,21 +28,45 @@ class AttentionPlan(NamedTuple):
     splits: int
 
 
-# Queries, keys a step, warps and stages by dtype's bits and the larger of d and features, in powers of two;
-# what FlexAttention's defaults are on these chips, made smaller where they do not fit or spill.
-_ATTENTION: Final = {
+# Keys a step, warps and stages, by dtype's bits, the larger of d and features, and the tile's queries: the
+# largest tiles near FlexAttention's defaults for these chips that spill nothing.
+_Step = tuple[int, int, int]
+_WIDE: Final[dict[int, dict[int, dict[int, _Step]]]] = {
+    32: {64: {64: (16, 8, 3), 32: (32, 4, 3)}, 128: {32: (16, 8, 2)}, 256: {16: (16, 8, 2)}},
+    64: {64: {32: (32, 4, 2)}, 128: {16: (32, 4, 2)}, 256: {16: (16, 8, 2)}},
+}
+_STEPS: Final[dict[str, dict[int, dict[int, dict[int, _Step]]]]] = {
     "sm_80": {
-        16: {64: (128, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 32, 4, 2)},
-        32: {64: (64, 32, 8, 3), 128: (32, 32, 8, 2), 256: (32, 16, 4, 2)},
-        64: {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 16, 4, 2)},
+        16: {
+            64: {128: (64, 8, 3), 64: (32, 4, 3), 32: (64, 4, 3)},
+            128: {128: (32, 8, 2), 64: (32, 4, 3), 32: (64, 4, 3)},
+            256: {64: (32, 8, 3), 32: (32, 4, 2)},
+        },
+        **_WIDE,
     },
     "sm_90": {
-        16: {64: (128, 128, 8, 3), 128: (128, 64, 8, 3), 256: (64, 32, 4, 3)},
-        32: {64: (64, 32, 8, 3), 128: (32, 32, 8, 2), 256: (32, 16, 4, 3)},
-        64: {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 16, 4, 2)},
+        16: {
+            64: {128: (128, 8, 3), 64: (64, 4, 3), 32: (64, 4, 3)},
+            128: {128: (64, 8, 3), 64: (32, 4, 3), 32: (64, 4, 3)},
+            256: {32: (32, 4, 3)},
+        },
+        **_WIDE,
+    },
+    "sm_100": {
+        16: {
+            64: {128: (128, 8, 3), 64: (32, 4, 3), 32: (32, 4, 3)},
+            128: {128: (64, 8, 2), 64: (64, 4, 3), 32: (64, 4, 3)},
+            256: {64: (32, 8, 3), 32: (32, 4, 3)},
+        },
+        **_WIDE,
     },
 }
-_ATTENTION["sm_100"] = _ATTENTION["sm_90"]
+# Where there are lists: a tile lies within a head, and has less to keep.
+_LISTED: Final[dict[str, dict[int, dict[int, _Step]]]] = {
+    "sm_80": {64: {64: (64, 4, 3)}, 128: {64: (64, 4, 3), 16: (32, 4, 3)}},
+    "sm_90": {128: {64: (64, 4, 3)}, 256: {64: (32, 8, 3)}},
+    "sm_100": {128: {128: (64, 8, 3)}},
+}
 
 # Keys that a program of a split has at least, splits at most, and tiles of one head that fill a chip by
 # themselves, with some heads.
@@ -64,10 +88,11 @@ def attention(
         tile = Tile(tall, 128, power(d, 16, 128))
         return AttentionPlan(tile, power(features, 16, 128), min(3, max(1, m // 128)) if n <= 4 else 1)
     width = max(power(d, 64, 256), power(features, 64, 256))
-    tall, wide, warps, stages = _ATTENTION[where.arch][bits][width]
-    few = power(min(rows, block) if block else rows, 16, tall)
-    if few < tall:
-        tall, warps = few, min(warps, 4)
+    steps = _STEPS[where.arch][bits][width]
+    if block and bits == 16:
+        steps = steps | _LISTED[where.arch].get(width, {})
+    tall = power(min(rows, block) if block else rows, 16, max(steps))
+    wide, warps, stages = steps[min((most for most in steps if most >= tall), default=max(steps))]
     tile = Tile(tall, wide, power(d, 16, 256), warps, stages)
     tiles = -(-n // block) * -(-block // tall) if block else -(-rows // tall)
     splits = 1
@@ -103,4 +128,5 @@ def pooled_scores(where: Place, rows: int, columns: int, bits: int) -> Tile:
     if where.interpreted:
         return Tile(64, 128, 64)
     side = 32 if bits == 64 else 64
-    return Tile(power(rows, 16, side), power(columns, 16, side), 16, 8, 2)
+    tile = Tile(power(rows, 16, side), power(columns, 16, side), 16, 4, 2)
+    return tile._replace(warps=8) if tile.m * tile.n > 2048 else tile

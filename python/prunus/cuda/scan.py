@@ -39,16 +39,16 @@ class Plan(NamedTuple):
     chunk: int
 
 
-def plan(where: Place, length: int, channels: int, states: int) -> Plan:
+def plan(where: Place, length: int, channels: int, states: int, bits: int) -> Plan:
     """Return how a scan is cut: by the sizes of a member alone, so that it does not depend on the batch.
 
-    A thread has a channel with all its states, which it sums without a word to others.
+    A thread has a channel with all its states, which it sums without a word to others; where they are too
+    many for its registers, it has some of them.
     """
     if where.interpreted:
         return Plan(128, 4, 0)
-    wide = 32 if states <= 64 else 16
     chunk = _CHUNK if length >= _LONG and channels <= _FEW else 0
-    return Plan(wide, 1 if states <= 64 else 4, chunk)
+    return Plan(32, min(max(power(states, 1, 256) * bits // 512, 1), 8), chunk)
 
 
 def scan(
@@ -111,7 +111,7 @@ def scan(
     after = None if state is None else flat(state)
     members, length, channels = u.shape
     states = int(a.shape[1])
-    cut = plan(where, length, channels, states)
+    cut = plan(where, length, channels, states, 8 * sums.itemsize)
     tiles = blocks_along(channels, cut.channels)
     chunks = blocks_along(length, cut.chunk) if cut.chunk else 1
     branches = blocks_along(channels, branch)
@@ -214,6 +214,7 @@ def scan(
         LIVE=live is not None,
         CHUNKED=chunks > 1,
         EVEN=shape["TS"] == states,
+        AHEAD=sums == torch.float32,
         **flags,
         **options,
     )

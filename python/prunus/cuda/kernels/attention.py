@@ -167,15 +167,14 @@ def _spoil(
         bad = value - value != 0
         if tl.max(bad.to(tl.int32), 0) > 0:
             s = tl.zeros((TM,), SUMS)
-            for first in range(0, d, 16):
-                depth = first + tl.arange(0, 16)
-                there = rows[:, None] & (depth < d)[None, :]
-                query = tl.load(q_at[:, None] + depth.to(tl.int64)[None, :] * q_col, there, 0).to(SUMS)
-                keys = tl.load(k + away * k_row + depth.to(tl.int64) * k_col, depth < d, 0).to(SUMS)
-                s += tl.sum(query * keys[None, :], 1)
+            for depth in range(0, d):
+                # A value at a time: this is rare, and must not cost the others their registers.
+                column = tl.full((), depth, tl.int64)
+                query = tl.load(q_at + column * q_col, rows, 0).to(SUMS)
+                s += query * tl.load(k + away * k_row + column * k_col).to(SUMS)
             weight = tl.exp2(s * sign * factor - calm)
-            term = weight[:, None] * tl.where(bad, value, 0)[None, :]
-            acc += tl.where((rows & (key < m) & (key <= last))[:, None], term, 0)
+            seen = rows & (key < m) & (key <= last)
+            acc = tl.where(seen[:, None] & bad[None, :], acc + weight[:, None] * value[None, :], acc)
     return acc
 
 

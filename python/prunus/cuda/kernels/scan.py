@@ -143,6 +143,7 @@ def scan(
     LIVE: tl.constexpr,
     CHUNKED: tl.constexpr,
     EVEN: tl.constexpr,
+    AHEAD: tl.constexpr,
     SUMS: tl.constexpr,
     TC: tl.constexpr,
     TS: tl.constexpr,
@@ -191,9 +192,12 @@ def scan(
         h = tl.load(first, both, 0)
     elif STATE:
         h = tl.load(place, both, 0)
-    whole = begin + tl.maximum(stop - begin, 0) // 4 * 4
+    whole = begin
+    if AHEAD:
+        whole += tl.maximum(stop - begin, 0) // 4 * 4
     for t in range(begin, whole, 4):
-        # The inputs of four steps first, so that they are on their way together.
+        # The inputs of four steps first, so that they are on their way together; of float64, registers do
+        # not hold that many.
         x0, size0, write0, read0 = _inputs(
             u, delta, b, c, t, shift, here, states,
             u_row, delta_row, b_row, c_row, b_col, c_col, SOFTPLUS, SUMS, TS,
