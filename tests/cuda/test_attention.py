@@ -77,6 +77,15 @@ def test_policies_decide_on_the_device(rng, place, policy, causal):
         near(pr.attention(q, k, v, **options), expected(q, k, v, **options))
 
 
+@pytest.mark.parametrize(
+    "policy", [pr.TopK(1, rows=2), pr.Threshold(0.3, rows=3), pr.TopK(fraction=0.4, rows=9)], ids=repr
+)
+def test_heads_are_not_pooled_where_each_has_fewer_rows_than_are_pooled(rng, place, policy):
+    q, k, v = operands(rng, place, n=1, m=130, batch=(2,))
+    got = pr.attention(q, k, v, prune=policy, blocksize=20)
+    near(got, expected(q, k, v, prune=policy, blocksize=20))
+
+
 def test_a_tensor_says_what_is_live(rng, place):
     q, k, v = operands(rng, place)
     for shape in ((4,), (12, 4)):

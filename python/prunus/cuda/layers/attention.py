@@ -171,8 +171,7 @@ def _ask(policy: Policy, scores: torch.Tensor, visible: torch.Tensor | None) -> 
     torch = libraries().torch
     heads, rows, cols = scores.shape
     seen = None if visible is None else visible.reshape(heads, rows, cols)
-    group = min(policy.rows, rows)
-    if group == 1:
+    if policy.rows == 1:
         flat = None if seen is None else seen.reshape(heads * rows, cols)
         return decide(policy, scores.reshape(heads * rows, cols), flat, "score").reshape(scores.shape)
     if type(policy) not in (Threshold, TopK):
@@ -180,6 +179,7 @@ def _ask(policy: Policy, scores: torch.Tensor, visible: torch.Tensor | None) -> 
         parts = [decide(policy, scores[h], None if seen is None else seen[h], "score") for h in range(heads)]
         return torch.stack(parts)
     # Rows are pooled here, those of each head by themselves, and decided as one.
+    group = min(policy.rows, rows)
     short = -rows % group
     pad = torch.nn.functional.pad
     pooled = pad(scores, (0, 0, 0, short), value=-torch.inf).reshape(heads, -1, group, cols).amax(2)
