@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         dtypes = {one.name for one in parameters.values() if isinstance(one, np.dtype)}
         mine = str(item.path).startswith(here) and parameters.get("engine") == "cuda"
-        if mine and dtypes - {"float32", "bfloat16"}:
+        if mine and dtypes - {"float32"}:
             left.append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = [item for item in items if item not in left]
