@@ -41,7 +41,7 @@ def test_dense(rng, place, dtype, causal):
     near(got, expected(q, k, v, causal=causal), dtype)
 
 
-@pytest.mark.parametrize("shape", [(70, 70), (1, 300), (3, 290), (40, 25)], ids=str)
+@pytest.mark.parametrize("shape", [(50, 50), (1, 300), (3, 290), (40, 25)], ids=str)
 @pytest.mark.parametrize("size", [7, 64])
 def test_masks(rng, place, shape, size):
     n, m = shape
@@ -227,13 +227,46 @@ def test_nothing_waits_for_the_device():
         RECORDER.reset(token)
 
 
-def test_the_trace(rng, place):
-    q, k, v = operands(rng, place, 2, 2, 16, 16)
+def test_functions_see_tensors(rng, place):
+    q, k, v = operands(rng, place)
+    seen = []
+
+    def first_two(statistics):
+        seen.append(statistics)
+        live = torch.zeros_like(statistics.norms, dtype=torch.bool)
+        live[:, :2] = True
+        return live
+
+    got = pr.attention(q, k, v, causal=True, prune=first_two, blocksize=16)
+    (statistics,) = seen
+    assert (statistics.norm, statistics.norms.shape) == ("score", (12, 4))
+    assert statistics.norms.device == statistics.visible.device == q.device
+    fixed = pr.Fixed(np.arange(4) < 2)
+    near(got, expected(q, k, v, causal=True, prune=fixed, blocksize=16))
+
+
+@pytest.mark.parametrize("options", [{}, {"mask": 1}, {"prune": 1}, {"mask": 1, "prune": 1}], ids=str)
+def test_the_trace(rng, place, options):
+    q, k, v = operands(rng, place)
+    if "mask" in options:
+        options = options | {"mask": pr.BlockMask.random((4, 40, 50), 16, 0.6, rng)}
+    if "prune" in options:
+        options = options | {"prune": pr.TopK(2)}
     with pr.trace() as t:
-        pr.attention(q, k, v, causal=True)
-    (record,) = t.records
-    assert (record.name, t.flops) == ("attention", 2 * (16 + 8) * 2 * (16 * 17 // 2))
-    assert "cuda" in record.path
+        pr.attention(q, k, v, causal=True, blocksize=16, **options)
+    with pr.trace() as exact:
+        expected(q, k, v, causal=True, blocksize=16, **options)
+    assert [record.name for record in t.records] == ["attention"]
+    for name in (
+        "flops",
+        "flops_skipped",
+        "bytes_loaded",
+        "bytes_skipped",
+        "live_fraction",
+        "union_fraction",
+    ):
+        assert getattr(t, name) == getattr(exact, name)
+    assert "cuda" in t.records[0].path
 
 
 def test_pooled_scores_are_means_times_means(rng, place):

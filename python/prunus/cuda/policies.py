@@ -25,7 +25,7 @@ from prunus.pruning.predictor import Predictor
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["decide", "foreseen", "largest"]
+__all__ = ["decide", "foreseen", "largest", "mask_of"]
 
 # Masks and matrices of policies, which never change, on the devices that asked for them.
 _KEPT: WeakKeyDictionary[Policy, dict[tuple[Any, str], Any]] = WeakKeyDictionary()
@@ -191,8 +191,13 @@ def _top(policy: TopK, norms: torch.Tensor, visible: torch.Tensor | None) -> tor
 def _mask(policy: Fixed, count: int, branches: int, device: torch.device) -> torch.Tensor:
     """Return a fixed mask, fitted to an operation; one for all rows has a stride of 0."""
     policy._fit(count, branches)  # which raises
-    mask = _kept(policy, device, "mask", policy.mask)
-    return mask.expand(count, branches)
+    return mask_of(policy, device).expand(count, branches)
+
+
+def mask_of(policy: Fixed, device: torch.device) -> torch.Tensor:
+    """Return a fixed policy's mask on a device, as it was given: (branches,) or (rows, branches)."""
+    mask: torch.Tensor = _kept(policy, device, "mask", policy.mask)
+    return mask
 
 
 def _kept(policy: Policy, device: torch.device, name: str, array: Array) -> torch.Tensor:

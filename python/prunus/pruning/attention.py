@@ -15,7 +15,7 @@ from prunus._device import on_device
 from prunus._dtypes import Array, DType, result_dtype
 from prunus._mask import BlockMask
 from prunus._storage import BlockStorage
-from prunus._trace import Span, span
+from prunus._trace import span
 from prunus.pruning._checks import check_count
 from prunus.pruning.policies import Fixed, Policy, Threshold, TopK, as_policy, decide
 
@@ -138,7 +138,7 @@ def attention(
             engine.attention(call.q, call.k, call.v, out, live, call.scale, call.causal, call.blocksize)
             if t:
                 t.ran(engine.name)
-                _count(t, call, grid, live)
+                t.count(**counted(call, grid, live))
     return out[0] if call.flat else out
 
 
@@ -429,13 +429,11 @@ class _Tally(NamedTuple):
     """Keys in those blocks."""
 
 
-def count_all(t: Span, call: Call) -> None:
-    """Report what a call without a mask and without pruning does."""
-    _count(t, call, None, None)
+def counted(call: Call, grid: Array | None, live: Array | None) -> dict[str, int]:
+    """Return how many pairs of queries and keys were multiplied, and which keys and values were read.
 
-
-def _count(t: Span, call: Call, grid: Array | None, live: Array | None) -> None:
-    """Say how many pairs of queries and keys were multiplied, and which keys and values were read."""
+    ``grid`` is what a mask shows, and ``live`` what takes part of that; for :meth:`prunus._trace.Span.count`.
+    """
     if grid is not None:
         pairs = _pairs(call)
         visible = used = _tally(call, grid & (pairs > 0), pairs)
@@ -447,16 +445,16 @@ def _count(t: Span, call: Call, grid: Array | None, live: Array | None) -> None:
             used = _tally_decided(call, live, visible)
     each = 2 * (call.k.shape[-1] + call.v.shape[-1])
     width = call.k.shape[-1] * call.k.dtype.itemsize + call.v.shape[-1] * call.v.dtype.itemsize
-    t.count(
-        flops=each * used.pairs,
-        flops_skipped=each * (visible.pairs - used.pairs),
-        bytes_loaded=width * used.keys,
-        bytes_skipped=width * (visible.keys - used.keys),
-        live=used.blocks,
-        total=visible.blocks,
-        union_live=used.read,
-        union_total=visible.read,
-    )
+    return {
+        "flops": each * used.pairs,
+        "flops_skipped": each * (visible.pairs - used.pairs),
+        "bytes_loaded": width * used.keys,
+        "bytes_skipped": width * (visible.keys - used.keys),
+        "live": used.blocks,
+        "total": visible.blocks,
+        "union_live": used.read,
+        "union_total": visible.read,
+    }
 
 
 def _pairs(call: Call) -> Array:

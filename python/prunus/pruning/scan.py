@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 
 from prunus import _core, engines
 from prunus._arrays import as_floats
+from prunus._device import on_device
 from prunus._dtypes import F32, F64, Array, DType, result_dtype
-from prunus._trace import Span, span
+from prunus._trace import span
 from prunus.pruning._rows import check_branch
 from prunus.pruning.policies import Policy, as_policy, decide, foreseen
 
@@ -82,7 +83,7 @@ def selective_scan(
 
     Returns
     -------
-    y : ndarray
+    y : ndarray, or Tensor where operands are tensors on a GPU
         Shape (*batch, length, channels), in the common dtype of all operands but the state: float64 if one
         is, else float32 if they differ. For a result in half precision, parameters (A, D, delta_bias) are
         halves too.
@@ -125,6 +126,24 @@ def selective_scan(
     >>> pr.selective_scan(u, ones, rate, 0.5 * ones, ones)[:, 0]
     array([0.   , 0.5  , 0.75 , 0.875], dtype=float32)
     """
+    if on_device(u, delta, A, B, C, D, z, delta_bias, state):
+        from prunus.cuda.layers import scan as there  # torch may be missing
+
+        return there.selective_scan(
+            u,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            z,
+            delta_bias=delta_bias,
+            delta_softplus=delta_softplus,
+            state=state,
+            return_state=return_state,
+            prune=prune,
+            branch=branch,
+        )
     given = _arrays(u=u, delta=delta, B=B, C=C, z=z)
     scan = _checked(given, A, D, delta_bias, state)
     branch = check_branch(branch, scan.u.shape[-1])
@@ -147,12 +166,12 @@ def selective_step(
     D: ArrayLike | None = None,
     z: ArrayLike | None = None,
     *,
-    state: Array,
+    state: Any,
     delta_bias: ArrayLike | None = None,
     delta_softplus: bool = False,
     prune: Any = None,
     branch: int = 1,
-) -> Array:
+) -> Any:
     """Run one step of :func:`selective_scan` and update the caller's state in place.
 
     A sequence of steps gives the same bits as one scan over all of them, in constant memory.
@@ -190,12 +209,27 @@ def selective_step(
     >>> [float(pr.selective_step(one, one, rate, 0.5 * one, one, state=state)[0]) for _ in range(3)]
     [0.5, 0.75, 0.875]
     """
+    if on_device(u, delta, A, B, C, D, z, delta_bias, state):
+        from prunus.cuda.layers import scan as there
+
+        return there.selective_step(
+            u,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            z,
+            state=state,
+            delta_bias=delta_bias,
+            delta_softplus=delta_softplus,
+            prune=prune,
+            branch=branch,
+        )
     if not isinstance(state, np.ndarray):
         raise TypeError(f"state must be an ndarray to be updated in place, got {type(state).__name__}")
     given = _arrays(u=u, delta=delta, B=B, C=C, z=z)
-    for name, operand in zip(["u", "delta", "B", "C", "z"], given, strict=True):
-        if operand is not None and operand.ndim < 1:
-            raise ValueError(f"{name} must have at least one dimension, got a scalar")
+    check_steps(dict(zip(["u", "delta", "B", "C", "z"], given, strict=True)))
     steps = [None if operand is None else operand[..., None, :] for operand in given]
     scan = _checked(steps, A, D, delta_bias, state)
     branch = check_branch(branch, scan.u.shape[-1])
@@ -252,10 +286,33 @@ def _checked(
     a, d, bias, state = _arrays(A=A, D=D, delta_bias=bias, state=state)
     named = {"u": u, "delta": delta, "A": a, "B": b, "C": c, "D": d, "z": z}
     named |= {"delta_bias": bias, "state": state}
+    batch = check_shapes(named)
+    kind = u.dtype
+    for operand in (delta, a, b, c, d, z, bias):
+        kind = kind if operand is None else result_dtype(kind, operand.dtype)
+    compute = F64 if any(x is not None and x.dtype == F64 for x in named.values()) else F32
+    if state is not None:
+        check_state(state.dtype, compute, compute == F64)
+    u, delta, b, c, z = (
+        x if x is None or x.shape[:-2] == batch else np.broadcast_to(x, (*batch, *x.shape[-2:]))
+        for x in (u, delta, b, c, z)
+    )
+    return _Scan(u, delta, a, b, c, d, z, bias, state, batch, kind, compute)
+
+
+def check_shapes(named: dict[str, Any]) -> tuple[int, ...]:
+    """Return the batch's dimensions of operands by name: arrays or tensors, None where one is left out.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match.
+    """
+    u, a, state = named["u"], named["A"], named["state"]
     if u.ndim < 2:
-        raise ValueError(f"u must have shape (*batch, length, channels), got {u.shape}")
+        raise ValueError(f"u must have shape (*batch, length, channels), got {tuple(u.shape)}")
     if a.ndim != 2:
-        raise ValueError(f"A must have shape (channels, states), got {a.shape}")
+        raise ValueError(f"A must have shape (channels, states), got {tuple(a.shape)}")
     (length, channels), states = u.shape[-2:], a.shape[1]
     wanted = {
         "delta": (length, channels),
@@ -267,35 +324,42 @@ def _checked(
     }
     for name, core in wanted.items():
         operand = named[name]
-        if operand is not None and operand.shape[-2:] != core:
+        if operand is not None and tuple(operand.shape[-2:]) != core:
             axes = {"A": "(channels, states)", "state": "(*batch, channels, states)"}.get(name)
             axes = axes or f"(*batch, length, {'states' if name in 'BC' else 'channels'})"
-            raise ValueError(f"{name} must have shape {axes} with {core} last, got {operand.shape}")
+            raise ValueError(f"{name} must have shape {axes} with {core} last, got {tuple(operand.shape)}")
     for name in ("D", "delta_bias"):
         operand = named[name]
-        if operand is not None and operand.shape != (channels,):
-            raise ValueError(f"{name} must have shape (channels,) = ({channels},), got {operand.shape}")
-    lead = [named[name].shape[:-2] for name in ("u", "delta", "B", "C", "z") if named[name] is not None]
+        if operand is not None and tuple(operand.shape) != (channels,):
+            raise ValueError(
+                f"{name} must have shape (channels,) = ({channels},), got {tuple(operand.shape)}"
+            )
+    lead = [
+        tuple(named[name].shape[:-2]) for name in ("u", "delta", "B", "C", "z") if named[name] is not None
+    ]
     try:
         batch = np.broadcast_shapes(*lead)
     except ValueError:
         raise ValueError(
             f"batch dimensions do not broadcast: {', '.join(str(dims) for dims in lead)}"
         ) from None
-    if state is not None and state.shape[:-2] != batch:
-        raise ValueError(f"state must have shape {(*batch, channels, states)}, got {state.shape}")
-    kind = u.dtype
-    for operand in (delta, a, b, c, d, z, bias):
-        kind = kind if operand is None else result_dtype(kind, operand.dtype)
-    compute = F64 if any(x is not None and x.dtype == F64 for x in named.values()) else F32
-    if state is not None and state.dtype != compute:
-        why = "as an operand is float64" if compute == F64 else "or float64"
-        raise TypeError(f"state must be {compute}, {why}; got {state.dtype}")
-    u, delta, b, c, z = (
-        x if x is None or x.shape[:-2] == batch else np.broadcast_to(x, (*batch, *x.shape[-2:]))
-        for x in (u, delta, b, c, z)
-    )
-    return _Scan(u, delta, a, b, c, d, z, bias, state, batch, kind, compute)
+    if state is not None and tuple(state.shape[:-2]) != batch:
+        raise ValueError(f"state must have shape {(*batch, channels, states)}, got {tuple(state.shape)}")
+    return batch
+
+
+def check_state(dtype: Any, compute: Any, wide: bool) -> None:
+    """Raise TypeError unless a state's dtype is what the scan computes in."""
+    if dtype != compute:
+        why = "as an operand is float64" if wide else "or float64"
+        raise TypeError(f"state must be {compute}, {why}; got {dtype}")
+
+
+def check_steps(given: dict[str, Any]) -> None:
+    """Raise ValueError where an operand of a step is a scalar."""
+    for name, operand in given.items():
+        if operand is not None and operand.ndim < 1:
+            raise ValueError(f"{name} must have at least one dimension, got a scalar")
 
 
 def _run(scan: _Scan, softplus: bool, state: Array | None, policy: Policy | None, branch: int) -> Array:
@@ -322,7 +386,7 @@ def _run(scan: _Scan, softplus: bool, state: Array | None, policy: Policy | None
             )
             if at:
                 at.ran(engine.name)
-                _count(at, scan, state is not None, live, branch)
+                at.count(**counted(scan, state is not None, live, branch))
     return out
 
 
@@ -341,17 +405,21 @@ def _live(scan: _Scan, policy: Policy, branch: int) -> Array:
     return np.ascontiguousarray(decide(policy, norms))
 
 
-def _count(at: Span, scan: _Scan, keeps: bool, live: Array | None, branch: int) -> None:
-    """Report what a scan did. Exponentials, softplus and the gate's sigmoid count as nothing."""
+def counted(scan: Any, keeps: bool, live: Array | None, branch: int) -> dict[str, int]:
+    """Return what a scan did, for :meth:`prunus._trace.Span.count`.
+
+    Exponentials, softplus and the gate's sigmoid count as nothing.
+    """
     *_, length, channels = scan.u.shape
     states, members = scan.a.shape[1], math.prod(scan.batch)
     steps = members * length * channels
     # delta * u; and for each state delta * A, times the state, times B, the sum.
     advance = 1 + 4 * states
     output = 2 * states + (0 if scan.d is None else 2) + (0 if scan.z is None else 2)
-    inputs = scan.u.itemsize + scan.delta.itemsize
-    gate = 0 if scan.z is None else scan.z.itemsize
+    inputs = scan.u.dtype.itemsize + scan.delta.dtype.itemsize
+    gate = 0 if scan.z is None else scan.z.dtype.itemsize
     advanced = outputs = steps
+    found = {}
     if live is not None:
         widths = np.full(live.shape[1], branch)
         if live.shape[1]:
@@ -361,11 +429,11 @@ def _count(at: Span, scan: _Scan, keeps: bool, live: Array | None, branch: int) 
         if not keeps and length:
             needed = np.where(cube.any(axis=1), length - cube[:, ::-1].argmax(axis=1), 0)
             advanced = int((needed.sum(axis=0) * widths).sum())
-        at.count(live=int(live.sum()), total=live.size)
-        at.count(union_live=int(cube.any(axis=1).sum()), union_total=members * live.shape[1])
-    at.count(
-        flops=advanced * advance + outputs * output,
-        flops_skipped=(steps - advanced) * advance + (steps - outputs) * output,
-        bytes_loaded=advanced * inputs + steps * gate,
-        bytes_skipped=(steps - advanced) * inputs,
-    )
+        found = {"live": int(live.sum()), "total": live.size}
+        found |= {"union_live": int(cube.any(axis=1).sum()), "union_total": members * live.shape[1]}
+    return found | {
+        "flops": advanced * advance + outputs * output,
+        "flops_skipped": (steps - advanced) * advance + (steps - outputs) * output,
+        "bytes_loaded": advanced * inputs + steps * gate,
+        "bytes_skipped": (steps - advanced) * inputs,
+    }

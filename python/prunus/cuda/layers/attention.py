@@ -6,18 +6,17 @@ import copy
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from prunus._mask import BlockMask
-from prunus._trace import span
+from prunus._trace import Span
 from prunus.cuda import attention as kernels
 from prunus.cuda import dtypes
 from prunus.cuda.operands import as_floats, check_place, where_of
-from prunus.cuda.policies import decide
+from prunus.cuda.policies import decide, mask_of
 from prunus.cuda.runtime import Place, empty
+from prunus.cuda.tracing import traced
 from prunus.cuda.transfer import upload
 from prunus.cuda.versions import libraries
-from prunus.pruning.attention import Call, check_blocks, checked, count_all, fixed, fixed_shape
+from prunus.pruning.attention import Call, check_blocks, checked, counted, fixed_shape
 from prunus.pruning.policies import Fixed, Policy, Threshold, TopK, as_policy
 
 if TYPE_CHECKING:
@@ -46,9 +45,9 @@ def attention(
     """Return attention; see :func:`prunus.attention` for the parameters, which are tensors here.
 
     Nothing waits for the device: policies decide there, and a user's function sees tensors. A mask that is a
-    BlockMask, and a fixed mask in NumPy's memory, are uploaded by every call, which a CUDA graph cannot
-    capture: ``torch.as_tensor(mask.to_blocks(), device="cuda")`` stays there, and is taken for ``mask`` or
-    ``prune``. Scores of all blocks of all heads exist at once where a policy sees them.
+    BlockMask is uploaded by every call, which a CUDA graph cannot capture:
+    ``torch.as_tensor(mask.to_blocks(), device="cuda")`` stays there, and is taken for ``mask``. Scores of all
+    blocks of all heads exist at once where a policy sees them.
 
     A query's result does not depend on the batch. Where a call has few queries, keys are split over programs
     and their sums merged, in an order that depends on the numbers of queries and keys alone.
@@ -82,7 +81,7 @@ def attention(
     grid = _grid(mask, call, where)
     policy = _policy(prune, where)
     kind = dtypes.result(dtypes.result(call.q.dtype, call.k.dtype), call.v.dtype)
-    with span("attention") as t:
+    with traced("attention", where) as t:
         live = grid
         if policy is not None and all(call.q.shape[:-1]) and call.m:
             live = _decide(policy, call, grid, where)
@@ -92,10 +91,26 @@ def attention(
                 where, call.q, call.k, call.v, out, live, call.scale, call.causal, call.blocksize
             )
             if t:
-                t.ran(str(where))
-                if live is None:
-                    count_all(t, call)
+                _count(t, call, mask, grid, live)
     return out[0] if call.flat else out
+
+
+def _count(t: Span, call: Call, mask: Any, grid: torch.Tensor | None, live: torch.Tensor | None) -> None:
+    """Say what was multiplied and read; of what the device decided, when somebody looks."""
+    if live is None:
+        t.count(**counted(call, None, None))
+        return
+    # A tensor of the caller's may be written by then.
+    own = None if grid is None else grid if isinstance(mask, BlockMask) else grid.clone()
+    decided = live is not grid
+    # Of the operands sizes alone are kept.
+    sizes = call._replace(q=call.q.to("meta"), k=call.k.to("meta"), v=call.v.to("meta"))
+
+    def numbers() -> dict[str, int]:
+        seen = None if own is None else own.cpu().numpy()
+        return counted(sizes, seen, live.cpu().numpy() if decided else seen)
+
+    t.later(numbers)
 
 
 def _policy(prune: Any, where: Place) -> Policy | _Known | None:
@@ -148,7 +163,7 @@ def _decide(policy: Policy | _Known, call: Call, grid: torch.Tensor | None, wher
     if isinstance(policy, _Known):
         live = policy.live.reshape(fixed_shape(tuple(policy.live.shape), call, heads))
     elif isinstance(policy, Fixed):
-        live = upload(np.ascontiguousarray(fixed(policy, call, heads)), where)
+        live = _fixed(policy, call, heads, where)
     else:
         wide = torch.float64 in (call.q.dtype, call.k.dtype)
         scores = empty((*lead, rows, cols), torch.float64 if wide else torch.float32, where)
@@ -161,12 +176,22 @@ def _decide(policy: Policy | _Known, call: Call, grid: torch.Tensor | None, wher
             weights = torch.exp(hidden - hidden.amax(-1, keepdim=True))
             scores = weights / weights.sum(-1, keepdim=True)
         every = None if visible is None else visible.broadcast_to(scores.shape)
-        live = _ask(policy, scores.reshape(heads, rows, cols), every)
+        live = _ask(policy, scores.reshape(heads, rows, cols), every, where)
     live = (live | diagonal).broadcast_to((heads, rows, cols)).reshape(*lead, rows, cols)
     return live if visible is None else live & visible
 
 
-def _ask(policy: Policy, scores: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+def _fixed(policy: Fixed, call: Call, heads: int, where: Place) -> torch.Tensor:
+    """Return a fixed mask as (heads or 1, blocks of queries or 1, blocks of keys)."""
+    mask, blocks = mask_of(policy, where.device), policy.blocks
+    if blocks is None:
+        return mask.reshape(fixed_shape(tuple(mask.shape), call, heads))
+    check_blocks("Fixed's mask", blocks, call)
+    # The policy's mask is by queries: one of each block says what holds for all.
+    return mask[:: blocks.blocksize[0]][None]
+
+
+def _ask(policy: Policy, scores: torch.Tensor, visible: torch.Tensor | None, where: Place) -> torch.Tensor:
     """Return what a policy says of scores (heads, rows, blocks of keys)."""
     torch = libraries().torch
     heads, rows, cols = scores.shape
@@ -188,7 +213,7 @@ def _ask(policy: Policy, scores: torch.Tensor, visible: torch.Tensor | None) -> 
         both = pad(seen, (0, 0, 0, short)).reshape(heads, -1, group, cols).any(2).reshape(-1, cols)
     alone = copy.copy(policy)
     alone.rows = 1
-    live = decide(alone, pooled.reshape(-1, cols), both, "score").reshape(pooled.shape)
+    live = decide(alone, pooled.reshape(-1, cols), both, "score", where).reshape(pooled.shape)
     return live.repeat_interleave(group, 1)[:, :rows]
 
 
