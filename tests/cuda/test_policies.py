@@ -124,3 +124,15 @@ def test_a_class_of_ones_own(place, rng):
     norms = upload(rng.standard_normal((5, 4)), place)
     assert gpu.foreseen(Every(), norms, 4) is None
     assert gpu.decide(Every(), norms).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_largest_of_long_rows(place, rng, dtype):
+    """More values than a program keeps at once, many of them equal, some hidden."""
+    values = rng.standard_normal((2, 20000)).astype(dtype).round(2)
+    values[0, rng.random(20000) < 0.01], values[1, ::100] = np.nan, -0.0
+    for hidden in (None, rng.random(values.shape) < 0.5):
+        wanted = np.full(2, 777)
+        want = host.largest(values, wanted, hidden)
+        got = gpu.largest(upload(values, place), 777, None if hidden is None else upload(hidden, place))
+        np.testing.assert_array_equal(got.cpu().numpy(), want)

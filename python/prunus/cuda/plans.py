@@ -16,6 +16,8 @@ _FEW: Final = 4
 # Units that a program of few rows looks at, and how many of the live ones it reads at a time.
 _SPAN: Final = 32
 _STEP: Final = 4
+# Bits of a table that a program of few rows has on their way at once.
+_BITS: Final = 1 << 16
 # A matrix unit's sum of 16-bit operands has so many terms; of wider ones fewer. What starts at a multiple
 # has the same terms whatever stands before it.
 _GRAIN: Final = 16
@@ -56,21 +58,27 @@ def is_few(where: Place, rows: int) -> bool:
     return rows <= _FEW and not where.interpreted
 
 
-def dots_few(where: Place, k: int, width: int, bits: int) -> Few:
-    """Return how ``dots_few`` is cut: inputs of k values, branches of ``width``, operands of so many bits."""
-    wide = power(k, 16, 16384 // bits)
-    return Few(max(_SPAN, width), _STEP, wide)
+def dots_few(where: Place, k: int, width: int, bits: int, units: int | None = None) -> Few:
+    """Return how ``dots_few`` is cut: inputs of k values, branches of ``width``, operands of so many bits.
+
+    Of short rows more are read at a time. Where there are few ``units``, a program looks at fewer of them,
+    so that most multiprocessors have some; that changes no sum.
+    """
+    wide = power(k, 16, _BITS // (_STEP * bits))
+    step = min(_BITS // (wide * bits), _SPAN)
+    span = _SPAN if units is None else power(units // (2 * where.multiprocessors), 1, _SPAN)
+    return Few(max(span, width), step, wide)
 
 
 def combine_few(where: Place, rows: int, n: int, units: int, bits: int) -> Few:
     """Return how ``combine_few`` is cut: in so many segments that every multiprocessor has some."""
-    wide = power(n, 16, 8192 // bits)
-    return Few(_SPAN, _STEP, wide, segments(where, blocks_along(n, wide), units, 4 * _SPAN))
+    wide = power(n, 16, _BITS // (2 * _STEP * bits))
+    return Few(_SPAN, 2 * _STEP, wide, segments(where, blocks_along(n, wide), units, 4 * _SPAN, 4))
 
 
-def segments(where: Place, programs: int, units: int, least: int) -> int:
-    """Return in how many parts of at least so many units to cut sums, for two programs a multiprocessor."""
-    wanted = 2 * where.multiprocessors // max(programs, 1)
+def segments(where: Place, programs: int, units: int, least: int, each: int = 2) -> int:
+    """Return in how many parts, of at least so many units, to cut sums: ``each`` a multiprocessor."""
+    wanted = each * where.multiprocessors // max(programs, 1)
     return max(1, min(wanted, units // least, 64))
 
 

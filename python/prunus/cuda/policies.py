@@ -8,7 +8,7 @@ decides whether the host waits.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,7 +16,8 @@ import numpy as np
 from prunus._dtypes import Array
 from prunus._layout import blocks_along
 from prunus.cuda import rows
-from prunus.cuda.runtime import Place, empty
+from prunus.cuda.configs import power
+from prunus.cuda.runtime import Place, empty, launch, place_of
 from prunus.cuda.transfer import upload
 from prunus.cuda.versions import libraries
 from prunus.pruning.policies import Fixed, Policy, Router, Statistics, Threshold, TopK
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["decide", "foreseen", "largest", "mask_of"]
 
+# Bytes of a row's values that a program keeps in registers, and values that one of the interpreter has.
+_WIDEST: Final = 1 << 16
+_INTERPRETED: Final = 1 << 17
 # Masks and matrices of policies, which never change, on the devices that asked for them.
 _KEPT: WeakKeyDictionary[Policy, dict[tuple[Any, str], Any]] = WeakKeyDictionary()
 
@@ -77,12 +81,12 @@ def decide(
         live = ~(norms.double() <= policy.tau)
     elif kind.select is TopK.select:
         assert isinstance(policy, TopK)
-        live = _top(policy, norms, seen)
+        live = _top(policy, norms, seen, where)
     elif kind.select is Router.select:
         assert isinstance(policy, Router)
         if policy.k > branches:
             raise ValueError(f"a router cannot choose {policy.k} of {branches} experts")
-        live = largest(norms, policy.k, seen)
+        live = largest(norms, policy.k, seen, where)
     elif kind.select is Fixed.select:
         assert isinstance(policy, Fixed)
         live = _mask(policy, len(norms), branches, norms.device)
@@ -127,38 +131,67 @@ def foreseen(
 
 
 def largest(
-    values: torch.Tensor, wanted: int | torch.Tensor, visible: torch.Tensor | None = None
+    values: torch.Tensor,
+    wanted: int | torch.Tensor,
+    visible: torch.Tensor | None = None,
+    where: Place | None = None,
 ) -> torch.Tensor:
     """Return where each row has its largest values; of equal ones the first, NaN before all.
+
+    Not by sorting: the smallest value that stays is found bit by bit, in one launch.
 
     Parameters
     ----------
     values : Tensor
-        Shape (rows, n).
-    wanted : int or Tensor of int64
+        Shape (rows, n), floats.
+    wanted : int or Tensor of int
         How many, of each row: shape (rows,).
     visible : Tensor of bool, optional
         Shape (rows, n): what may be chosen.
+    where : Place, optional
+        Where the tensors live; only needed for tensors without data.
     """
+    from prunus.cuda.kernels import largest as kernels
+
     torch = libraries().torch
-    order = torch.where(values.isnan(), torch.inf, values)
-    if values.shape[1] == 0:
-        return torch.zeros_like(values, dtype=torch.bool)
-    # NaN and infinity tie for the first place: NaN wins by a sort of its own before the stable one.
-    first = torch.sort(values.isnan(), dim=1, descending=True, stable=True)[1]
+    where = place_of(values) if where is None else where
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.to(torch.float32)
+    count, n = (int(size) for size in values.shape)
+    live = empty((count, n), torch.bool, where)
+    if 0 in (count, n):
+        return live
+    values, seen = rows.rowwise(values), None
     if visible is not None:
-        order = torch.where(visible, order, -torch.inf)
-    order = order.gather(1, first)
-    at = first.gather(1, torch.sort(order, dim=1, descending=True, stable=True)[1])
-    if visible is not None:
-        # What may not be chosen ties with -inf that may: it comes last.
-        hidden = torch.sort((~visible).gather(1, at), dim=1, stable=True)[1]
-        at = at.gather(1, hidden)
-    rank = torch.arange(values.shape[1], device=values.device).expand_as(at)
-    ranks = torch.empty_like(at).scatter_(1, at, rank)
-    limit = wanted if isinstance(wanted, int) else wanted[:, None]
-    live = ranks < limit
-    return live if visible is None else live & visible
+        seen = rows.as_bytes(visible)
+        # A row that sees fewer keeps these.
+        wanted = torch.clamp(visible.sum(1), max=wanted)
+    each = wanted if isinstance(wanted, torch.Tensor) else None
+    wide = power(n, 16, _WIDEST // values.element_size())
+    height = power(count, 1, max(1, _INTERPRETED // wide)) if where.interpreted else 1
+    out = live.view(torch.uint8)
+    launch(
+        where,
+        kernels.largest,
+        (blocks_along(count, height),),
+        values,
+        out if each is None else each,
+        out if seen is None else seen,
+        out,
+        count,
+        n,
+        min(wanted, n) if isinstance(wanted, int) else 0,
+        values.stride(0),
+        0 if seen is None else seen.stride(0),
+        out.stride(0),
+        EACH=each is not None,
+        VISIBLE=seen is not None,
+        BITS=values.element_size() * 8,
+        TM=height,
+        TN=wide,
+        num_warps=4 if wide <= 1024 else 8 if wide <= 4096 else 16,
+    )
+    return live
 
 
 def _pooled(values: torch.Tensor, group: int) -> torch.Tensor:
@@ -171,21 +204,23 @@ def _pooled(values: torch.Tensor, group: int) -> torch.Tensor:
     return values[at].reshape(groups, group, -1).amax(1)
 
 
-def _top(policy: TopK, norms: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+def _top(
+    policy: TopK, norms: torch.Tensor, visible: torch.Tensor | None, where: Place | None
+) -> torch.Tensor:
     torch = libraries().torch
     branches = norms.shape[1]
     if visible is None:
         if policy.count is not None:
-            return largest(norms, min(policy.count, branches))
+            return largest(norms, min(policy.count, branches), None, where)
         assert policy.fraction is not None
         wanted = int(np.ceil(policy.fraction * branches * (1 - 1e-12)))
-        return largest(norms, min(max(wanted, 1), branches))
+        return largest(norms, min(max(wanted, 1), branches), None, where)
     seen = visible.sum(1)
     if policy.count is not None:
-        return largest(norms, seen.clamp(max=min(policy.count, branches)), visible)
+        return largest(norms, seen.clamp(max=min(policy.count, branches)), visible, where)
     assert policy.fraction is not None
     share = torch.ceil(policy.fraction * seen.double() * (1 - 1e-12)).to(torch.int64)
-    return largest(norms, torch.minimum(torch.maximum(share, seen.clamp(max=1)), seen), visible)
+    return largest(norms, torch.minimum(torch.maximum(share, seen.clamp(max=1)), seen), visible, where)
 
 
 def _mask(policy: Fixed, count: int, branches: int, device: torch.device) -> torch.Tensor:
@@ -231,8 +266,6 @@ class _Parts(NamedTuple):
 
 def _predicted(policy: Predictor, x: torch.Tensor, branches: int, where: Place | None = None) -> torch.Tensor:
     """Return what a predictor foresees; the arithmetic is :meth:`prunus.Predictor.scores`'s."""
-    from prunus.cuda.runtime import place_of
-
     torch = libraries().torch
     where = place_of(x) if where is None else where
     own = blocks_along(policy.units, policy.branch)
@@ -275,7 +308,7 @@ def _predicted(policy: Predictor, x: torch.Tensor, branches: int, where: Place |
         filling = -torch.inf if policy.norm == "max" else 0.0
         whole = torch.nn.functional.pad(scores, (0, short), value=filling).view(len(x), own, policy.branch)
         scores = whole.amax(2) if policy.norm == "max" else whole.sum(2)
-    return largest(scores, policy.count(branches))
+    return largest(scores, policy.count(branches), None, where)
 
 
 def _any(value: Any) -> Any:

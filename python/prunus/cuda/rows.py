@@ -243,7 +243,7 @@ def dots(
     }
     per = branch if mask is not None else 1
     if few:
-        cut = plans.dots_few(where, k, width if fused else 1, w.element_size() * 8)
+        cut = plans.dots_few(where, k, width if fused else 1, w.element_size() * 8, units)
         launch(
             where,
             few_kernels.dots_few,

@@ -184,11 +184,12 @@ def added(
             if tl.max(odd, 0) > 0:
                 for j in range(0, TK):
                     one = tl.arange(0, TK) == j
-                    aj = tl.sum(tl.where(one[None, :], cast(a, SUMS), 0), 1)
-                    bj = tl.sum(tl.where(one[:, None], cast(b, SUMS), 0), 0)
-                    seen = tl.max((alive & one[None, :]).to(tl.int32), 1) > 0
-                    apart = seen[:, None] & ~(finite(aj)[:, None] & finite(bj)[None, :])
-                    acc += tl.where(apart, aj[:, None] * bj[None, :], 0)
+                    if tl.sum(tl.where(one, odd, 0), 0) > 0:
+                        aj = tl.sum(tl.where(one[None, :], cast(a, SUMS), 0), 1)
+                        bj = tl.sum(tl.where(one[:, None], cast(b, SUMS), 0), 0)
+                        seen = tl.max((alive & one[None, :]).to(tl.int32), 1) > 0
+                        apart = seen[:, None] & ~(finite(aj)[:, None] & finite(bj)[None, :])
+                        acc += tl.where(apart, aj[:, None] * bj[None, :], 0)
                 a = tl.where(good_a, a, 0)
                 b = tl.where(good_b, b, 0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=SUMS)
@@ -301,8 +302,10 @@ def join(
     acc = tl.zeros((TN,), parts.dtype.element_ty)
     if ADD:
         acc += cast(tl.load(out + row * out_row + col, keep, 0), parts.dtype.element_ty)
-    for cut in range(0, segments):
-        acc += tl.load(parts + cut.to(tl.int64) * parts_part + row * parts_row + col, keep, 0)
+    place = parts + row * parts_row + col
+    for _ in range(0, segments):
+        acc += tl.load(place, keep, 0)
+        place += parts_part
     if BIAS:
         acc += cast(tl.load(bias + col, keep, 0), parts.dtype.element_ty)
     tl.store(out + row * out_row + col, cast(acc, out.dtype.element_ty), keep)

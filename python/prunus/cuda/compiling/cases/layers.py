@@ -110,6 +110,7 @@ CASES = [
     _ffn("bfloat16", 512, Threshold(0.1), _MANY, decide="gate"),
     _ffn("bfloat16", 512, Threshold(0.1), _MANY, branch=16, more=True),
     _ffn("bfloat16", 512, TopK(fraction=0.1), _MANY, gated=False, more=True),
+    _ffn("bfloat16", 1, TopK(fraction=0.1), {"largest": Units.PLAIN, **_FEW}),
     _ffn("float16", 512, _every(10, _UNITS), _MANY, more=True),
     _ffn("bfloat16", 1, Threshold(0.1), {"dots_few": Units.PLAIN, "repair": Units.PLAIN}, decide=None),
     _ffn("bfloat16", 512, Threshold(0.1), {"dots": Units.NATIVE, "repair": Units.PLAIN}, decide=None),

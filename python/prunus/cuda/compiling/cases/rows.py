@@ -92,7 +92,20 @@ def _combine(
     )
 
 
+def _predicted() -> Case:
+    """Return the two thin products of a predictor, for one row."""
+
+    def call(where: Place) -> None:
+        narrow, wide = tensor(where, 64, _WIDTH, dtype="float32"), tensor(where, _UNITS, 64, dtype="float32")
+        thin, scores = (tensor(where, 1, n, dtype="float32") for n in (64, _UNITS))
+        rows.dots(where, tensor(where, 1, _WIDTH, dtype="bfloat16"), narrow, thin)
+        rows.dots(where, thin, wide, scores, bias=tensor(where, _UNITS, dtype="float32"))
+
+    return Case(f"1 rows, {_WIDTH} to 64 to {_UNITS}", "float32", call, {"dots_few": Units.PLAIN})
+
+
 CASES = [
+    _predicted(),
     _dots("bfloat16", 1, Units.PLAIN, live=1, gated=True),
     _dots("bfloat16", 1, Units.PLAIN, live=32, more=True),
     _dots("bfloat16", 1, Units.PLAIN, found=1),
