@@ -39,7 +39,9 @@ Plans = dict[tuple[Any, ...], Plan]
 def _key(w: BSR, x: Any, flip: bool) -> tuple[Any, ...] | None:
     """Return what a launch depends on; None for what is not worth remembering, or is to be refused."""
     torch = libraries().torch
-    if type(x) is not torch.Tensor or x.ndim != 2 or x.layout is not torch.strided or x.requires_grad:
+    if type(x) is not torch.Tensor or x.ndim != 2 or x.layout is not torch.strided:
+        return None
+    if x.requires_grad or x.is_neg():
         return None
     if w._operand.transposed != flip and not w._frozen:
         return None  # its lists are made anew in each call
