@@ -109,3 +109,42 @@ def test_numbers_scale(rng, number):
         assert made.dtype == torch.float32
         near(made.toarray(), 2 * W.toarray())
     near((W / number).toarray(), W.toarray() / 2)
+
+
+def test_measured_tiles_serve_what_was_launched_before(rng, place):
+    from prunus.cuda import tuning
+
+    W = sparse(rng, (64, 48), (16, 16), poison=False).to("cuda")
+    x = there(values(rng, (48, 3), F32), place)
+    W @ x, W @ x
+    assert len(W._plans) == 1
+    tuning.forget()  # as a process does when it has measured
+    near(W @ x, W.toarray() @ x)
+    assert len(W._plans) == 2  # the tile was chosen anew
+
+
+def test_autotune_measures_on_the_gpu_it_was_told(place, monkeypatch):
+    import contextlib
+
+    from prunus.cuda import measuring
+
+    inside = []
+
+    @contextlib.contextmanager
+    def on(where):
+        inside.append(where)
+        yield
+        inside.pop()
+
+    def timer(run):
+        assert inside  # the GPU that events are recorded on
+        run()
+        return 1.0
+
+    chosen = measuring.Tile(16, 16, 16)
+    monkeypatch.setattr(measuring, "on", on)
+    monkeypatch.setattr(measuring, "candidates", lambda where, what: [chosen])
+    monkeypatch.setattr(measuring, "seconds", lambda *args: 1.0)
+    monkeypatch.setattr(measuring, "_ROUNDS", 1)
+    found = measuring.autotune((16, 16), (16, 16), 4, "float32", 1.0, keep=False, timer=timer)
+    assert found.best == chosen and not inside

@@ -9,15 +9,13 @@ decides whether the host waits.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from prunus._dtypes import Array
 from prunus._layout import blocks_along
 from prunus.cuda import rows
+from prunus.cuda.keeping import kept
 from prunus.cuda.runtime import Place, empty
-from prunus.cuda.transfer import upload
 from prunus.cuda.versions import libraries
 from prunus.pruning.policies import Fixed, Policy, Router, Statistics, Threshold, TopK
 from prunus.pruning.predictor import Predictor
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["decide", "foreseen", "largest"]
-
-# Masks and matrices of policies, which never change, on the devices that asked for them.
-_KEPT: WeakKeyDictionary[Policy, dict[tuple[Any, str], Any]] = WeakKeyDictionary()
 
 
 def decide(
@@ -191,28 +186,13 @@ def _top(policy: TopK, norms: torch.Tensor, visible: torch.Tensor | None) -> tor
 def _mask(policy: Fixed, count: int, branches: int, device: torch.device) -> torch.Tensor:
     """Return a fixed mask, fitted to an operation; one for all rows has a stride of 0."""
     policy._fit(count, branches)  # which raises
-    mask = _kept(policy, device, "mask", policy.mask)
+    mask = _on(device, policy, "mask", policy.mask)
     return mask.expand(count, branches)
 
 
-def _kept(policy: Policy, device: torch.device, name: str, array: Array) -> torch.Tensor:
+def _on(device: torch.device, policy: Policy, name: str, array: Any) -> torch.Tensor:
     """Return an array of a policy on a device, uploaded once."""
-    torch = libraries().torch
-    held = _KEPT.setdefault(policy, {})
-    found = held.get((device, name))
-    if found is None or found[0] is not array:
-        if device.type == "meta":
-            made = torch.empty(array.shape, dtype=_dtype(array), device=device)
-        else:
-            made = upload(np.ascontiguousarray(array), Place(device, "", "", 0, 0))
-        found = held[device, name] = (array, made)
-    return found[1]
-
-
-def _dtype(array: Array) -> Any:
-    from prunus.cuda.dtypes import torch_of
-
-    return libraries().torch.bool if array.dtype == bool else torch_of(array.dtype)
+    return kept(policy, name, Place(device, "", "", 0, 0), lambda: array, array)
 
 
 class _Parts(NamedTuple):
@@ -242,9 +222,7 @@ def _predicted(policy: Predictor, x: torch.Tensor, branches: int, where: Place |
 
     def parts(name: str) -> _Parts:
         low = getattr(policy, name)
-        return _Parts(
-            *(_kept(policy, x.device, f"{name}.{part}", getattr(low, part)) for part in low._fields)
-        )
+        return _Parts(*(_on(x.device, policy, f"{name}.{part}", getattr(low, part)) for part in low._fields))
 
     def predict(low: _Parts, activation: str | None) -> Any:
         thin = empty((len(x), len(low.narrow)), torch.float32, where)

@@ -2,8 +2,8 @@
 
 What a product launches depends on shapes, strides and dtypes, which are looked at, checked and cut into tiles
 on the host: several times what the launch itself takes. An array keeps what its products launched, with gaps
-where operand and result were. Values and patterns are data of the launch, so nothing here can be out of
-date.
+where operand and result were. Values and patterns are data of the launch, and tiles that are measured
+meanwhile are another launch, so nothing here can be out of date.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prunus._trace import ACTIVE as TRACING
+from prunus.cuda.configs import epoch
 from prunus.cuda.runtime import RECORDER, Launch, empty, launch, watched
 from prunus.cuda.versions import libraries
 
@@ -54,6 +55,7 @@ def _key(w: BSR, x: Any, flip: bool) -> tuple[Any, ...] | None:
         x.shape,
         x.stride(),
         torch.get_float32_matmul_precision(),
+        epoch(),
     )
 
 

@@ -13,10 +13,10 @@ from prunus._trace import Span
 from prunus.cuda import dtypes, products
 from prunus.cuda.arrays import BSR
 from prunus.cuda.blocks import Operand, broadcast
+from prunus.cuda.keeping import kept
 from prunus.cuda.operands import as_tensor, check_place, where_of
 from prunus.cuda.runtime import Place, empty
 from prunus.cuda.tracing import blocks_in, traced
-from prunus.cuda.transfer import upload
 from prunus.cuda.versions import libraries
 from prunus.engines.base import ACTIVATIONS
 
@@ -378,8 +378,7 @@ def sddmm(a: Any, b: Any, mask: Any, dtype: Any = None) -> BSR:
     else:
         if mask.ndim > 2:
             batch = _broadcast(batch, mask.shape[:-2])
-            mask = mask._broadcast(batch)
-        indices, indptr = upload(mask.indices, where), upload(mask.indptr, where)
+        indices, indptr = _uploaded(mask, batch, where)
         block = mask.blocksize
     own = indptr.ndim > 1
     if own and tuple(indptr.shape[:-1]) != batch:
@@ -397,6 +396,21 @@ def sddmm(a: Any, b: Any, mask: Any, dtype: Any = None) -> BSR:
     return BSR._wrap(Operand(out, indices.clone(), indptr.clone(), (m, n)), batch, where)
 
 
+def _uploaded(mask: BlockMask, batch: tuple[int, ...], where: Place) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return indices and indptr of a mask, of all members of a batch where it has members of its own."""
+    made: list[BlockMask] = []
+
+    def every() -> BlockMask:
+        if not made:
+            repeats = mask.ndim > 2 and tuple(mask.shape[:-2]) != batch
+            made.append(mask._broadcast(batch) if repeats else mask)
+        return made[0]
+
+    members = batch if mask.ndim > 2 else None
+    indices = kept(mask, ("indices", members), where, lambda: every().indices)
+    return indices, kept(mask, ("indptr", members), where, lambda: every().indptr)
+
+
 def torch_function(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Do what torch asks of a BSR among its operands; NotImplemented where it is no product."""
     torch = libraries().torch
@@ -410,6 +424,6 @@ def torch_function(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     return NotImplemented
 
 
-def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: A002 - torch's names
+def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
     """Return ``torch.nn.functional.linear`` of a block-sparse weight."""
     return matmul(input, weight.T, bias=bias) if isinstance(weight, BSR) else NotImplemented
