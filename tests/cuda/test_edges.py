@@ -148,3 +148,16 @@ def test_autotune_measures_on_the_gpu_it_was_told(place, monkeypatch):
     monkeypatch.setattr(measuring, "_ROUNDS", 1)
     found = measuring.autotune((16, 16), (16, 16), 4, "float32", 1.0, keep=False, timer=timer)
     assert found.best == chosen and not inside
+
+
+@pytest.mark.parametrize("blocksize", [(16, 16), (4, 16)])
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+def test_inner_dimensions_beyond_32_bits(place, blocksize, kind):
+    k = 2**31 + 8
+    data = torch.full((2, *blocksize), torch.nan, device=place.device)
+    data[0], data[1, :, :8] = 1, 2  # half of the last block hangs over the edge
+    indices = torch.tensor([0, k // 16], dtype=kind, device=place.device)
+    indptr = torch.tensor([0, 2], dtype=kind, device=place.device)
+    W = pr.cuda.BSR((data, indices, indptr), shape=(blocksize[0], k))
+    x = torch.ones(1, 1, device=place.device).expand(k, 3)
+    near(W @ x, torch.full((blocksize[0], 3), 32.0, device=place.device))
