@@ -52,7 +52,7 @@ class BlockMask:
            [1, 1, 1]])
     """
 
-    __slots__ = ("_blocksize", "_indices", "_indptr", "_shape")
+    __slots__ = ("__weakref__", "_blocksize", "_indices", "_indptr", "_shape")
     __hash__ = None  # type: ignore[assignment]
     # NumPy must not try to make an array of masks out of ``array & mask``.
     __array_ufunc__ = None

@@ -127,12 +127,18 @@ def broadcast(w: Operand, own: tuple[int, ...], batch: tuple[int, ...]) -> Opera
     if not own or own == batch:
         return w
     torch = libraries().torch
+    found = lists(w)  # before members repeat, whose blocks lie side by side until then
     if not w.own:  # a pattern for each member, all in one list
         members, n = math.prod(own), len(w.indices)
         start = torch.arange(members, device=w.indptr.device, dtype=torch.int64)[:, None] * n
+        # Each member's list of its own: between two of them is what there is only room for.
+        found = Lists(
+            found.indices.repeat(members),
+            found.indptr.to(torch.int64) + start,
+            None if found.order is None else (found.order + start).reshape(-1),
+        )
         data = w.data.reshape(-1, *w.data.shape[-2:])
         w = Operand(data, w.indices.repeat(members), w.indptr.to(torch.int64) + start, w.shape, w.transposed)
-    found = lists(w)  # before members repeat, whose blocks lie side by side until then
 
     def every(indptr: Any) -> Any:
         rows = indptr.shape[-1]

@@ -16,6 +16,7 @@ __all__ = [
     "dsd",
     "dsd_small",
     "dsd_tiles",
+    "epoch",
     "forget",
     "group",
     "has_registers",
@@ -212,8 +213,18 @@ def _dsd(where: Place, what: Product, activation: str | None) -> Tile:
     return min(dsd_tiles(where, what, activation), key=lambda tile: seconds(where, what, tile.cut))
 
 
+_epoch = 0
+
+
+def epoch() -> int:
+    """Return a number that is another one whenever what was measured has changed."""
+    return _epoch
+
+
 def forget() -> None:
     """Have tiles chosen anew: what was measured has changed."""
+    global _epoch
+    _epoch += 1
     _dsd.cache_clear()
 
 

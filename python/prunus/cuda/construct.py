@@ -66,7 +66,7 @@ def from_triple(arg: tuple[Any, Any, Any], shape: tuple[int, ...] | None) -> Par
             f"{blocks_along(member[0], br)}"
         )
     if len(batch) > 0:
-        data = data.reshape(-1, *data.shape[-3:]) if data.ndim > 3 else data
+        data = data.reshape(math.prod(batch), *data.shape[-3:]) if data.ndim > 3 else data
         indptr = indptr.reshape(-1, indptr.shape[-1]) if indptr.ndim > 1 else indptr
     return Operand(data.contiguous(), indices.contiguous(), indptr.contiguous(), member), batch
 
@@ -129,8 +129,11 @@ def from_dense(w: torch.Tensor, block: tuple[int, int], density: float | None) -
     if density is None:
         keep = (tiles != 0).flatten(1).any(1).nonzero()[:, 0]
     else:
-        kind = torch.float64 if w.dtype == torch.float64 else torch.float32
-        norms = torch.nan_to_num(tiles.to(kind).square().flatten(1).sum(1), nan=math.inf)
+        # Squares of large values do not fit float32, and blocks that have them must not all be alike.
+        whole = tiles.flatten(1)
+        whole = whole.double() if whole.dtype == torch.int8 else whole
+        norms = torch.linalg.vector_norm(whole, dim=1, dtype=torch.float64)
+        norms = torch.where(norms.isnan(), math.inf, norms)
         count = math.ceil(density * down * across * (1 - 1e-12))
         order = torch.sort(norms, descending=True, stable=True)[1]
         keep = torch.sort(order[:count])[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from prunus._arrays import is_array_like
 from prunus.cuda.blocks import Operand, lists, rows_of
 from prunus.cuda.construct import grid_of
@@ -18,8 +20,6 @@ __all__ = ["is_operand", "merged", "paired", "scaled", "scatter", "sums"]
 
 def is_operand(other: Any) -> bool:
     """Say whether ``@`` takes an object, or leaves it to the object's own operator."""
-    import numpy as np
-
     from prunus._storage import BlockStorage
 
     kind = type(other)
@@ -59,6 +59,8 @@ def scatter(w: Operand, tiles: torch.Tensor, members: int) -> None:
 def scaled(w: Operand, factor: Any, divide: bool = False) -> torch.Tensor:
     """Return the blocks times a number, or divided by it."""
     torch = libraries().torch
+    if isinstance(factor, (np.integer, np.floating)):
+        factor = factor.item()
     number = isinstance(factor, (int, float)) or (isinstance(factor, torch.Tensor) and factor.ndim == 0)
     if not number:
         raise TypeError(

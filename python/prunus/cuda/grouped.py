@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from prunus._layout import blocks_along
 from prunus.cuda import dtypes, moe_configs
 from prunus.cuda.configs import Tile, power
+from prunus.cuda.keeping import check_uploads
 from prunus.cuda.products import operands_of, precision, triton_of
-from prunus.cuda.runtime import Place, empty, launch
+from prunus.cuda.runtime import Place, empty, is_captured, launch
 from prunus.cuda.versions import libraries
 
 if TYPE_CHECKING:
@@ -98,13 +99,30 @@ class Matrices(NamedTuple):
         return stack.stride(0), stack.stride(1), stack.stride(2)
 
 
-@lru_cache(maxsize=256)
+# What graphs were captured with: they read it whenever they are replayed, and nobody says when that ends.
+_IN_GRAPHS: Final[dict[tuple[tuple[int, ...], str, Place], torch.Tensor]] = {}
+
+
 def constant(values: tuple[int, ...], name: str, where: Place) -> torch.Tensor:
     """Return integers on the device, of a dtype by name.
 
     They are kept: what is uploaded in a call makes the host wait, and cannot be part of a CUDA graph.
+
+    Raises
+    ------
+    PrunusError
+        If they are not there yet, and the current stream is being captured.
     """
+    made = _constant(values, name, where)
+    if is_captured(where):
+        _IN_GRAPHS[values, name, where] = made
+    return made
+
+
+@lru_cache(maxsize=256)
+def _constant(values: tuple[int, ...], name: str, where: Place) -> torch.Tensor:
     torch = libraries().torch
+    check_uploads(where)
     return torch.tensor(values, dtype=getattr(torch, name), device=where.device)
 
 

@@ -15,7 +15,7 @@ from prunus.cuda import configs, dtypes, products, tuning
 from prunus.cuda.blocks import Operand
 from prunus.cuda.configs import Tile
 from prunus.cuda.costs import Product, fits, seconds
-from prunus.cuda.runtime import Place, current, empty
+from prunus.cuda.runtime import Place, current, empty, on
 from prunus.cuda.versions import libraries
 
 if TYPE_CHECKING:
@@ -153,7 +153,9 @@ def autotune(
     where = current(device)
     if where.interpreted and timer is None:
         raise PrunusError("Triton's interpreter is not measured: tiles are chosen for GPUs")
-    return _tune(where, shape, blocksize, columns, kind, density, keep, timer or _Events(where).seconds)
+    # Events are the current device's, whichever one the product runs on.
+    with on(where):
+        return _tune(where, shape, blocksize, columns, kind, density, keep, timer or _Events(where).seconds)
 
 
 def _tune(

@@ -176,7 +176,8 @@ def _checked(tensor: torch.Tensor, name: str, where: Place) -> torch.Tensor:
             "prunus.cuda.BSR takes those with layout torch.sparse_bsr"
         )
     check_place(tensor, name, where)
-    return tensor
+    # The imaginary part of a conjugate has its sign in a bit of the tensor, which kernels do not see.
+    return tensor.resolve_neg()
 
 
 def is_tensor(value: Any) -> bool:

@@ -9,16 +9,14 @@ decides whether the host waits.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from prunus._dtypes import Array
 from prunus._layout import blocks_along
 from prunus.cuda import rows
 from prunus.cuda.configs import power
+from prunus.cuda.keeping import kept
 from prunus.cuda.runtime import Place, empty, launch, place_of
-from prunus.cuda.transfer import upload
 from prunus.cuda.versions import libraries
 from prunus.pruning.policies import Fixed, Policy, Router, Statistics, Threshold, TopK
 from prunus.pruning.predictor import Predictor
@@ -26,13 +24,11 @@ from prunus.pruning.predictor import Predictor
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["decide", "foreseen", "largest", "mask_of"]
+__all__ = ["decide", "foreseen", "largest"]
 
 # Bytes of a row's values that a program keeps in registers, and values that one of the interpreter has.
 _WIDEST: Final = 1 << 16
 _INTERPRETED: Final = 1 << 17
-# Masks and matrices of policies, which never change, on the devices that asked for them.
-_KEPT: WeakKeyDictionary[Policy, dict[tuple[Any, str], Any]] = WeakKeyDictionary()
 
 
 def decide(
@@ -226,33 +222,13 @@ def _top(
 def _mask(policy: Fixed, count: int, branches: int, device: torch.device) -> torch.Tensor:
     """Return a fixed mask, fitted to an operation; one for all rows has a stride of 0."""
     policy._fit(count, branches)  # which raises
-    return mask_of(policy, device).expand(count, branches)
+    mask = _on(device, policy, "mask", policy.mask)
+    return mask.expand(count, branches)
 
 
-def mask_of(policy: Fixed, device: torch.device) -> torch.Tensor:
-    """Return a fixed policy's mask on a device, as it was given: (branches,) or (rows, branches)."""
-    mask: torch.Tensor = _kept(policy, device, "mask", policy.mask)
-    return mask
-
-
-def _kept(policy: Policy, device: torch.device, name: str, array: Array) -> torch.Tensor:
+def _on(device: torch.device, policy: Policy, name: str, array: Any) -> torch.Tensor:
     """Return an array of a policy on a device, uploaded once."""
-    torch = libraries().torch
-    held = _KEPT.setdefault(policy, {})
-    found = held.get((device, name))
-    if found is None or found[0] is not array:
-        if device.type == "meta":
-            made = torch.empty(array.shape, dtype=_dtype(array), device=device)
-        else:
-            made = upload(np.ascontiguousarray(array), Place(device, "", "", 0, 0))
-        found = held[device, name] = (array, made)
-    return found[1]
-
-
-def _dtype(array: Array) -> Any:
-    from prunus.cuda.dtypes import torch_of
-
-    return libraries().torch.bool if array.dtype == bool else torch_of(array.dtype)
+    return kept(policy, name, Place(device, "", "", 0, 0), lambda: array, array)
 
 
 class _Parts(NamedTuple):
@@ -280,9 +256,7 @@ def _predicted(policy: Predictor, x: torch.Tensor, branches: int, where: Place |
 
     def parts(name: str) -> _Parts:
         low = getattr(policy, name)
-        return _Parts(
-            *(_kept(policy, x.device, f"{name}.{part}", getattr(low, part)) for part in low._fields)
-        )
+        return _Parts(*(_on(x.device, policy, f"{name}.{part}", getattr(low, part)) for part in low._fields))
 
     def predict(low: _Parts, activation: str | None) -> Any:
         thin = empty((len(x), len(low.narrow)), torch.float32, where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from prunus._layout import blocks_along
 from prunus.cuda import configs, dtypes
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["SMALLEST", "dsd", "flat", "operands_of", "precision", "triton_of"]
+
+# Rows, columns and places in a list of so many, with those of a tile beyond, are counted in 32 bits.
+_NEAR: Final = 2**31 - 2**16
 
 #: Blocks that are smaller than this along a side leave matrix units mostly idle.
 SMALLEST = 16
@@ -127,6 +130,7 @@ def dsd(
     ends = (out, out if bias is None else bias.contiguous())
     indptr_batch = found.indptr.stride(0) if found.indptr.ndim > 1 else 0
     small = min(br, bc) < SMALLEST
+    far = max(m, n, k, len(w.indices) * bc) > _NEAR
     if small:
         tile = configs.dsd_small(where, (br, bc), n, kind.itemsize * 8)
         rows = blocks_along(m, tile.m)
@@ -150,7 +154,7 @@ def dsd(
     grid = (down * across * members,)
     order = (rows, across, configs.group(where, k, n, tile.n, x.dtype.itemsize))
     sizes = {"TM": tile.m, "TN": tile.n, "TK": tile.k, **tile.options}
-    if not small and tile.loads != "pointers":
+    if not (small or far) and tile.loads != "pointers":
         configs.check_loads(where, tile)
         by = describe(w, x, kind, tile)
         if by is not None:
@@ -198,6 +202,7 @@ def dsd(
         *x.stride()[1:],
         *out.stride(),
         **common,
+        FAR=far,
         **({} if small else {"COMPUTE": operands_of(kind, where), "PRECISION": precision()}),
         **sizes,
     )

@@ -2,8 +2,8 @@
 
 What a product launches depends on shapes, strides and dtypes, which are looked at, checked and cut into tiles
 on the host: several times what the launch itself takes. An array keeps what its products launched, with gaps
-where operand and result were. Values and patterns are data of the launch, so nothing here can be out of
-date.
+where operand and result were. Values and patterns are data of the launch, and tiles that are measured
+meanwhile are another launch, so nothing here can be out of date.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prunus._trace import ACTIVE as TRACING
+from prunus.cuda.configs import epoch
 from prunus.cuda.runtime import RECORDER, Launch, empty, launch, watched
 from prunus.cuda.versions import libraries
 
@@ -39,7 +40,9 @@ Plans = dict[tuple[Any, ...], Plan]
 def _key(w: BSR, x: Any, flip: bool) -> tuple[Any, ...] | None:
     """Return what a launch depends on; None for what is not worth remembering, or is to be refused."""
     torch = libraries().torch
-    if type(x) is not torch.Tensor or x.ndim != 2 or x.layout is not torch.strided or x.requires_grad:
+    if type(x) is not torch.Tensor or x.ndim != 2 or x.layout is not torch.strided:
+        return None
+    if x.requires_grad or x.is_neg():
         return None
     if w._operand.transposed != flip and not w._frozen:
         return None  # its lists are made anew in each call
@@ -52,6 +55,7 @@ def _key(w: BSR, x: Any, flip: bool) -> tuple[Any, ...] | None:
         x.shape,
         x.stride(),
         torch.get_float32_matmul_precision(),
+        epoch(),
     )
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Place",
     "current",
     "empty",
+    "is_captured",
     "is_likely",
     "is_usable",
     "launch",
@@ -271,6 +272,14 @@ def on(where: Place) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     guard: contextlib.AbstractContextManager[Any] = cuda.device(where.device)
     return guard
+
+
+def is_captured(where: Place) -> bool:
+    """Say whether what the current stream of a place is told is captured in a CUDA graph, not done."""
+    if where.device.type != "cuda":
+        return False
+    with on(where):  # torch asks of the current device alone
+        return bool(libraries().torch.cuda.is_current_stream_capturing())
 
 
 @contextlib.contextmanager

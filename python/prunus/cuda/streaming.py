@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from prunus._dtypes import Array
 from prunus._errors import PrunusError
-from prunus.cuda.runtime import Place, empty, on
+from prunus.cuda.runtime import Place, empty, is_captured, on
 from prunus.cuda.versions import libraries
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ def _idle(where: Place, size: int) -> Ring:
 
 def check_not_captured(where: Place) -> None:
     """Raise PrunusError if what the current stream is told is captured in a CUDA graph, not done."""
-    if where.interpreted or not libraries().torch.cuda.is_current_stream_capturing():
+    if not is_captured(where):
         return
     raise PrunusError(
         "an operand on disk cannot take part in a CUDA graph: what is replayed would not read the file; "

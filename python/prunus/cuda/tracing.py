@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from prunus._trace import Span, is_traced, span
-from prunus.cuda.runtime import Place, on
+from prunus.cuda.runtime import Place, is_captured, on
 from prunus.cuda.versions import libraries
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def traced(name: str, where: Place) -> Span:
     if not at:
         return at
     at.ran(str(where))
-    if where.device.type != "cuda" or libraries().torch.cuda.is_current_stream_capturing():
+    if where.device.type != "cuda" or is_captured(where):
         return at  # the host does the work, or nobody yet
     timed = _Timed(at, where)
     timed.ran(str(where))

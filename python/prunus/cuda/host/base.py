@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +37,7 @@ class Host:
     def _operand(self, w: Blocks) -> Operand:
         data, indptr, own, batch = w.values, w.indptr, (), ()
         if data.ndim > 3:
-            data = data.reshape(-1, *data.shape[-3:])
+            data = data.reshape(math.prod(data.shape[:-3]), *data.shape[-3:])
         elif indptr.ndim > 1:
             # Members that repeat do so without strides.
             batch = indptr.shape[:-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class Products(Host):
             return
         a, b = _one_batch(a), _one_batch(b)
         there = self._room(out)
-        room = there if indptr.ndim > 1 else there.reshape(-1, *there.shape[-3:])
+        room = there if indptr.ndim > 1 else there.reshape(math.prod(there.shape[:-3]), *there.shape[-3:])
         edges = indptr.reshape(-1, indptr.shape[-1]) if indptr.ndim > 1 else indptr
         sdd(self.where, self._up(a), self._up(b), self._up(indices), self._up(edges), room)
         download(there, out)
@@ -66,4 +67,4 @@ class Products(Host):
 
 def _one_batch(x: Array) -> Array:
     """Return a stack of matrices with one batch dimension; a copy only where strides leave no other way."""
-    return x if x.ndim <= 3 else x.reshape(-1, *x.shape[-2:])
+    return x if x.ndim <= 3 else x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])

@@ -76,6 +76,7 @@ def dsd(
     COMPUTE: tl.constexpr,
     SUMS: tl.constexpr,
     WIDE: tl.constexpr,
+    FAR: tl.constexpr,
     PRECISION: tl.constexpr,
     TM: tl.constexpr,
     TN: tl.constexpr,
@@ -85,12 +86,15 @@ def dsd(
 
     ``indices`` are the inner block indices of blocks in the order of the output's rows of blocks; with
     ``ORDERED`` they and the blocks are found through ``order``, and ``indices`` are of stored blocks.
-    Stored blocks are SR x SC, and the operand their transpose if ``TRANSPOSED``.
+    Stored blocks are SR x SC, and the operand their transpose if ``TRANSPOSED``. With ``FAR``, rows, columns or
+    places in a list are counted beyond 32 bits.
     """
     BR: tl.constexpr = SC if TRANSPOSED else SR
     BC: tl.constexpr = SR if TRANSPOSED else SC
     PARTS: tl.constexpr = (BR + TM - 1) // TM
     member, tile, across = place_of_program(tl.program_id(0), block_rows * PARTS, column_tiles, group)
+    if FAR:
+        tile, across = tile.to(tl.int64), across.to(tl.int64)
     col = across * TN + tl.arange(0, TN)
     block_row = tile // PARTS
     within = (tile % PARTS) * TM + tl.arange(0, TM)
@@ -98,6 +102,8 @@ def dsd(
     x += member * x_batch
     begin = tl.load(indptr + member * indptr_batch + block_row)
     end = tl.load(indptr + member * indptr_batch + block_row + 1)
+    if FAR:
+        begin, end = begin.to(tl.int64), end.to(tl.int64)
     row = block_row * BR + within
     valid = (within < BR) & (row < M)
     place = (
@@ -114,6 +120,8 @@ def dsd(
     e, block = blocks_of_step(indices, order, begin, 0, length, BC, TK, ORDERED)
     for at in range(0, length, TK):
         this_e, this_block = e, block
+        if FAR:
+            this_block = this_block.to(tl.int64)
         e, block = blocks_of_step(indices, order, begin, at + TK, length, BC, TK, ORDERED)
         if BC % TK == 0:
             # A step lies within one block.
@@ -169,6 +177,7 @@ def dsd_small(
     ADD: tl.constexpr,
     SUMS: tl.constexpr,
     WIDE: tl.constexpr,
+    FAR: tl.constexpr,
     TM: tl.constexpr,
     TN: tl.constexpr,
     TK: tl.constexpr,
@@ -181,6 +190,8 @@ def dsd_small(
     BR: tl.constexpr = SC if TRANSPOSED else SR
     BC: tl.constexpr = SR if TRANSPOSED else SC
     member, tile, across = place_of_program(tl.program_id(0), row_tiles, column_tiles, group)
+    if FAR:
+        tile, across = tile.to(tl.int64), across.to(tl.int64)
     row = tile * TM + tl.arange(0, TM)
     col = across * TN + tl.arange(0, TN)
     valid = row < M
@@ -190,6 +201,8 @@ def dsd_small(
     x += member * x_batch
     begin = tl.load(indptr + member * indptr_batch + block_row, valid, 0)
     end = tl.load(indptr + member * indptr_batch + block_row + 1, valid, 0)
+    if FAR:
+        begin, end = begin.to(tl.int64), end.to(tl.int64)
     place = (
         out + member * out_batch + row.to(tl.int64)[:, None] * out_row + col.to(tl.int64)[None, :] * out_col
     )
@@ -206,7 +219,10 @@ def dsd_small(
         if ORDERED:
             e = tl.load(order + e, there, 0)
         off = (flat % BC)[None, :]
-        inner = tl.load(indices + e, there, 0) * BC + off
+        block = tl.load(indices + e, there, 0)
+        if FAR:
+            block = block.to(tl.int64)
+        inner = block * BC + off
         there = there & (inner < K)
         first = data + e.to(tl.int64) * (SR * SC)
         if TRANSPOSED:

@@ -10,11 +10,11 @@ from prunus._mask import BlockMask
 from prunus._trace import Span
 from prunus.cuda import attention as kernels
 from prunus.cuda import dtypes
+from prunus.cuda.keeping import kept
 from prunus.cuda.operands import as_floats, check_place, where_of
-from prunus.cuda.policies import decide, mask_of
+from prunus.cuda.policies import decide
 from prunus.cuda.runtime import Place, empty
 from prunus.cuda.tracing import traced
-from prunus.cuda.transfer import upload
 from prunus.cuda.versions import libraries
 from prunus.pruning.attention import Call, check_blocks, checked, counted, fixed_shape
 from prunus.pruning.policies import Fixed, Policy, Threshold, TopK, as_policy
@@ -45,9 +45,9 @@ def attention(
     """Return attention; see :func:`prunus.attention` for the parameters, which are tensors here.
 
     Nothing waits for the device: policies decide there, and a user's function sees tensors. A mask that is a
-    BlockMask is uploaded by every call, which a CUDA graph cannot capture:
-    ``torch.as_tensor(mask.to_blocks(), device="cuda")`` stays there, and is taken for ``mask``. Scores of all
-    blocks of all heads exist at once where a policy sees them.
+    BlockMask, and a fixed mask in NumPy's memory, are uploaded by the first call that has them, which a CUDA
+    graph cannot capture, and stay as long as they do; a tensor of booleans on the device is taken for
+    ``mask`` or ``prune`` as well. Scores of all blocks of all heads exist at once where a policy sees them.
 
     A query's result does not depend on the batch. Where a call has few queries, keys are split over programs
     and their sums merged, in an order that depends on the numbers of queries and keys alone.
@@ -142,7 +142,7 @@ def _grid(mask: Any, call: Call, where: Place) -> torch.Tensor | None:
         given, found = tuple(mask.shape[:-2]), mask
     elif isinstance(mask, BlockMask):
         check_blocks("mask", mask, call)
-        given, found = mask.shape[:-2], upload(mask.to_blocks(), where)
+        given, found = mask.shape[:-2], kept(mask, "blocks", where, mask.to_blocks)
     else:
         raise TypeError(f"mask must be a BlockMask, or a tensor of booleans; got {type(mask).__name__}")
     try:
@@ -182,13 +182,13 @@ def _decide(policy: Policy | _Known, call: Call, grid: torch.Tensor | None, wher
 
 
 def _fixed(policy: Fixed, call: Call, heads: int, where: Place) -> torch.Tensor:
-    """Return a fixed mask as (heads or 1, blocks of queries or 1, blocks of keys)."""
-    mask, blocks = mask_of(policy, where.device), policy.blocks
-    if blocks is None:
-        return mask.reshape(fixed_shape(tuple(mask.shape), call, heads))
-    check_blocks("Fixed's mask", blocks, call)
-    # The policy's mask is by queries: one of each block says what holds for all.
-    return mask[:: blocks.blocksize[0]][None]
+    """Return a fixed mask as :func:`prunus.pruning.attention.fixed` does."""
+    blocks = policy.blocks
+    if blocks is not None:
+        check_blocks("Fixed's mask", blocks, call)
+        return kept(policy, "blocks", where, blocks.to_blocks)[None]
+    mask = policy.mask
+    return kept(policy, "mask", where, lambda: mask, mask).reshape(fixed_shape(mask.shape, call, heads))
 
 
 def _ask(policy: Policy, scores: torch.Tensor, visible: torch.Tensor | None, where: Place) -> torch.Tensor:

@@ -13,10 +13,10 @@ from prunus._trace import Span
 from prunus.cuda import dtypes, products
 from prunus.cuda.arrays import BSR
 from prunus.cuda.blocks import Operand, broadcast
-from prunus.cuda.operands import as_tensor, where_of
+from prunus.cuda.keeping import kept
+from prunus.cuda.operands import as_tensor, check_place, where_of
 from prunus.cuda.runtime import Place, empty
 from prunus.cuda.tracing import blocks_in, traced
-from prunus.cuda.transfer import upload
 from prunus.cuda.versions import libraries
 from prunus.engines.base import ACTIVATIONS
 
@@ -90,7 +90,7 @@ def matmul(
         if bias is not None or activation is not None:
             raise TypeError("bias and activation need a BSR operand that is not densified")
         left, right = (one.toarray() if isinstance(one, BSR) else one for one in (a, b))
-        return _dense(left, right, out, kind)
+        return _dense(where, left, right, out, kind)
     if sparse_a:
         return _product(where, a, b, out, kind, bias, activation, flip=False)
     return _product(where, b.T, a, out, kind, bias, activation, flip=True)
@@ -112,7 +112,9 @@ def _operand(value: Any, name: str, where: Place) -> Any:
     return as_tensor(value, name, where, "a tensor on the GPU, or a BSR there")
 
 
-def _dense(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None, kind: Any) -> torch.Tensor:
+def _dense(
+    where: Place, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None, kind: Any
+) -> torch.Tensor:
     """Multiply two dense tensors by torch, under this package's dtype rules."""
     torch = libraries().torch
     inner = dtypes.compute(a.dtype, b.dtype, kind)
@@ -122,7 +124,7 @@ def _dense(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None, kind: Any
     result = torch.matmul(a.to(inner), b.to(inner)).to(kind)
     if out is None:
         return result
-    check_out(out, tuple(result.shape), kind)
+    check_out(out, tuple(result.shape), kind, where)
     return out.copy_(result)
 
 
@@ -237,8 +239,8 @@ def prepare(
     if kind == torch.int32 and activation not in (None, "relu"):
         raise TypeError(f"{activation} of an int8 product needs a float result: pass dtype=torch.float32")
     if out is not None:
-        check_out(out, shape, kind)
-    direct = out is not None and not shares(out, x, data, bias)
+        check_out(out, shape, kind, where)
+    direct = out is not None and not shares(out, x, data, bias) and _is_written(out, len(batch))
     result = out if direct and out is not None else empty(shape, kind, where)
     view = result[..., None] if vector else result.transpose(-1, -2) if flip else result
     return Prepared(x, view, bias, batch, result, None if direct else out)
@@ -269,7 +271,7 @@ def _members(x: torch.Tensor, out: torch.Tensor, batch: tuple[int, ...]) -> tupl
     if not batch:
         return x, out
     # What a result is flattened from was made here in one piece, or is the caller's: that must be a view.
-    return products.flat(x.expand(*batch, *x.shape[-2:])), out.view(-1, *out.shape[-2:])
+    return products.flat(x.expand(*batch, *x.shape[-2:])), out.view(math.prod(batch), *out.shape[-2:])
 
 
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
@@ -281,8 +283,8 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError(f"matmul: batch dimensions {tuple(a)} and {tuple(b)} do not broadcast") from None
 
 
-def check_out(out: Any, shape: tuple[int, ...], kind: Any) -> None:
-    """Raise unless ``out`` is a tensor of a shape and dtype that can be written."""
+def check_out(out: Any, shape: tuple[int, ...], kind: Any, where: Place) -> None:
+    """Raise unless ``out`` is a tensor of a shape and dtype that can be written where the operation runs."""
     torch = libraries().torch
     if not isinstance(out, torch.Tensor):
         raise TypeError(f"out must be a tensor, got {type(out).__name__}")
@@ -290,8 +292,22 @@ def check_out(out: Any, shape: tuple[int, ...], kind: Any) -> None:
         raise ValueError(f"out has shape {tuple(out.shape)}, the result has {tuple(shape)}")
     if out.dtype != kind:
         raise TypeError(f"out has dtype {out.dtype}, the result has {kind}; dtype= chooses another")
+    if out.requires_grad:
+        raise TypeError("out is a tensor that requires grad, and results have none; pass out.detach()")
+    check_place(out, "out", where)
     if any(length > 1 and stride == 0 for length, stride in zip(out.shape, out.stride(), strict=True)):
         raise ValueError("out overlaps itself: several of its elements share memory")
+
+
+def _is_written(out: torch.Tensor, batch: int) -> bool:
+    """Say whether kernels can write a result in place: one stride for all members, and no negated values."""
+    if out.is_neg():
+        return False
+    try:
+        out.view(math.prod(out.shape[:batch]), *out.shape[batch:])
+    except RuntimeError:
+        return False
+    return True
 
 
 def shares(out: torch.Tensor, *others: torch.Tensor | None) -> bool:
@@ -362,8 +378,7 @@ def sddmm(a: Any, b: Any, mask: Any, dtype: Any = None) -> BSR:
     else:
         if mask.ndim > 2:
             batch = _broadcast(batch, mask.shape[:-2])
-            mask = mask._broadcast(batch)
-        indices, indptr = upload(mask.indices, where), upload(mask.indptr, where)
+        indices, indptr = _uploaded(mask, batch, where)
         block = mask.blocksize
     own = indptr.ndim > 1
     if own and tuple(indptr.shape[:-1]) != batch:
@@ -381,6 +396,21 @@ def sddmm(a: Any, b: Any, mask: Any, dtype: Any = None) -> BSR:
     return BSR._wrap(Operand(out, indices.clone(), indptr.clone(), (m, n)), batch, where)
 
 
+def _uploaded(mask: BlockMask, batch: tuple[int, ...], where: Place) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return indices and indptr of a mask, of all members of a batch where it has members of its own."""
+    made: list[BlockMask] = []
+
+    def every() -> BlockMask:
+        if not made:
+            repeats = mask.ndim > 2 and tuple(mask.shape[:-2]) != batch
+            made.append(mask._broadcast(batch) if repeats else mask)
+        return made[0]
+
+    members = batch if mask.ndim > 2 else None
+    indices = kept(mask, ("indices", members), where, lambda: every().indices)
+    return indices, kept(mask, ("indptr", members), where, lambda: every().indptr)
+
+
 def torch_function(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Do what torch asks of a BSR among its operands; NotImplemented where it is no product."""
     torch = libraries().torch
@@ -390,9 +420,10 @@ def torch_function(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     if function is torch.Tensor.__rmatmul__ and len(args) == 2:
         return matmul(args[1], args[0])
     if function is torch.nn.functional.linear:
-        x, w, *rest = args
-        bias = rest[0] if rest else kwargs.get("bias")
-        if not isinstance(w, BSR):
-            return NotImplemented
-        return matmul(x, w.T, bias=bias)
+        return _linear(*args, **kwargs)
     return NotImplemented
+
+
+def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
+    """Return ``torch.nn.functional.linear`` of a block-sparse weight."""
+    return matmul(input, weight.T, bias=bias) if isinstance(weight, BSR) else NotImplemented

@@ -72,7 +72,7 @@ def call(
     if out is None:
         out = empty(shape, kind, where)
     else:
-        check_out(out, shape, kind)
+        check_out(out, shape, kind, where)
         if not out.is_contiguous():
             raise ValueError(f"out must be contiguous, got strides {tuple(out.stride())}")
         if shares(out, rows):

@@ -74,7 +74,7 @@ def matmul(where: Place, a: Any, b: Any, out: torch.Tensor | None, dtype: Any) -
         ) from None
     shape = (*batch, *rows, *columns)
     if out is not None:
-        check_out(out, shape, kind)
+        check_out(out, shape, kind, where)
     direct = out is not None and not shares(out, *(x for x in (a, b) if isinstance(x, torch.Tensor)))
     result = out if direct and out is not None else empty(shape, kind, where)
     stores = stores_of([as_node(x) for x in (a, b) if is_on_disk(x)])
