@@ -49,7 +49,7 @@ def as_array(value: Any, name: str, expected: str = "an array of numbers") -> Ar
     ------
     TypeError
         If it is no array of numbers; a masked array, whose mask would be lost; a sparse one; or a tensor that
-        requires grad.
+        requires grad where torch records gradients.
     ValueError
         If it is a sequence of which NumPy makes no array.
     PrunusError
