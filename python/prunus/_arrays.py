@@ -49,7 +49,7 @@ def as_array(value: Any, name: str, expected: str = "an array of numbers") -> Ar
     ------
     TypeError
         If it is no array of numbers; a masked array, whose mask would be lost; a sparse one; or a tensor that
-        requires grad.
+        requires grad where torch records gradients.
     ValueError
         If it is a sequence of which NumPy makes no array.
     PrunusError
@@ -114,8 +114,11 @@ def _of_torch(tensor: Any, name: str) -> Array:
     """Return a strided torch tensor in host memory as an ndarray."""
     from prunus.interop.torch import as_array as share
 
-    if tensor.requires_grad:
-        raise TypeError(f"{name} is a tensor that requires grad, and results have none; pass {name}.detach()")
+    if tensor.requires_grad and sys.modules["torch"].is_grad_enabled():
+        raise TypeError(
+            f"{name} is a tensor that requires grad, and results have none; pass {name}.detach(), or call "
+            "within torch.no_grad()"
+        )
     if str(tensor.layout) != "torch.strided":
         raise TypeError(
             f"{name} is a torch tensor with layout {tensor.layout}, expected a dense one; pr.BSR takes those "

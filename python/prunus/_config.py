@@ -168,16 +168,16 @@ def _io_choice() -> str:
 
 def _gpus() -> str:
     """Say what the device "cuda" would be, and with which versions, or what it lacks."""
-    from prunus.cuda.versions import installed, libraries
+    from prunus.cuda.versions import installed, libraries, missing
 
     if not installed():
-        return "none: torch and Triton are not installed (pip install 'prunus[cuda]')"
+        return f"none: {' and '.join(missing())} not installed (pip install 'prunus[cuda]')"
     from prunus._errors import PrunusError
     from prunus.cuda.rates import places
     from prunus.cuda.runtime import is_likely
 
     if not is_likely():
-        return "none: there is no NVIDIA driver"
+        return "none: there is no NVIDIA driver (TRITON_INTERPRET=1 has kernels interpreted on the CPU)"
     try:
         found = ", ".join(f"{one} ({one.name}, {one.arch})" for one in places())
     except PrunusError as error:

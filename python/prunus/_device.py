@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from prunus.engines import ACTIVE
 
-__all__ = ["on_device"]
+__all__ = ["on_device", "what"]
 
 # DLPack's number of memory on a CUDA GPU.
 _CUDA: Final = 2
@@ -33,6 +33,20 @@ def on_device(*values: Any) -> bool:
         elif getattr(kind, "on_cuda", False) or _speaks(value):
             return True
     return False
+
+
+def what(value: Any) -> str:
+    """Return what a value is called in messages of operations that only the host has.
+
+    Examples
+    --------
+    >>> what(3)
+    'int'
+    """
+    name = type(value).__name__
+    if getattr(type(value), "on_cuda", False):
+        return f"one on a GPU (prunus.cuda.{name}); the operation is the host's: pass .to('cpu')"
+    return name
 
 
 def _interpreted() -> bool:

@@ -39,6 +39,16 @@ def test_what_would_lose_something_is_refused(name):
             call(**{operand: tensor.to("meta")})
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_operands_where_torch_records_nothing(name):
+    call = operations()[name]
+    expected = call()
+    for operand, value in call.operands.items():
+        with torch.no_grad():
+            got = call(**{operand: as_tensor(value).clone().requires_grad_()})
+        np.testing.assert_array_equal(plain(got), plain(expected))
+
+
 def test_memory_is_shared_and_results_are_new():
     W = pr.BSR(np.eye(4, dtype=np.float32), blocksize=2)
     x = torch.ones(4, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 import numpy as np
 
@@ -87,9 +87,11 @@ class BSR:
                 raise ValueError("a dense tensor needs blocksize=")
             operand, batch = construct.from_dense(arg, as_blocksize(blocksize), None)
         else:
+            on_host = isinstance(arg, (_bsr.BSR, np.ndarray))
             raise TypeError(
                 "expected (data, indices, indptr), a tensor of layout torch.sparse_bsr or a dense one, got "
                 + type(arg).__name__
+                + ("; .to('cuda') of a prunus.BSR moves it to the GPU" if on_host else "")
             )
         self._fill(operand, batch, place_of(operand.data))
         if shape is not None and tuple(shape) != self.shape:
@@ -131,7 +133,7 @@ class BSR:
 
         Parameters
         ----------
-        w : Tensor
+        w : Tensor, or an object with ``__dlpack__``
             Shape (m, n), on a GPU.
         blocksize : int or tuple of int
             Rows and columns of a block.
@@ -143,6 +145,10 @@ class BSR:
         ------
         ValueError
             If ``density`` is outside [0, 1], or ``w`` has not two dimensions.
+        TypeError
+            If ``w`` is no tensor, or products do not take its dtype.
+        PrunusError
+            If ``w`` does not live on a GPU: ``prunus.BSR.from_dense(w, ...).to("cuda")`` cuts it on the host.
         """
         return cls._wrap(*construct.from_dense(w, as_blocksize(blocksize), density))
 
@@ -284,6 +290,13 @@ class BSR:
         made = _bsr.BSR((data, indices, indptr), shape=(*self._batch, *o.shape))
         return made.T if o.transposed else made
 
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        # Without it, NumPy would wrap the object as it is, in an array of no dimensions.
+        raise TypeError(
+            "a BSR on the GPU is not turned into an array behind your back; call W.toarray() for a dense "
+            'tensor there, or W.to("cpu").toarray() for an ndarray'
+        )
+
     def toarray(self) -> torch.Tensor:
         """Return a dense tensor of the same shape and dtype on the same GPU, zeros where no block is."""
         o = self._operand
@@ -362,7 +375,17 @@ class BSR:
         """Take part in ``tensor @ W``, ``torch.matmul`` and ``torch.nn.functional.linear``."""
         from prunus.cuda.layers.matmul import torch_function
 
-        return torch_function(function, args, kwargs or {})
+        made = torch_function(function, args, kwargs or {})
+        if made is NotImplemented and all(issubclass(kind, BSR) for kind in types):
+            # Nobody else is left to ask, and torch's own message names neither what serves nor a way out.
+            name = libraries().torch.overrides.resolve_name(function) or getattr(
+                function, "__name__", function
+            )
+            raise TypeError(
+                f"{name} does not take a BSR: torch.matmul, torch.mm and torch.nn.functional.linear do; "
+                "W.toarray() is a dense tensor, W.to_torch() a sparse one of torch's"
+            )
+        return made
 
     def __mul__(self, other: Any) -> Self:
         return self._with(elementwise.scaled(self._operand, other))

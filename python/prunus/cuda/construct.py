@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prunus._layout import blocks_along
 from prunus.cuda.blocks import Operand
 from prunus.cuda.dtypes import numpy_of
-from prunus.cuda.operands import as_tensor, check_place, is_tensor, where_of
+from prunus.cuda.operands import as_tensor, is_tensor, where_of
 from prunus.cuda.runtime import place_of
 from prunus.cuda.versions import libraries
 
@@ -77,7 +77,7 @@ def from_torch(tensor: torch.Tensor) -> Parts:
     if tensor.dense_dim():
         raise ValueError("a BSR tensor with dense trailing dimensions has no counterpart here")
     data, indices, indptr = tensor.values(), tensor.col_indices(), tensor.crow_indices()
-    check_place(data, "the tensor", place_of(data))
+    data = as_tensor(data, "the tensor", place_of(data))
     batch = tuple(indptr.shape[:-1])
     if batch:
         # Each member has a pattern and as many blocks as the others: one after another.
@@ -115,7 +115,12 @@ def to_torch(w: Operand, batch: tuple[int, ...], count: int) -> torch.Tensor:
 def from_dense(w: torch.Tensor, block: tuple[int, int], density: float | None) -> Parts:
     """Return the parts of a dense tensor's strongest blocks; see :meth:`prunus.cuda.BSR.from_dense`."""
     torch = libraries().torch
-    where = place_of(w)
+    if not is_tensor(w):
+        raise TypeError(
+            f"w must be a tensor on the GPU, got {type(w).__name__}; prunus.BSR.from_dense(w, ...).to('cuda')"
+            " cuts an array of the host"
+        )
+    where = place_of(w) if isinstance(w, torch.Tensor) else where_of(w)
     w = as_tensor(w, "w", where)
     numpy_of(w.dtype, "w")
     if w.ndim != 2:

@@ -100,7 +100,7 @@ def as_tensor(value: Any, name: str, where: Place, expected: str = "a tensor on 
     Raises
     ------
     TypeError
-        If it is no dense array, or a tensor that requires grad.
+        If it is no dense array, or a tensor that requires grad where torch records gradients.
     PrunusError
         If it lives elsewhere.
     """
@@ -169,7 +169,13 @@ def _target(where: Place) -> str:
 def _checked(tensor: torch.Tensor, name: str, where: Place) -> torch.Tensor:
     torch = libraries().torch
     if tensor.requires_grad:
-        raise TypeError(f"{name} is a tensor that requires grad, and results have none; pass {name}.detach()")
+        # Where torch records nothing, its own results have no gradients either.
+        if torch.is_grad_enabled():
+            raise TypeError(
+                f"{name} is a tensor that requires grad, and results have none; pass {name}.detach(), or "
+                "call within torch.no_grad()"
+            )
+        tensor = tensor.detach()
     if tensor.layout != torch.strided:
         raise TypeError(
             f"{name} is a torch tensor with layout {tensor.layout}, expected a dense one; "

@@ -24,6 +24,7 @@ __all__ = [
     "installed",
     "launch_options",
     "libraries",
+    "missing",
     "specialised",
     "tool",
 ]
@@ -55,7 +56,20 @@ class Libraries(NamedTuple):
 
 def installed() -> bool:
     """Say whether torch and Triton are there, without importing them."""
-    return find_spec("torch") is not None and find_spec("triton") is not None
+    return not missing()
+
+
+def missing() -> list[str]:
+    """Return the names of what is not there, without importing the others."""
+    return [name for name in ("torch", "triton") if not _found(name)]
+
+
+def _found(name: str) -> bool:
+    """Say whether a package can be imported; one that a program hid (None in sys.modules) cannot."""
+    try:
+        return find_spec(name) is not None
+    except ValueError:
+        return False
 
 
 @cache
@@ -69,7 +83,7 @@ def libraries() -> Libraries:
     """
     found = []
     for name, least in (("torch", TORCH), ("triton", TRITON)):
-        if find_spec(name) is None:
+        if not _found(name):
             raise PrunusError(
                 f"the device 'cuda' needs {name}, which is not installed: pip install 'prunus[cuda]'"
             )
@@ -86,6 +100,11 @@ def libraries() -> Libraries:
 
     # Kernels are decorated when they are imported, and are for the interpreter or for a GPU from then on.
     interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+    if interpreted == isinstance(triton.language.cdiv, triton.JITFunction):
+        raise PrunusError(
+            f"TRITON_INTERPRET was {'set' if interpreted else 'taken away'} after Triton had been imported, "
+            "which decides by it how kernels run: put it in the environment before Python starts"
+        )
     if interpreted:
         _relax()
     return Libraries(torch, triton, interpreted, (found[0], found[1]))

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from prunus import engines
-from prunus._device import on_device
+from prunus._device import on_device, what
 from prunus._dtypes import Array, DType
 from prunus._errors import PrunusError
 from prunus._format import size_text
@@ -446,7 +446,7 @@ def layer_parts(layer: FeedForward, name: str) -> tuple[dict[str, Any], dict[str
         "out_features": layer.out_features,
     }
     if not isinstance(layer, (FFN, PagedFFN)):
-        raise TypeError(f"arrays[{name!r}] must be an FFN, got {type(layer).__name__}")
+        raise TypeError(f"arrays[{name!r}] must be an FFN, got {what(layer)}")
     biases = (layer._b_up, layer._b_down)
     tables: list[list[Any]]
     if isinstance(layer, PagedFFN):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from prunus import _core
 from prunus._arrays import as_array
 from prunus._bsr import BSR
+from prunus._device import what
 from prunus._dtypes import DType
 from prunus.paged import headers
 from prunus.paged.checksums import PAGE, Running, crc_of, pages_of
@@ -118,6 +119,8 @@ def _add(
             zip(headers.PARTS, (values, source_of(indices, name), source_of(indptr, name)), strict=True)
         )
         new = {f"{name}.{part}": source for part, source in found.items()}
+    elif getattr(type(value), "on_cuda", False):
+        raise TypeError(f"arrays[{name!r}] must be in host memory, got {what(value)}")
     else:
         new = {name: source_of(value, f"arrays[{name!r}]")}
     for key, source in new.items():

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prunus._arrays import as_floats
+from prunus._device import what
 from prunus._dtypes import Array
 from prunus.pruning._checks import check_bound, check_norm, check_share
 from prunus.pruning._rows import as_rows
@@ -119,10 +120,10 @@ def calibrate(
     if isinstance(ffn, FFN):
         return _one(ffn, _samples(samples, "samples", ffn), target, error, activation, branch, norm)
     if not isinstance(ffn, Sequence):
-        raise TypeError(f"ffn must be an FFN or a list of them, got {type(ffn).__name__}")
+        raise TypeError(f"ffn must be an FFN or a list of them, got {what(ffn)}")
     for i, layer in enumerate(ffn):
         if not isinstance(layer, FFN):
-            raise TypeError(f"ffn[{i}] must be an FFN, got {type(layer).__name__}")
+            raise TypeError(f"ffn[{i}] must be an FFN, got {what(layer)}")
     if not isinstance(samples, (list, tuple)):
         raise TypeError(
             f"samples must be a list of {len(ffn)} arrays, one for each layer, got {type(samples).__name__}"

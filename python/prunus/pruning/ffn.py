@@ -135,7 +135,13 @@ class FeedForward:
             foresee.
         TypeError
             If ``x`` is no array of floats.
+        PrunusError
+            If ``x`` is on a GPU: :meth:`FFN.to` moves a layer there.
         """
+        if on_device(x):
+            raise PrunusError(
+                "x is on a GPU, the layer's weights are in host memory; move them with layer.to('cuda')"
+            )
         _rows.check_activation(activation)
         rows = _rows.as_rows(x, self.features)
         policy, branch = as_policy(prune), _rows.check_branch(branch, self.hidden)

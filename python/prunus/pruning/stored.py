@@ -17,6 +17,7 @@ from prunus import _layout as lay
 from prunus._arrays import as_array
 from prunus._bsr import BSR
 from prunus._construct import as_fraction, block_norms, count_of
+from prunus._device import what
 from prunus._dtypes import BFLOAT16, Array
 from prunus._layout import Int64
 from prunus._mask import BlockMask
@@ -183,7 +184,7 @@ def grow(
 
 def _check_array(W: Any, name: str) -> None:
     if not isinstance(W, BlockStorage):
-        raise TypeError(f"{name} takes a BSR, got {type(W).__name__}")
+        raise TypeError(f"{name} takes a BSR, got {what(W)}")
 
 
 def _assemble(like: BSR, data: Array, keys: Int64) -> BSR:
