@@ -251,7 +251,7 @@ def test_bad_input(rng, place):
     with pytest.raises(TypeError, match="out has dtype"):
         pr.matmul(G, x, out=torch.empty(32, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match="32 output features"):
-        pr.matmul(G, x, bias=torch.zeros(5))
+        pr.matmul(G, x, bias=x.new_zeros(5))
     with pytest.raises(ValueError, match="activation"):
         pr.matmul(G, x, activation="tanh")
     with pytest.raises(ValueError, match="rows of blocks"):

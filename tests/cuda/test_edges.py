@@ -147,7 +147,8 @@ def test_autotune_measures_on_the_gpu_it_was_told(place, monkeypatch):
     monkeypatch.setattr(measuring, "seconds", lambda *args: 1.0)
     monkeypatch.setattr(measuring, "_ROUNDS", 1)
     found = measuring.autotune((16, 16), (16, 16), 4, "float32", 1.0, keep=False, timer=timer)
-    assert found.best == chosen and not inside
+    assert found.best == chosen
+    assert not inside
 
 
 @pytest.mark.parametrize("blocksize", [(16, 16), (4, 16)])

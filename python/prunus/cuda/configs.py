@@ -213,18 +213,17 @@ def _dsd(where: Place, what: Product, activation: str | None) -> Tile:
     return min(dsd_tiles(where, what, activation), key=lambda tile: seconds(where, what, tile.cut))
 
 
-_epoch = 0
+_EPOCHS: Final = [0]
 
 
 def epoch() -> int:
     """Return a number that is another one whenever what was measured has changed."""
-    return _epoch
+    return _EPOCHS[0]
 
 
 def forget() -> None:
     """Have tiles chosen anew: what was measured has changed."""
-    global _epoch
-    _epoch += 1
+    _EPOCHS[0] += 1
     _dsd.cache_clear()
 
 

@@ -140,6 +140,8 @@ def place(index: int | None = None) -> Place:
         raise PrunusError(
             f"no device 'cuda': {why}; with TRITON_INTERPRET=1 in the environment, kernels are interpreted"
         )
+    if torch.version.cuda is None:  # ROCm's torch calls its GPUs so as well, and numbers them alike
+        raise PrunusError(f"no device 'cuda': torch {versions[0]} is built for other GPUs than NVIDIA's")
     count = torch.cuda.device_count()
     number = torch.cuda.current_device() if index is None else index
     if not 0 <= number < count:
@@ -151,7 +153,8 @@ def place(index: int | None = None) -> Place:
             f"cuda:{number} ({found.name}) has compute capability {found.major}.{found.minor}, expected 8.0 "
             "or later (Ampere)"
         )
-    family = max(one for one in (80, 90, 100) if one <= capability)
+    # 12.x, the GPUs of desktops, has the matrix instructions and the shared memory of 8.x.
+    family = 80 if capability >= 120 else max(one for one in (80, 90, 100) if one <= capability)
     shared = int(getattr(found, "shared_memory_per_block_optin", 99 * 1024))
     return Place(
         torch.device("cuda", number), f"sm_{family}", found.name, found.multi_processor_count, shared

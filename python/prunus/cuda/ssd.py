@@ -69,7 +69,8 @@ def ssd(where: Place, a: Operand, b: Operand, dtype: Any, capacity: Capacity | N
         Of the result.
     capacity : Capacity, optional
         Room to take in place of reading anything back. Where a product needs more (``needed`` says so), pairs
-        and blocks beyond it are missing: look at ``needed`` once the device is waited for anyhow.
+        and blocks beyond it are missing: look at ``needed`` once the device is waited for anyhow. Blocks are
+        counted among the pairs that there was room for: their number is final where ``needed[0]`` fits.
     """
     torch = libraries().torch
     a_lists, b_lists = lists(a), lists(b)

@@ -86,8 +86,8 @@ def dsd(
 
     ``indices`` are the inner block indices of blocks in the order of the output's rows of blocks; with
     ``ORDERED`` they and the blocks are found through ``order``, and ``indices`` are of stored blocks.
-    Stored blocks are SR x SC, and the operand their transpose if ``TRANSPOSED``. With ``FAR``, rows, columns or
-    places in a list are counted beyond 32 bits.
+    Stored blocks are SR x SC, and the operand their transpose if ``TRANSPOSED``. With ``FAR``, rows, columns
+    or places in a list are counted beyond 32 bits.
     """
     BR: tl.constexpr = SC if TRANSPOSED else SR
     BC: tl.constexpr = SR if TRANSPOSED else SC
