@@ -98,11 +98,12 @@ class Matrices(NamedTuple):
         return stack.stride(0), stack.stride(1), stack.stride(2)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def constant(values: tuple[int, ...], name: str, where: Place) -> torch.Tensor:
     """Return integers on the device, of a dtype by name.
 
-    They are kept: what is uploaded in a call makes the host wait, and cannot be part of a CUDA graph.
+    They are kept, those of all layers of a model: what is uploaded in a call makes the host wait, and cannot
+    be part of a CUDA graph; and graphs that were captured with them read them where they are.
     """
     torch = libraries().torch
     return torch.tensor(values, dtype=getattr(torch, name), device=where.device)
