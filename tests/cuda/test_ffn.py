@@ -8,6 +8,7 @@ import prunus as pr
 from prunus import PrunusError
 from prunus.cuda import plans, rows
 from prunus.cuda.compiling.recording import ahead, record
+from prunus.cuda.configs import Tile
 from prunus.cuda.feed_forward import gated_few
 from prunus.interop.torch import as_array
 
@@ -236,6 +237,21 @@ def test_a_few_rows_of_a_gate_at_once(rng, place, monkeypatch):
     rows.dots(place, x, up, two, live, bias=b_up, scale=first)
     torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
     assert not one[~live].any()
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_sums_of_segments_are_joined(rng, place, monkeypatch, few):
+    """Which GPUs with more multiprocessors than tiles have, and the interpreter has not."""
+    monkeypatch.setattr(plans, "is_few", lambda where, rows: few)
+    monkeypatch.setattr(plans, "combine_few", lambda *_: plans.Few(16, 4, 16, 3))
+    monkeypatch.setattr(plans, "combine", lambda *_: (Tile(16, 16, 16), 3))
+    x, _, down, *_ = weights(rng, place, lead=(3,))
+    h = torch.from_numpy(rng.standard_normal((3, UNITS))).float().to(x.device)
+    live = torch.from_numpy(rng.random((3, UNITS)) < 0.4).to(x.device)
+    bias, out = x[0, :OUT], x[:, :OUT].clone()
+    exact = out.double() + (h * live).double() @ down.T.double() + bias.double()
+    rows.combine(place, h, down.T.contiguous(), out, live, bias=bias, add=True)
+    torch.testing.assert_close(out, exact.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_to_and_from_the_host(rng, place):

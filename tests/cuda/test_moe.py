@@ -7,7 +7,7 @@ import torch
 import prunus as pr
 from prunus import PrunusError
 from prunus.cuda.compiling.recording import ahead, record
-from prunus.cuda.grouped import route
+from prunus.cuda.grouped import constant, route
 from prunus.cuda.layers.moe import moe
 from prunus.interop.torch import as_array
 
@@ -324,3 +324,9 @@ def test_ffns_among_experts_and_faults(rng, place):
     known = pr.FFN.pack(up[1], down[1], decide="predictor")
     with pytest.raises(ValueError, match="packed with decide='predictor'"):
         pr.moe(x, router, [known] * 5, prune=pr.Threshold(0.0))
+
+
+def test_tables_of_addresses_of_a_whole_model_are_kept(place):
+    """What calls of 94 layers look up in turn is not uploaded again, which no CUDA graph could hold."""
+    made = [constant((layer, 1 << 40), "int64", place) for layer in range(3 * 94)]
+    assert all(constant((layer, 1 << 40), "int64", place) is one for layer, one in enumerate(made))

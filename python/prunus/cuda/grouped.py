@@ -119,7 +119,7 @@ def constant(values: tuple[int, ...], name: str, where: Place) -> torch.Tensor:
     return made
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _constant(values: tuple[int, ...], name: str, where: Place) -> torch.Tensor:
     torch = libraries().torch
     check_uploads(where)
