@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from prunus._layout import blocks_along
 from prunus.cuda import dtypes, moe_configs
 from prunus.cuda.configs import Tile, power
-from prunus.cuda.keeping import check_uploads
+from prunus.cuda.keeping import check_uploads, hold
 from prunus.cuda.products import operands_of, precision, triton_of
-from prunus.cuda.runtime import Place, empty, is_captured, launch
+from prunus.cuda.runtime import Place, empty, launch
 from prunus.cuda.versions import libraries
 
 if TYPE_CHECKING:
@@ -99,10 +99,6 @@ class Matrices(NamedTuple):
         return stack.stride(0), stack.stride(1), stack.stride(2)
 
 
-# What graphs were captured with: they read it whenever they are replayed, and nobody says when that ends.
-_IN_GRAPHS: Final[dict[tuple[tuple[int, ...], str, Place], torch.Tensor]] = {}
-
-
 def constant(values: tuple[int, ...], name: str, where: Place) -> torch.Tensor:
     """Return integers on the device, of a dtype by name.
 
@@ -114,8 +110,7 @@ def constant(values: tuple[int, ...], name: str, where: Place) -> torch.Tensor:
         If they are not there yet, and the current stream is being captured.
     """
     made = _constant(values, name, where)
-    if is_captured(where):
-        _IN_GRAPHS[values, name, where] = made
+    hold(made, where)  # others may crowd it out
     return made
 
 

@@ -21,7 +21,7 @@ from prunus.cuda.versions import libraries
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_uploads", "kept"]
+__all__ = ["check_uploads", "hold", "kept"]
 
 # By the owner's identity, as masks compare by values: a reference to the owner, and what is kept for it with
 # what it was made of.
@@ -65,7 +65,18 @@ def kept(
             check_uploads(where)
             made = upload(array, where)
         one = held[where.device, name] = of, made
+    hold(one[1], where)
     return one[1]
+
+
+# What graphs were captured with: they read it whenever they are replayed, and nobody says when that ends.
+_IN_GRAPHS: Final[dict[int, torch.Tensor]] = {}
+
+
+def hold(tensor: torch.Tensor, where: Place) -> None:
+    """Keep memory for good if the current stream is being captured in a CUDA graph that will read it."""
+    if is_captured(where):
+        _IN_GRAPHS[id(tensor)] = tensor
 
 
 def _forgetter(key: int) -> Callable[[weakref.ref[Any]], None]:
