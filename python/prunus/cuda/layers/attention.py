@@ -198,10 +198,12 @@ def _ask(policy: Policy, scores: torch.Tensor, visible: torch.Tensor | None, whe
     seen = None if visible is None else visible.reshape(heads, rows, cols)
     if policy.rows == 1:
         flat = None if seen is None else seen.reshape(heads * rows, cols)
-        return decide(policy, scores.reshape(heads * rows, cols), flat, "score").reshape(scores.shape)
+        return decide(policy, scores.reshape(heads * rows, cols), flat, "score", where).reshape(scores.shape)
     if type(policy) not in (Threshold, TopK):
         # Python code decides rows of one head at a time: rows of two are never pooled with each other.
-        parts = [decide(policy, scores[h], None if seen is None else seen[h], "score") for h in range(heads)]
+        parts = [
+            decide(policy, scores[h], None if seen is None else seen[h], "score", where) for h in range(heads)
+        ]
         return torch.stack(parts)
     # Rows are pooled here, those of each head by themselves, and decided as one.
     group = min(policy.rows, rows)
