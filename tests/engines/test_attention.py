@@ -384,9 +384,11 @@ def test_dead_blocks_are_not_read(rng):
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_threads_do_not_show(rng, dtype):
-    q, k, v = operands(rng, 6, 2, 200, 330, 40, 40, dtype)
+    # Kernels that are interpreted have no threads; that a call is repeated is all there is to see.
+    few = interpreted()
+    q, k, v = operands(rng, 6, 2, *((40, 66) if few else (200, 330)), 40, 40, dtype)
     results = []
-    for count in (1, 2, 3, 7):
+    for count in (1, 2) if few else (1, 2, 3, 7):
         with pr.num_threads(count):
             results.append(
                 pr.attention(q, k, v, causal=True).tobytes()
