@@ -21,7 +21,19 @@ def _why_not():
 
 
 WHY_NOT = _why_not()
-collect_ignore_glob = [] if find_spec("torch") and find_spec("triton") else ["test_*.py"]
+
+
+class Missing(pytest.Module):
+    """A file whose imports are missing: skipped, with the reason."""
+
+    def collect(self):
+        pytest.skip(WHY_NOT, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if find_spec("torch") is None or find_spec("triton") is None:
+        return Missing.from_parent(parent, path=module_path)
+    return None
 
 
 def pytest_collection_modifyitems(items):
