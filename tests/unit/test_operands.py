@@ -60,7 +60,8 @@ BAD = {
     "dict": (lambda value: {}, TypeError, "must be an array of numbers.*, got dict"),
     "class": (lambda value: np.ndarray, TypeError, "must be an array of numbers.*, got type"),
     "ragged": (lambda value: [[1.0], [1.0, 2.0]], ValueError, "cannot be read as an array"),
-    "device": (lambda value: ByDLPack(value, device=2), pr.PrunusError, "expected host memory"),
+    # Metal's memory: what says it lies on a CUDA GPU is handed to the operations there.
+    "device": (lambda value: ByDLPack(value, device=8), pr.PrunusError, "expected host memory"),
     "no capsule": (lambda value: ByDLPack(None), (TypeError, AttributeError), "DLPack|dlpack"),
     "complex": (lambda value: value.astype(complex), TypeError, r"complex128.*\.astype\(np\.float32\)"),
 }
@@ -84,6 +85,15 @@ def test_the_rest_is_refused_by_name(name, fault):
         said = str(caught.value)
         if fault != "no capsule" and not name.startswith(("@", "from_dense")):
             assert said.startswith(operand), said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_says_it_is_on_a_gpu_is_not_read_as_memory(name):
+    call = operations()[name]
+    for operand, value in call.operands.items():
+        # Without a GPU there is no such device; with one, operands on two devices do not meet.
+        with pytest.raises((pr.PrunusError, TypeError), match="cuda|device|GPU"):
+            call(**{operand: ByDLPack(value, device=2)})
 
 
 def test_a_required_operand_is_not_none():

@@ -271,7 +271,7 @@ def _quiet(where: Place) -> Iterator[None]:
 def on(where: Place) -> contextlib.AbstractContextManager[Any]:
     """Make a place the current one, where it is not."""
     cuda = libraries().torch.cuda
-    if where.interpreted or cuda.current_device() == where.device.index:
+    if where.device.type != "cuda" or cuda.current_device() == where.device.index:
         return contextlib.nullcontext()
     guard: contextlib.AbstractContextManager[Any] = cuda.device(where.device)
     return guard
