@@ -1,7 +1,9 @@
 """Settings that hold for every suite."""
 
 import os
+import sys
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from support import backend, interpreter
@@ -15,3 +17,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 backend.use()
 interpreter.use()
+
+
+@pytest.fixture(autouse=True)
+def gradients():
+    """Torch records gradients again: the benchmark turns that off in the process that it has for itself."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)

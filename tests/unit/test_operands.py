@@ -92,7 +92,7 @@ def test_what_says_it_is_on_a_gpu_is_not_read_as_memory(name):
     call = operations()[name]
     for operand, value in call.operands.items():
         # Without a GPU there is no such device; with one, operands on two devices do not meet.
-        with pytest.raises((pr.PrunusError, TypeError), match="cuda|device|GPU"):
+        with pytest.raises((pr.PrunusError, TypeError), match=r"cuda|device|GPU"):
             call(**{operand: ByDLPack(value, device=2)})
 
 
