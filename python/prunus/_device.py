@@ -11,28 +11,49 @@ __all__ = ["on_device", "what"]
 
 # DLPack's number of memory on a CUDA GPU.
 _CUDA: Final = 2
+# What values of a type are: what each call would find out anew.
+_KINDS: Final[dict[type, str]] = {}
+_MOST: Final = 256
 
 
 def on_device(*values: Any) -> bool:
     """Say whether at least one operand lives where kernels of ``prunus.cuda`` run.
 
     torch's CUDA tensors, what ``to("cuda")`` gave, and other tensors there that speak DLPack. Where Triton's
-    interpreter stands for the GPU, so do torch's tensors in host memory within ``with pr.device("cuda")``.
+    interpreter stands for the GPU, so do torch's tensors in host memory within ``with pr.device("cuda")``. Of
+    a list the first element tells: most are of numbers, and long.
     """
+    return any(_is_there(value) for value in values)
+
+
+def _is_there(value: Any) -> bool:
+    kind = _KINDS.get(type(value)) or _kind(type(value))
+    if kind == "host":
+        return False
+    if kind == "list":
+        return bool(value) and _is_there(value[0])
+    if kind == "tensor":
+        return bool(value.device.type == "cuda") or _interpreted()
+    return kind == "gpu" or _speaks(value)
+
+
+def _kind(kind: type) -> str:
+    """Return what values of a type are, and remember it."""
     torch = sys.modules.get("torch")
-    for value in values:
-        kind = type(value)
-        if kind.__module__ == "numpy" or value is None:
-            continue
-        if torch is not None and isinstance(value, torch.Tensor):
-            if value.device.type == "cuda" or _interpreted():
-                return True
-        elif isinstance(value, (list, tuple)):
-            if on_device(*value):
-                return True
-        elif getattr(kind, "on_cuda", False) or _speaks(value):
-            return True
-    return False
+    if torch is not None and issubclass(kind, torch.Tensor):
+        found = "tensor"
+    elif issubclass(kind, (list, tuple)):
+        found = "list"
+    elif getattr(kind, "on_cuda", False):
+        found = "gpu"
+    elif kind.__module__ == "numpy" or not hasattr(kind, "__dlpack_device__"):
+        found = "host"
+    else:
+        found = "dlpack"
+    if len(_KINDS) >= _MOST:  # classes that a program makes as it runs
+        _KINDS.clear()
+    _KINDS[kind] = found
+    return found
 
 
 def what(value: Any) -> str:
@@ -56,8 +77,6 @@ def _interpreted() -> bool:
 
 def _speaks(value: Any) -> bool:
     """Say whether an object of another library lies on a CUDA GPU."""
-    if isinstance(value, type) or not hasattr(value, "__dlpack_device__"):
-        return False
     try:
         return int(value.__dlpack_device__()[0]) == _CUDA
     except (BufferError, RuntimeError, TypeError, ValueError):
