@@ -43,6 +43,7 @@ from prunus.pruning.stored import grow, prune
 if TYPE_CHECKING:
     from prunus import cuda as cuda
     from prunus import tensix as tensix
+    from prunus import torch as torch
 
 __all__ = [
     "BSR",
@@ -87,7 +88,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The simulator and GPUs are imported where they are used: most programs never do.
-    if name in ("cuda", "tensix"):
+    if name in ("cuda", "tensix", "torch"):
         from importlib import import_module
 
         return import_module(f"prunus.{name}")

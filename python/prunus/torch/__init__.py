@@ -1,0 +1,25 @@
+"""Block-sparse operations and layers for PyTorch, with gradients.
+
+Block-sparse operands are :class:`BSR`: component tensors, on the CPU or on a CUDA GPU. Operations are
+registered with ``torch.library``, so that autograd, ``torch.compile``, ``torch.export`` and ``torch.func``
+know them.
+
+Examples
+--------
+>>> import torch
+>>> import prunus.torch as pt
+>>> W = pt.BSR.from_dense(torch.eye(4), blocksize=2).requires_grad_()
+>>> x = torch.ones(3, 4)
+>>> (x @ W).sum().backward()
+>>> W.data.grad[0]
+tensor([[3., 3.],
+        [3., 3.]])
+"""
+
+from __future__ import annotations
+
+from prunus.torch import _installed as _installed  # first: it tells where torch is missing
+from prunus.torch.arrays import BSR
+from prunus.torch.functional import linear, matmul, sddmm
+
+__all__ = ["BSR", "linear", "matmul", "sddmm"]

@@ -1,0 +1,1 @@
+"""Operations on component tensors, as torch knows them: ``torch.ops.prunus``."""
