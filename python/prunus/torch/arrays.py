@@ -33,8 +33,8 @@ class BSR:
     arg : tuple of Tensor
         ``(data, indices, indptr)``: data (*batch, n, br, bc), indices (n,), indptr (rows + 1,). With a
         pattern for each member of a batch data is (n, br, bc) and indptr (*batch, rows + 1), whose offsets
-        count through all members' blocks. Indices ascend within a row, each at most once, for what patterns learn;
-        products take them in any order.
+        count through all members' blocks. Products take indices in any order; what patterns learn wants them
+        ascending within a row, each once.
     shape : tuple of int
         Shape with batch dimensions.
 
