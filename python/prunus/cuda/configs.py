@@ -89,7 +89,8 @@ def check_loads(where: Place, tile: Tile) -> None:
 
 # Tiles of ``dsd`` that ship, by what operands are and rows of a tile: columns, step, warps, stages.
 # ``python -m prunus cuda compile --all`` compiles each, in either order of operands: none spills, all fit.
-# Where a thread holds 128 sums, there is no room for what "gelu" and "silu" keep beside them.
+# Where a thread holds 128 sums, there is no room for what "gelu" and "silu" keep beside them, nor for sums that
+# go on.
 _DSD: Final[dict[str, dict[int, tuple[tuple[int, int, int, int], ...]]]] = {
     "half": {
         16: ((16, 64, 4, 4), (32, 64, 4, 4), (64, 64, 4, 4), (128, 64, 4, 4), (256, 64, 4, 3)),
@@ -121,7 +122,8 @@ _DSD: Final[dict[str, dict[int, tuple[tuple[int, int, int, int], ...]]]] = {
         64: ((16, 16, 4, 3), (64, 16, 4, 3)),
     },
 }
-_MOST_SUMS: Final = {"gelu": 64, "silu": 64}
+_ADD: Final = "add"
+_MOST_SUMS: Final = {"gelu": 64, "silu": 64, _ADD: 64}
 
 
 def kind_of(bits: int, precision: str = "ieee") -> str:
@@ -170,6 +172,7 @@ def dsd(
     rows: int = 1024,
     blocks: int = 16,
     activation: str | None = None,
+    add: bool = False,
 ) -> Tile:
     """Return the tile of ``dsd``: what was measured here, or the fastest of those that ship, by the model.
 
@@ -188,10 +191,13 @@ def dsd(
         Rows of blocks, and blocks of a row on average: of what there is room for, which the host knows.
     activation : str, optional
         Of the epilogue.
+    add : bool
+        Whether sums go on from those of a product before.
     """
     if where.interpreted:
         return Tile(power(block[0]), power(columns, most=256), power(block[1], 32))
-    return _dsd(where, problem(block, columns, bits, precision, rows, blocks), activation)
+    kept = activation if activation in _MOST_SUMS or not add else _ADD
+    return _dsd(where, problem(block, columns, bits, precision, rows, blocks), kept)
 
 
 def problem(

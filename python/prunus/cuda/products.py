@@ -148,6 +148,7 @@ def dsd(
                 rows=rows * members,
                 blocks=blocks_along(len(w.indices), max(lines, 1)),
                 activation=activation,
+                add=add,
             )
         down = rows * blocks_along(br, tile.m)
     across = blocks_along(n, tile.n)

@@ -105,7 +105,7 @@ def _one_batch(out: torch.Tensor) -> Iterator[torch.Tensor]:
 def _tile(
     where: Place, w: sparse_products.Operand, x: torch.Tensor, out: torch.Tensor, activation: str | None
 ) -> configs.Tile | None:
-    """Return the tile that all pieces are computed in: that of the whole array; None for small blocks."""
+    """Return the tile that all pieces are computed in, in the whole array's steps; None for small blocks."""
     br, bc = w.w.blocksize[::-1] if w._t else w.w.blocksize
     if min(br, bc) < products.SMALLEST:
         return None
@@ -120,6 +120,7 @@ def _tile(
         rows=rows * members,
         blocks=blocks_along(len(w.w.indices), max(rows * (members if own else 1), 1)),
         activation=activation,
+        add=True,
     )
 
 
