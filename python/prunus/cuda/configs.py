@@ -89,8 +89,8 @@ def check_loads(where: Place, tile: Tile) -> None:
 
 # Tiles of ``dsd`` that ship, by what operands are and rows of a tile: columns, step, warps, stages.
 # ``python -m prunus cuda compile --all`` compiles each, in either order of operands: none spills, all fit.
-# Where a thread holds 128 sums, there is no room for what "gelu" and "silu" keep beside them, nor for sums that
-# go on.
+# Where a thread holds 128 sums, there is no room for what "gelu" and "silu" keep beside them, nor for sums
+# that go on.
 _DSD: Final[dict[str, dict[int, tuple[tuple[int, int, int, int], ...]]]] = {
     "half": {
         16: ((16, 64, 4, 4), (32, 64, 4, 4), (64, 64, 4, 4), (128, 64, 4, 4), (256, 64, 4, 3)),

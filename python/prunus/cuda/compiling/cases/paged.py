@@ -42,7 +42,7 @@ def _finish(dtype: str, activation: str | None, *, turned: bool) -> Case:
 CASES = [
     _piece("bfloat16", 64, 512, Units.NATIVE, turned=False),
     _piece("bfloat16", 64, 512, Units.NATIVE, turned=True),
-    _piece("bfloat16", 128, 4096, Units.NATIVE, turned=True, more=True),
+    _piece("bfloat16", 128, 4096, Units.NATIVE, turned=True),
     _piece("bfloat16", 32, 16, Units.MATRIX, turned=True, more=True),
     _finish("bfloat16", None, turned=False),
     _finish("bfloat16", "gelu", turned=True),
