@@ -1,0 +1,268 @@
+"""The operations that torch knows: values, gradients of gradients, what compiles, what is mapped over."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import prunus as pr
+import prunus.torch as pt
+from prunus.torch.ops import products
+from support.torch_checks import opcheck
+
+F64 = torch.float64
+# Shape and block: divided and ragged, square and not, down to single values.
+CASES = [(8, 8, (2, 2)), (7, 10, (3, 4)), (5, 9, (4, 2)), (33, 20, (16, 16)), (6, 5, (1, 1))]
+
+
+def make(m, k, block, generator, density=0.5, dtype=F64):
+    return pt.BSR.from_dense(torch.randn(m, k, dtype=F64, generator=generator).to(dtype), block, density)
+
+
+def leaf(*shape, generator, dtype=F64):
+    return torch.randn(*shape, dtype=dtype, generator=generator, requires_grad=True)
+
+
+@pytest.mark.parametrize(("m", "k", "block"), CASES)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("flip", [False, True])
+def test_dsd(m, k, block, transposed, flip, generator):
+    w = make(m, k, block, generator)
+    v = w.T if transposed else w
+    rows, inner = v.shape
+    x = leaf(*((5, inner) if flip else (inner, 5)), generator=generator)
+    bias = leaf(rows, generator=generator)
+    args = w.data.clone().requires_grad_(), w.indices, w.indptr, m, k, transposed, x, bias, flip
+    dense = v.toarray()
+    torch.testing.assert_close(products.dsd(*args), x @ dense.T + bias if flip else dense @ x + bias[:, None])
+    opcheck(products.dsd, args)
+    assert gradcheck(products.dsd, args)
+    assert gradgradcheck(products.dsd, args)
+
+
+@pytest.mark.parametrize(("m", "n", "block"), CASES)
+def test_sdd(m, n, block, generator):
+    at = make(m, n, block, generator)
+    args = leaf(m, 3, generator=generator), leaf(3, n, generator=generator), at.indices, at.indptr, *block
+    found = pt.BSR((products.sdd(*args), at.indices, at.indptr), (m, n)).toarray()
+    there = pt.BSR((torch.ones_like(at.data), at.indices, at.indptr), (m, n)).toarray()
+    torch.testing.assert_close(found, (args[0] @ args[1]) * there)
+    opcheck(products.sdd, args)
+    assert gradcheck(products.sdd, args)
+    assert gradgradcheck(products.sdd, args)
+
+
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
+def test_ssd(turned, generator):
+    sizes = [(7, 10, (3, 4)), (10, 9, (4, 2))]
+    parts = []
+    for turn, (m, k, block) in zip(turned, sizes, strict=True):
+        shape = (k, m, block[::-1]) if turn else (m, k, block)
+        w = make(*shape, generator)
+        parts.append((w.data.clone().requires_grad_(), w.indices, w.indptr, *shape[:2], turn))
+    args = (*parts[0], *parts[1])
+    opcheck(products.ssd, args)
+
+    def product(a, b):
+        left, right = (pt.BSR((data, *part[1:3]), part[3:5]) for data, part in ((a, parts[0]), (b, parts[1])))
+        return ((left.T if turned[0] else left) @ (right.T if turned[1] else right)).toarray()
+
+    dense = [pt.BSR(part[:3], part[3:5]).toarray() for part in parts]
+    left, right = (one.T if turn else one for one, turn in zip(dense, turned, strict=True))
+    torch.testing.assert_close(product(parts[0][0], parts[1][0]), left @ right)
+    assert gradcheck(product, (parts[0][0], parts[1][0]))
+    assert gradgradcheck(product, (parts[0][0], parts[1][0]))
+
+
+def test_ssd_at_a_pattern_that_the_product_has_not(generator):
+    a, b = make(7, 10, (3, 4), generator), make(10, 9, (4, 2), generator, density=0.2)
+    at = make(7, 9, (3, 2), generator, density=0.7)
+    args = (
+        *(a.data.clone().requires_grad_(), a.indices, a.indptr, 7, 10, False),
+        *(b.data.clone().requires_grad_(), b.indices, b.indptr, 10, 9, False),
+        *(at.indices, at.indptr, 3, 2),
+    )
+    there = pt.BSR((torch.ones_like(at.data), at.indices, at.indptr), (7, 9)).toarray()
+    found = pt.BSR((products.ssd_at(*args), at.indices, at.indptr), (7, 9)).toarray()
+    torch.testing.assert_close(found, a.toarray() @ b.toarray() * there)
+    opcheck(products.ssd_at, args)
+    assert gradcheck(products.ssd_at, args)
+    assert gradgradcheck(products.ssd_at, args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_dtypes(dtype, generator):
+    w = make(40, 50, (16, 16), generator, dtype=dtype).requires_grad_()
+    x = leaf(12, 50, generator=generator, dtype=dtype)
+    y = pt.linear(x, w)
+    grad = torch.randn(y.shape, generator=generator).to(dtype)
+    y.backward(grad)
+    dense = w.detach().toarray().float().requires_grad_()
+    wide = x.detach().float().requires_grad_()
+    expected = wide @ dense.T
+    expected.backward(grad.float())
+    assert y.dtype == x.grad.dtype == w.grad.dtype == dtype
+    near = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 1e-1}
+    torch.testing.assert_close(y.float(), expected, **near)
+    torch.testing.assert_close(x.grad.float(), wide.grad, **near)
+    blocks = pt.blocks.gather(dense.grad, w.indices, w.indptr, w.blocksize)
+    torch.testing.assert_close(w.grad.float(), blocks, **near)
+
+
+def test_batches_broadcast(generator):
+    w = make(7, 10, (3, 4), generator)
+    every = pt.BSR(
+        (torch.randn(3, w.nnzb, 3, 4, dtype=F64, generator=generator), w.indices, w.indptr), (3, 7, 10)
+    )
+    x = torch.randn(2, 3, 10, 4, dtype=F64, generator=generator)
+    for one in (w, every):
+        dense = one.toarray()
+        for right in (x, x[:, :1], x[0, 0], x[0, 0, :, 0]):
+            torch.testing.assert_close(one @ right, dense @ right)
+        for left in (x.mT, x[0, 0].mT, x[0, 0, :, 0]):
+            torch.testing.assert_close(left @ one.T, left @ dense.mT)
+
+
+def test_members_with_patterns_of_their_own(generator):
+    mask = pr.BlockMask.random((3, 7, 10), (3, 4), 0.5)
+    w = pt.BSR.zeros(mask, dtype=F64)
+    w.data.normal_(generator=generator)
+    w.requires_grad_()
+    x = leaf(2, 3, 10, 4, generator=generator)
+    dense = w.detach().toarray()
+    torch.testing.assert_close(w @ x, dense @ x)
+    assert gradcheck(lambda data, x: pt.BSR((data, w.indices, w.indptr), (3, 7, 10)) @ x, (w.data, x))
+    made = pt.sddmm(x[0].mT, torch.randn(3, 10, 6, dtype=F64), pr.BlockMask.random((3, 4, 6), (2, 3), 0.5))
+    assert made.shape == (3, 4, 6)
+    with pytest.raises(ValueError, match="does not repeat"):
+        pt.BSR((w.data[:0], w.indices[:0], w.indptr[:1] * 0), (1, 7, 10)) @ x
+
+
+def test_vmap_equals_a_loop(generator):
+    w = make(7, 10, (3, 4), generator)
+    values = torch.randn(5, w.nnzb, 3, 4, dtype=F64, generator=generator)
+    x = torch.randn(5, 10, 6, dtype=F64, generator=generator)
+    bias = torch.randn(5, 7, dtype=F64, generator=generator)
+
+    def of(data):
+        return pt.BSR((data, w.indices, w.indptr), (7, 10))
+
+    calls = [
+        (lambda x: w @ x, (x,)),
+        (lambda x: x.mT @ w.T, (x,)),
+        (lambda data, x: of(data) @ x, (values, x)),
+        (lambda data: of(data) @ x[0], (values,)),
+        (lambda x, b: pt.linear(x.mT, w, b), (x, bias)),
+        (lambda b: pt.linear(x[0].mT, w, b), (bias,)),
+        (lambda x: pt.sddmm(x.mT, x[:, :3], pr.BlockMask.full((6, 3), (4, 2))).data, (x,)),
+    ]
+    for call, args in calls:
+        each = torch.stack([call(*(arg[i] for arg in args)) for i in range(5)])
+        torch.testing.assert_close(torch.vmap(call)(*args), each)
+
+
+def test_compiled_in_one_graph(generator):
+    w = make(40, 50, (16, 16), generator, dtype=torch.float32)
+    bias = leaf(40, generator=generator, dtype=torch.float32)
+
+    def step(x, data, bias):
+        y = pt.linear(x, pt.BSR((data, w.indices, w.indptr), (40, 50)), bias, activation="gelu")
+        return y.square().sum() + (y @ pt.BSR((data, w.indices, w.indptr), (40, 50))).sum()
+
+    grads = []
+    for call in (step, torch.compile(step, fullgraph=True)):
+        x, data = leaf(9, 50, generator=generator.manual_seed(1), dtype=torch.float32), w.data.clone()
+        data.requires_grad_()
+        call(x, data, bias).backward()
+        grads.append((x.grad, data.grad, bias.grad.clone()))
+        bias.grad = None
+    for eager, compiled in zip(*grads, strict=True):
+        torch.testing.assert_close(eager, compiled)
+
+
+def test_autocast(generator):
+    w, x = make(40, 50, (16, 16), generator, dtype=torch.float32).requires_grad_(), torch.randn(9, 50)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = pt.linear(x, w, torch.zeros(40))
+        assert y.dtype == torch.bfloat16
+        assert (w @ x.T).dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert w.grad.dtype == torch.float32
+    torch.testing.assert_close(y.float(), x @ w.detach().toarray().T, rtol=2e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("grown", [1, 0])
+def test_a_pattern_that_changes_between_forward_and_backward_is_an_error(grown, generator):
+    w = make(8, 8, (2, 2), generator)
+    x = torch.randn(8, 3, dtype=F64)
+    y = w.requires_grad_() @ x
+    w.indices.copy_(w.indices.flip(0) if grown else w.indices)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_values_that_change_in_place_are_an_error(generator):
+    w, x = make(8, 8, (2, 2), generator), leaf(8, 3, generator=generator)
+    y = w @ x
+    w.data.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_only_what_is_needed_is_kept_for_backward(generator):
+    w, x = make(8, 8, (2, 2), generator), leaf(8, 3, generator=generator)
+    w @ x
+    y = w.requires_grad_() @ x.detach()
+    w.data.detach().mul_(1)  # no gradient needs the values
+    y.sum().backward()
+    assert w.grad is not None
+
+
+def test_padding_is_never_seen_and_has_no_gradient(generator):
+    w = make(7, 10, (4, 4), generator, density=1.0)
+    clean = w.toarray()
+    dirty = w.clone()
+    # The last rows and columns of blocks hang over.
+    view = dirty.data.reshape(2, 3, 4, 4)
+    view[1, :, 3] = torch.nan
+    view[:, 2, :, 2:] = torch.inf
+    x = leaf(10, 3, generator=generator)
+    torch.testing.assert_close(dirty @ x, clean @ x)
+    torch.testing.assert_close(dirty.toarray(), clean)
+    (dirty.requires_grad_() @ x).sum().backward()
+    grad = dirty.grad.reshape(2, 3, 4, 4)
+    assert not grad[1, :, 3].any()
+    assert not grad[:, 2, :, 2:].any()
+    assert grad[0, 0].all()
+
+
+def test_strides_and_zero_sizes(generator):
+    w = make(7, 10, (3, 4), generator)
+    x = torch.randn(6, 20, dtype=F64, generator=generator)[::2, ::2].requires_grad_()
+    torch.testing.assert_close(pt.linear(x, w), x @ w.toarray().T)
+    assert (x[:0] @ w.T).shape == (0, 7)
+    empty = pt.BSR.zeros(pr.BlockMask.empty((7, 10), (3, 4)), dtype=F64).requires_grad_()
+    y = x @ empty.T
+    assert not y.any()
+    y.sum().backward()
+    assert empty.grad.shape == (0, 3, 4)
+
+
+def test_bad_input(generator):
+    w, x = make(7, 10, (3, 4), generator), torch.ones(10, 2, dtype=F64)
+    cases = [
+        (lambda: w @ x[:5], ValueError, "inner sizes differ, a has 10 columns and b has 5 rows"),
+        (lambda: w @ x.float(), TypeError, "one dtype, got torch.float64 and torch.float32"),
+        (lambda: w @ x.to("meta"), ValueError, "one device, got cpu and meta"),
+        (lambda: w @ [1.0], TypeError, "must be a tensor or a prunus.torch.BSR, got list"),
+        (lambda: pt.linear(x.T, w, torch.ones(6, dtype=F64)), ValueError, r"b must have shape \(7,\)"),
+        (lambda: pt.linear(x.T, w, activation="tanh"), ValueError, "activation must be one of"),
+        (lambda: pt.linear(x.T.long(), w), TypeError, "must hold floats, got torch.int64"),
+        (lambda: w @ make(10, 9, (3, 2), generator), ValueError, "must be equal"),
+        (lambda: pt.sddmm(x, x, pr.BlockMask.full((10, 2), 2)), ValueError, "sddmm takes"),
+        (lambda: pt.sddmm(x, x.T, x), TypeError, "mask must be"),
+        (lambda: pt.sddmm(x, x.T, pr.BlockMask.full((9, 9), 3)), ValueError, "the mask"),
+        (lambda: pt.BSR((w.data, w.indices + 9, w.indptr), (7, 10)) @ x, ValueError, "ind"),
+    ]
+    for call, error, words in cases:
+        with pytest.raises(error, match=words):
+            call()
