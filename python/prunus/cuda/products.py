@@ -16,10 +16,10 @@ from prunus.cuda.versions import libraries
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SMALLEST", "dsd", "flat", "operands_of", "precision", "triton_of"]
+__all__ = ["NEAR", "SMALLEST", "dsd", "flat", "operands_of", "precision", "triton_of"]
 
-# Rows, columns and places in a list of so many, with those of a tile beyond, are counted in 32 bits.
-_NEAR: Final = 2**31 - 2**16
+#: Rows, columns and places in a list of so many, with those of a tile beyond, are counted in 32 bits.
+NEAR: Final = 2**31 - 2**16
 
 #: Blocks that are smaller than this along a side leave matrix units mostly idle.
 SMALLEST = 16
@@ -130,7 +130,7 @@ def dsd(
     ends = (out, out if bias is None else bias.contiguous())
     indptr_batch = found.indptr.stride(0) if found.indptr.ndim > 1 else 0
     small = min(br, bc) < SMALLEST
-    far = max(m, n, k, len(w.indices) * bc) > _NEAR
+    far = max(m, n, k, len(w.indices) * bc) > NEAR
     if small:
         tile = configs.dsd_small(where, (br, bc), n, kind.itemsize * 8)
         rows = blocks_along(m, tile.m)

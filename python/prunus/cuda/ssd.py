@@ -4,16 +4,22 @@ The product of two patterns is a list of pairs of blocks: each block of ``a`` me
 row that its column names. The list is expanded and sorted by block of the result on the device (expand, sort,
 compress: Dalton, Olson, Bell, *Optimizing sparse matrix-matrix multiplication for the GPU*, 2015), and each
 block of the result sums its pairs, by ascending column of ``a`` and of equal ones as they are stored.
+
+Members of a batch that share their patterns have one list. Those that do not have rows of blocks of their
+own in a list of all: where a member lies below the one before it, as on a block diagonal.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prunus._layout import blocks_along
 from prunus.cuda import configs, dtypes
-from prunus.cuda.blocks import Lists, Operand, lists, rows_of
-from prunus.cuda.products import operands_of, precision, triton_of
+from prunus.cuda.blocks import Operand
+from prunus.cuda.pairs import Patterns, blocks_of, pairs_of, starts_of
+from prunus.cuda.products import NEAR, operands_of, precision, triton_of
 from prunus.cuda.runtime import Place, empty, launch
 from prunus.cuda.versions import libraries
 
@@ -27,7 +33,10 @@ _LEAST: Final = 16
 
 
 class Capacity(NamedTuple):
-    """What a product has room for: ``pairs`` of blocks, and ``blocks`` of the result."""
+    """What a product has room for: ``pairs`` of blocks, and ``blocks`` of the result.
+
+    Members that share their patterns share pairs as well; of those that do not, all are counted.
+    """
 
     pairs: int
     blocks: int
@@ -39,9 +48,10 @@ class Product(NamedTuple):
     Attributes
     ----------
     data : Tensor
-        Shape (room, br, bc); what comes after the blocks that ``indptr`` tells of holds anything.
+        Shape (room, br, bc), or (members, room, br, bc) where members of a batch share the pattern; what
+        comes after the blocks that ``indptr`` tells of holds anything.
     indices, indptr : Tensor of int64
-        Shapes (room,) and (rows + 1,).
+        Shapes (room,) and (rows + 1,), or (members, rows + 1) with a pattern for each member.
     needed : Tensor of int64
         Shape (2,): how many pairs and blocks there are.
     """
@@ -52,115 +62,99 @@ class Product(NamedTuple):
     needed: torch.Tensor
 
 
-def ssd(where: Place, a: Operand, b: Operand, dtype: Any, capacity: Capacity | None = None) -> Product:
+def ssd(
+    where: Place,
+    a: Operand,
+    b: Operand,
+    dtype: Any,
+    capacity: Capacity | None = None,
+    batches: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()),
+) -> Product:
     """Return ``a @ b``.
 
-    How many blocks it has is data. Without ``capacity``, two numbers are read back, and the host waits for
-    them: how many pairs, and how many blocks. It is the only operation that does so, as in cuSPARSE.
+    How many blocks it has is data. Without ``capacity``, two numbers are read back, once for all members, and
+    the host waits for them: how many pairs, and how many blocks. It is the only operation that does so, as in
+    cuSPARSE.
 
     Parameters
     ----------
     where : Place
         Where the operands live.
     a, b : Operand
-        Of two dimensions; ``a``'s blocks are as wide, after transposition, as ``b``'s are high. Blocks may be
-        unsorted and repeated.
+        ``a``'s blocks are as wide, after transposition, as ``b``'s are high. Blocks may be unsorted and
+        repeated.
     dtype : torch.dtype
         Of the result.
     capacity : Capacity, optional
         Room to take in place of reading anything back. Where a product needs more (``needed`` says so), pairs
         and blocks beyond it are missing: look at ``needed`` once the device is waited for anyhow. Blocks are
         counted among the pairs that there was room for: their number is final where ``needed[0]`` fits.
+    batches : tuple of tuple of int
+        Batch dimensions of ``a`` and of ``b``, which broadcast. If no operand has a pattern for each of its
+        members, the result's members share one.
     """
     torch = libraries().torch
-    a_lists, b_lists = lists(a), lists(b)
-    a_rows, b_rows = a_lists.indptr.shape[0] - 1, b_lists.indptr.shape[0] - 1
+    batch = tuple(torch.broadcast_shapes(*batches))
+    own = a.own or b.own
     (ar, ac), (br, bc) = a.stored, b.stored
     rows_wide, inner_wide = (ac, ar) if a.transposed else (ar, ac)
     cols_wide = br if b.transposed else bc
     (m, k), (_, n) = a.size, b.size
     cols = blocks_along(n, cols_wide)
-    inner, counts, first, row = _meetings(a_lists, b_lists, len(a.indices), a_rows, b_rows)
-    ends = torch.cumsum(counts, 0)
-    total = ends[-1:] if len(ends) else ends.new_zeros(1)
-    pairs = int(total.item()) if capacity is None else capacity.pairs
-    # Each pair's place in a's list and in b's.
-    p = torch.arange(pairs, device=where.device, dtype=torch.int64)
-    exists = p < total
-    if len(counts):
-        t = torch.searchsorted(ends, p, right=True).clamp_(max=len(counts) - 1)
-        left = t if a_lists.order is None else a_lists.order[t]
-        at = first[t] + p - (ends[t] - counts[t])
-    else:
-        t = left = at = p
-    if len(b.indices) and len(counts):
-        at = at.clamp_(max=len(b.indices) - 1)
-        right = at if b_lists.order is None else b_lists.order[at]
-        key = (row[t] * cols + b_lists.indices[right]) * max(b_rows, 1) + inner[t]
-    else:
-        right = key = p
-    beyond = torch.iinfo(torch.int64).max
-    key, order = torch.sort(torch.where(exists, key, beyond), stable=True)
-    left, right = left[order], right[order]
-    place = key // max(b_rows, 1)
-    fresh = exists.clone()
-    fresh[1:] &= place[1:] != place[:-1]
-    number = torch.cumsum(fresh, 0) - 1
-    made = number[-1:] + 1 if pairs else total
-    blocks = int(made.item()) if capacity is None else capacity.blocks
-    # Where each block's pairs begin; those that are not there have none, and come last.
-    edges = torch.arange(blocks + 1, device=where.device, dtype=torch.int64)
-    starts = torch.searchsorted(torch.where(exists, number, beyond), edges)
-    known = starts[:-1].clamp(max=max(pairs - 1, 0))
-    spots = place[known] if pairs else edges[:-1]
-    there = edges[:-1] < made
-    row_of = torch.where(there, spots // max(cols, 1), a_rows)
-    col_of = torch.where(there, spots % max(cols, 1), 0)
-    lines = torch.arange(a_rows + 1, device=where.device, dtype=torch.int64)
-    indptr = torch.searchsorted(row_of, lines)
-    data = empty((blocks, rows_wide, cols_wide), dtype, where)
+    # Members that share both patterns need one list.
+    alike = batch if own else ()
+    left_of, right_of = Patterns.of(a, batches[0], alike), Patterns.of(b, batches[1], alike)
+    a_rows, lines = left_of.rows, left_of.rows * math.prod(alike)
+    found = pairs_of(left_of, right_of, cols, None if capacity is None else capacity.pairs)
+    made = blocks_of(found, lines, cols, None if capacity is None else capacity.blocks)
+    left, right, row, indptr = found.left, found.right, made.rows, made.indptr
+    shape: tuple[int, ...] = (len(row), rows_wide, cols_wide)
+    members = [starts_of(one, own_batch, batch) for one, own_batch in zip((a, b), batches, strict=True)]
+    if own:
+        # Rows of all members follow each other: where each member's begin, and which of its own each is.
+        first = torch.arange(math.prod(batch), device=where.device, dtype=torch.int64)[:, None] * a_rows
+        indptr = indptr[first + torch.arange(a_rows + 1, device=where.device, dtype=torch.int64)]
+        member = (found.place // max(cols * a_rows, 1)).clamp_(max=max(math.prod(batch) - 1, 0))
+        left, right = (
+            at if start is None else at + start[member]
+            for at, start in zip((left, right), members, strict=True)
+        )
+        row = row % max(a_rows, 1)
+        members = [None, None]
+    elif batch:
+        shape = (math.prod(batch), *shape)
+        none = torch.zeros(shape[0], device=where.device, dtype=torch.int64)
+        members = [none if start is None else start for start in members]
+    data = empty(shape, dtype, where)
     _multiply(
         where,
         (a, b),
-        (left, right, key % max(b_rows, 1), starts, row_of, col_of),
+        (left, right, found.inner, made.starts, row, made.columns),
+        members,
         data,
         (rows_wide, inner_wide, cols_wide),
         (m, n, k),
     )
-    return Product(data, col_of, indptr, torch.cat([total, made]))
-
-
-def _meetings(
-    a: Lists, b: Lists, blocks: int, a_rows: int, b_rows: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return of each of a's blocks its column, how many of b's it meets, the first of them, and its row."""
-    torch = libraries().torch
-    row = rows_of(a.indptr, blocks)
-    inner = (a.indices if a.order is None else a.indices[a.order]).to(torch.int64)
-    # What there is only room for may hold anything.
-    inner = inner.clamp(0, max(b_rows - 1, 0))
-    if b_rows:
-        first, end = b.indptr[inner].to(torch.int64), b.indptr[inner + 1].to(torch.int64)
-        return inner, torch.where(row < a_rows, end - first, 0), first, row
-    none = torch.zeros_like(inner)
-    return inner, none, none, row
+    return Product(data, made.columns, indptr, torch.cat([found.total, made.total]))
 
 
 def _multiply(
     where: Place,
     operands: tuple[Operand, Operand],
     pairs: tuple[torch.Tensor, ...],
+    starts: Sequence[torch.Tensor | None],
     data: torch.Tensor,
     block: tuple[int, int, int],
     size: tuple[int, int, int],
 ) -> None:
-    """Write the blocks of the result from their pairs."""
+    """Write the blocks of the result from their pairs; ``starts`` says where each member's operands begin."""
     from prunus.cuda.kernels import ssd as kernels
 
     if 0 in data.shape:
         return
     a, b = operands
     br, bi, bc = block
+    members, room = (len(data) if data.ndim > 3 else 1), int(data.shape[-3])
     kind = dtypes.compute(a.data.dtype, b.data.dtype, data.dtype)
     common = {
         "A_TRANSPOSED": a.transposed,
@@ -168,9 +162,13 @@ def _multiply(
         "BR": br,
         "BI": bi,
         "BC": bc,
+        "MEMBERS": data.ndim > 3,
+        "FAR": len(pairs[0]) * bi > NEAR,
         "SUMS": triton_of(dtypes.sums(kind)),
     }
-    tensors = (a.data, b.data, *pairs, data, *size)
+    # Without members, nothing looks at these.
+    begins = (pairs[0] if start is None else start for start in starts)
+    tensors = (a.data, b.data, *pairs, *begins, data, *size, room)
     if min(br, bc) < _LEAST:
         tile = configs.ssd_small(where, bi)
         grid = (blocks_along(data.numel(), tile.n),)
@@ -179,7 +177,7 @@ def _multiply(
             kernels.ssd_small,
             grid,
             *tensors,
-            len(data),
+            members,
             **common,
             TN=tile.n,
             TK=tile.k,
@@ -190,7 +188,7 @@ def _multiply(
     launch(
         where,
         kernels.ssd,
-        (len(data) * blocks_along(br, tile.m) * blocks_along(bc, tile.n),),
+        (members * room * blocks_along(br, tile.m) * blocks_along(bc, tile.n),),
         *tensors,
         **common,
         COMPUTE=operands_of(kind, where),

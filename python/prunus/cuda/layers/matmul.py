@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus._errors import PrunusError
+from prunus._layout import check_positions
 from prunus._mask import BlockMask
 from prunus._operands import is_on_disk
 from prunus._storage import BlockStorage
@@ -38,7 +40,8 @@ def matmul(
 ) -> Any:
     """Return the matrix product of operands on a GPU; :func:`prunus.matmul` says what of what.
 
-    Nothing waits for the GPU, but for a BSR times a BSR, whose number of blocks is read back.
+    Nothing waits for the GPU, but for a BSR times a BSR, whose number of blocks is read back (once, for all
+    members of a batch).
 
     Parameters
     ----------
@@ -327,11 +330,28 @@ def _sparse(where: Place, a: BSR, b: BSR, kind: Any) -> BSR:
         raise ValueError(
             f"matmul: a's blocks are {a.blocksize[1]} wide and b's {b.blocksize[0]} high; they must be equal"
         )
-    if a.ndim > 2 or b.ndim > 2:
-        raise ValueError(f"a BSR times a BSR on a GPU takes two dimensions, got {a.shape} and {b.shape}")
-    made = ssd(where, a._operand, b._operand, kind)
-    shape = int(a.shape[0]), int(b.shape[1])
-    return BSR._wrap(Operand(made.data, made.indices, made.indptr, shape), (), where)
+    batch = _broadcast(a._batch, b._batch)
+    check_positions(max(math.prod(batch), 1), a.grid[0], b.grid[1])
+    with traced("matmul", where) as at:
+        made = ssd(where, a._operand, b._operand, kind, batches=(a._batch, b._batch))
+        if at:
+            at.later(_read(a, b))
+    shape = int(a.shape[-2]), int(b.shape[-1])
+    return BSR._wrap(Operand(made.data, made.indices, made.indptr, shape), batch, where)
+
+
+def _read(*operands: BSR) -> Callable[[], dict[str, int]]:
+    """Return what counts the bytes of stored blocks, when somebody asks how many there are."""
+    each = []
+    for w in operands:
+        o = w._operand
+        members = math.prod(o.data.shape[:-3])
+        each.append((blocks_in(o.indptr), members * math.prod(o.stored) * o.data.element_size()))
+
+    def numbers() -> dict[str, int]:
+        return {"bytes_loaded": sum(int(ends.max()) * size for ends, size in each if ends.numel())}
+
+    return numbers
 
 
 def sddmm(a: Any, b: Any, mask: Any, dtype: Any = None) -> BSR:

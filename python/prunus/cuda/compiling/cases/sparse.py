@@ -35,17 +35,34 @@ def _sdd(
     return Case(told, dtype if precision == "highest" else "tf32", call, {kernel: units}, more=more)
 
 
-def _ssd(dtype: str, block: int, units: Units, *, turned: bool = False, more: bool = False) -> Case:
-    """Return the product of two block-sparse operands, with ``turned`` of their transposes."""
+def _ssd(
+    dtype: str,
+    block: int,
+    units: Units,
+    *,
+    turned: bool = False,
+    members: int = 0,
+    far: bool = False,
+    more: bool = False,
+) -> Case:
+    """Return the product of two block-sparse operands, with ``turned`` of their transposes.
+
+    With ``members`` the left one is a batch that shares a pattern; with ``far`` there may be lists of pairs
+    whose length is counted in 64 bits.
+    """
 
     def call(where: Place) -> None:
         a, b = (blocks(where, (4096, 4096), (block, block), dtype) for _ in range(2))
+        if members:
+            a = a._replace(data=tensor(where, members, *a.data.shape, dtype=dtype))
         if turned:
             a, b = a.T, b.T
-        ssd(where, a, b, dtype_of(dtype), Capacity(8 * len(a.indices), 4 * len(a.indices)))
+        room = Capacity(8 * len(a.indices) if not far else 2**31 // block, 4 * len(a.indices))
+        ssd(where, a, b, dtype_of(dtype), room, ((members,) if members else (), ()))
 
     kernel = "ssd" if block >= 16 else "ssd_small"
     told = f"4096², blocks {block}" + (", transposed" if turned else "")
+    told += (f", {members} members" if members else "") + (", in 64 bits" if far else "")
     return Case(told, dtype, call, {kernel: units}, more=more)
 
 
@@ -64,9 +81,14 @@ CASES = [
     _sdd("int8", (64, 64), Units.MATRIX, more=True),
     _ssd("bfloat16", 64, Units.NATIVE),
     _ssd("bfloat16", 64, Units.NATIVE, turned=True, more=True),
+    _ssd("bfloat16", 64, Units.NATIVE, members=8),
+    _ssd("bfloat16", 64, Units.NATIVE, far=True, more=True),
     _ssd("bfloat16", 128, Units.NATIVE, more=True),
+    _ssd("bfloat16", 128, Units.NATIVE, members=8, far=True, more=True),
     _ssd("bfloat16", 32, Units.MATRIX, more=True),
     _ssd("bfloat16", 8, Units.PLAIN),
+    _ssd("bfloat16", 8, Units.PLAIN, members=8, more=True),
+    _ssd("bfloat16", 8, Units.PLAIN, members=8, far=True, more=True),
     _ssd("float32", 64, Units.PLAIN, more=True),
     _ssd("float64", 64, Units.DOUBLE, more=True),
     _ssd("float64", 128, Units.DOUBLE, more=True),
