@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prunus._layout import blocks_along
 from prunus.cuda import configs, dtypes
 from prunus.cuda.blocks import rows_of
-from prunus.cuda.products import flat, operands_of, precision, triton_of
+from prunus.cuda.products import NEAR, flat, operands_of, precision, triton_of
 from prunus.cuda.runtime import Place, launch
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def sdd(
             OWN=own,
             BR=br,
             BC=bc,
+            FAR=k > NEAR,
             SUMS=sums,
             TN=tile.n,
             TK=tile.k,
@@ -119,6 +120,7 @@ def sdd(
         OWN=own,
         BR=br,
         BC=bc,
+        FAR=k > NEAR,
         COMPUTE=operands_of(kind, where),
         SUMS=sums,
         PRECISION=precision(),

@@ -64,7 +64,7 @@ def settle(
     A program has TM rows of TB branches, which it reads in steps of TU units.
     """
     pid = tl.program_id(0)
-    row = ((pid // across) * TM + tl.arange(0, TM)).to(tl.int64)
+    row = (pid // across).to(tl.int64) * TM + tl.arange(0, TM)
     at = (pid % across) * TB + tl.arange(0, TB)
     there = (row < rows)[:, None] & (at < branches)[None, :]
     first = at.to(tl.int64) * branch

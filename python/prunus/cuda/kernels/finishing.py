@@ -30,11 +30,12 @@ def finishing(
     """Write a tile of ``activation(sums + bias[:, None])``, as ``dsd`` ends."""
     pid = tl.program_id(0)
     member = (pid // (row_tiles * column_tiles)).to(tl.int64)
-    rest = pid % (row_tiles * column_tiles)
+    # In 64 bits, as what is not multiplied costs little else: either side may be longer than 32 bits count.
+    rest = (pid % (row_tiles * column_tiles)).to(tl.int64)
     row = rest // column_tiles * TM + tl.arange(0, TM)
     col = rest % column_tiles * TN + tl.arange(0, TN)
     keep = (row < M)[:, None] & (col < N)[None, :]
-    down, across = row.to(tl.int64)[:, None], col.to(tl.int64)[None, :]
+    down, across = row[:, None], col[None, :]
     value = tl.load(sums + member * sums_batch + down * sums_row + across * sums_col, keep, 0)
     value = finish(value, bias, row, M, ACTIVATION, BIAS, WIDE)
     place = out + member * out_batch + down * out_row + across * out_col

@@ -43,7 +43,7 @@ def largest(
     at least as large. Of equal ones the first are kept. The values of TM rows are read again for each bit
     where they are more than TN, out of the cache.
     """
-    row = (tl.program_id(0) * TM + tl.arange(0, TM)).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * TM + tl.arange(0, TM)
     here = row < rows
     KIND: tl.constexpr = tl.int64 if BITS == 64 else tl.int32
     need = tl.zeros((TM,), tl.int32) + count

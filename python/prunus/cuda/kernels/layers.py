@@ -26,7 +26,7 @@ def gated(
 ):
     """Write ``activation(gate) * (up + bias)`` for some rows and units."""
     pid = tl.program_id(0)
-    row = ((pid // across) * TM + tl.arange(0, TM)).to(tl.int64)
+    row = (pid // across).to(tl.int64) * TM + tl.arange(0, TM)
     unit = (pid % across) * TU + tl.arange(0, TU)
     seen = (row < rows)[:, None] & (unit < units)[None, :]
     value = cast(tl.load(gate + row[:, None] * gate_row + unit[None, :], seen, 0), WIDE)

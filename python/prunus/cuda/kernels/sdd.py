@@ -34,6 +34,7 @@ def sdd(
     OWN: tl.constexpr,
     BR: tl.constexpr,
     BC: tl.constexpr,
+    FAR: tl.constexpr,
     COMPUTE: tl.constexpr,
     SUMS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -43,10 +44,15 @@ def sdd(
 ):
     """Write a tile of the blocks of ``a @ b``, with zeros past the edge; ``edges`` offsets are in ``indptr``.
 
+    With ``FAR`` the inner dimension, with a step beyond its end, is counted beyond 32 bits; blocks, rows and
+    columns always are.
+
     Programs of the parts of a block follow each other, then those of a row of blocks, then those of a member:
     neighbours share columns of ``b``, and rows of ``a``.
     """
     PARTS: tl.constexpr = (BR + TM - 1) // TM
+    if FAR:
+        K = tl.cast(K, tl.int64)
     pid = tl.program_id(0)
     each = tiles * PARTS
     member = (pid // each).to(tl.int64)
@@ -110,6 +116,7 @@ def sdd_small(
     OWN: tl.constexpr,
     BR: tl.constexpr,
     BC: tl.constexpr,
+    FAR: tl.constexpr,
     SUMS: tl.constexpr,
     TN: tl.constexpr,
     TK: tl.constexpr,
@@ -119,6 +126,8 @@ def sdd_small(
     ``row_of`` has the row of blocks of each of the blocks that there is ``room`` for, counted through all
     members; it is ``limit`` for those that are not there.
     """
+    if FAR:
+        K = tl.cast(K, tl.int64)
     pid = tl.program_id(0)
     member = (pid // tiles).to(tl.int64)
     position = (pid % tiles).to(tl.int64) * TN + tl.arange(0, TN)

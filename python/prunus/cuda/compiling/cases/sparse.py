@@ -17,6 +17,7 @@ def _sdd(
     *,
     density: float = 0.25,
     size: int = 4096,
+    inner: int = 4096,
     turned: bool = False,
     precision: str = "highest",
     more: bool = False,
@@ -25,13 +26,15 @@ def _sdd(
 
     def call(where: Place) -> None:
         pattern = blocks(where, (size, size), block, dtype, density)
-        a, b = tensor(where, size, size, dtype=dtype), tensor(where, size, size, dtype=dtype)
+        a = tensor(where, size, inner, dtype=dtype)
+        b = tensor(where, size, inner, dtype=dtype).T if turned else tensor(where, inner, size, dtype=dtype)
         out = tensor(where, *pattern.data.shape, dtype="int32" if dtype == "int8" else dtype)
         with float32_as(precision):
-            sdd(where, a, b.T if turned else b, pattern.indices, pattern.indptr, out)
+            sdd(where, a, b, pattern.indices, pattern.indptr, out)
 
     kernel = "sdd_small" if units is Units.PLAIN and max(block) < 64 else "sdd"
     told = f"{size}², blocks {block[0]} x {block[1]}, {density:.0%}" + (", b transposed" if turned else "")
+    told += "" if inner == 4096 else f", {inner} inner"
     return Case(told, dtype if precision == "highest" else "tf32", call, {kernel: units}, more=more)
 
 
@@ -71,6 +74,8 @@ CASES = [
     _sdd("bfloat16", (128, 128), Units.NATIVE),
     _sdd("bfloat16", (64, 64), Units.NATIVE, turned=True),
     _sdd("bfloat16", (64, 64), Units.NATIVE, density=0.02, more=True),
+    _sdd("bfloat16", (64, 64), Units.NATIVE, inner=2**31, more=True),
+    _sdd("bfloat16", (8, 8), Units.PLAIN, inner=2**31 - 16, more=True),
     _sdd("bfloat16", (32, 32), Units.MATRIX),
     _sdd("bfloat16", (16, 16), Units.MATRIX, more=True),
     _sdd("float16", (1, 32), Units.MATRIX, more=True),
