@@ -18,7 +18,7 @@ __all__ = ["attention", "pooled_scores"]
 
 
 class _Lists(NamedTuple):
-    """Which blocks of keys each block of queries walks; see ``kernels.attention.lists``."""
+    """Which blocks of keys each block of queries walks; see ``kernels.attention_lists``."""
 
     table: torch.Tensor
     counts: torch.Tensor
@@ -180,7 +180,7 @@ def attention(
 
 def _lists(where: Place, live: torch.Tensor, n: int, m: int, causal: bool, blocksize: int) -> _Lists:
     """Return the lists of a grid (batch, heads, blocks of queries, blocks of keys)."""
-    from prunus.cuda.kernels import attention as kernels
+    from prunus.cuda.kernels import attention_lists as kernels
 
     torch = libraries().torch
     # What was expanded is the same for all: one list serves.
