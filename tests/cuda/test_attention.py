@@ -147,14 +147,52 @@ def test_values_that_are_not_finite_reach_only_who_sees_them(rng, place, bad, bl
     assert hidden.isfinite().all()
 
 
+def split_over(monkeypatch, programs):
+    """Have keys split over programs."""
+    whole = attention_configs.attention
+    monkeypatch.setattr(attention_configs, "attention", lambda *args: whole(*args)._replace(splits=programs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("score", [-9.0, -20.0, -60.0])
+@pytest.mark.parametrize("how", ["dense", "causal", "split", "blocks", "causal blocks"])
+def test_weights_that_half_types_round_to_zero_meet_infinities(place, monkeypatch, dtype, score, how):
+    """A weight that float32 holds times an infinity is that infinity, as on the host."""
+    q, k, v = (torch.zeros(1, 200, d) for d in (16, 16, 8))
+    q[..., 0] = 1
+    v[:] = 2
+    for key in (3, 150):
+        k[0, key, 0] = score
+        v[0, key, 1], v[0, key, 2], v[0, key, 3] = torch.inf, -torch.inf, torch.nan
+    v[0, 3, 4], v[0, 150, 4] = torch.inf, -torch.inf
+    q, k, v = (x.to(dtype).to(place.device) for x in (q, k, v))
+    if how == "split":
+        split_over(monkeypatch, 3)
+    options = {"causal": "causal" in how}
+    if "blocks" in how:
+        options |= {"mask": pr.BlockMask.full((200, 200), 64), "blocksize": 64}
+    got = pr.attention(q, k, v, scale=1.0, **options)
+    near(got, expected(q, k, v, scale=1.0, **options), dtype)
+    assert got[0, 199, 1] == torch.inf
+    assert got[0, 199, 2] == -torch.inf
+    assert got[0, 199, 3:5].isnan().all()
+    assert (got[0, :, 0] == 2).all()
+
+
+def test_small_weights_in_float16(rng, place):
+    """One key has nearly all of the weight and a value of 0: what the others add is the result."""
+    q, k = torch.zeros(1, 5, 16), torch.zeros(1, 200, 16)
+    q[..., 0], k[0, 7, 0] = 1, 14
+    v = torch.from_numpy(rng.uniform(2, 6, (1, 200, 8))).float()
+    v[0, 7] = 0
+    q, k, v = (x.half().to(place.device) for x in (q, k, v))
+    got = pr.attention(q, k, v, scale=1.0).double().cpu().numpy()
+    np.testing.assert_allclose(got, expected(q, k, v, scale=1.0).astype(float), rtol=2e-3)
+
+
 def test_keys_split_over_programs(rng, place, monkeypatch):
     q, k, v = operands(rng, place, n=3, m=333)
-    whole = attention_configs.attention
-
-    def split(*args):
-        return whole(*args)._replace(splits=5)
-
-    monkeypatch.setattr(attention_configs, "attention", split)
+    split_over(monkeypatch, 5)
     for n in (1, 3):
         near(pr.attention(q[:, :n], k, v, causal=True), expected(q[:, :n], k, v, causal=True))
         mask = pr.BlockMask.random((4, n, 333), 16, 0.2, rng)

@@ -142,6 +142,7 @@ def attention(
         EVEN_F=features % plan.features == 0,
         COMPUTE=operands_of(kind, where),
         VALUES=operands_of(values, where),
+        RANGE=operands_of(torch.bfloat16, where),
         PRECISION=precision(),
         TM=tile.m,
         TN=tile.n,

@@ -13,7 +13,7 @@ al., "Flash-Decoding for long-context inference" (2023).
 import triton
 import triton.language as tl
 
-from prunus.cuda.kernels.attention_steps import positions, spoil, step
+from prunus.cuda.kernels.attention_steps import positions, restore, spoil, step
 
 
 @triton.jit(do_not_specialize=["scale"])
@@ -66,6 +66,7 @@ def attention(
     EVEN_F: tl.constexpr,
     COMPUTE: tl.constexpr,
     VALUES: tl.constexpr,
+    RANGE: tl.constexpr,
     SUMS: tl.constexpr,
     PRECISION: tl.constexpr,
     TM: tl.constexpr,
@@ -155,6 +156,7 @@ def attention(
         begin = (steps * split // splits) * TN
         until = tl.minimum((steps * (split + 1) // splits) * TN, end)
 
+    SHIFT: tl.constexpr = 15 if tl.float16 == VALUES else 0
     acc = tl.zeros((TM, TF), SUMS)
     total = tl.zeros((TM,), SUMS)
     peak = tl.full((TM,), float("-inf"), SUMS)
@@ -164,7 +166,7 @@ def attention(
         acc, total, peak, spoiled = step(
             acc, total, peak, spoiled, held, q_at, rows, last, key, there, k, v, feature, factor, sign, d,
             features, q_col, k_row, k_col, v_row, v_col,
-            False, CAUSAL, WHOLE, EVEN_D, EVEN_F, COMPUTE, VALUES, SUMS, PRECISION, TM, TN, TK,
+            False, CAUSAL, WHOLE, EVEN_D, EVEN_F, COMPUTE, VALUES, SHIFT, SUMS, PRECISION, TM, TN, TK,
         )  # fmt: skip
     for at in range(tl.maximum(begin, whole), until, TN):
         key, there = positions(at, table, end, BS, LIVE, TN)
@@ -172,12 +174,21 @@ def attention(
         acc, total, peak, spoiled = step(
             acc, total, peak, spoiled, held, q_at, rows, last, key, there, k, v, feature, factor, sign, d,
             features, q_col, k_row, k_col, v_row, v_col,
-            True, CAUSAL, WHOLE, EVEN_D, EVEN_F, COMPUTE, VALUES, SUMS, PRECISION, TM, TN, TK,
+            True, CAUSAL, WHOLE, EVEN_D, EVEN_F, COMPUTE, VALUES, SHIFT, SUMS, PRECISION, TM, TN, TK,
+        )  # fmt: skip
+    if SHIFT and tl.max(tl.max((acc != acc).to(tl.int32), 1), 0) > 0:
+        sure = tl.minimum(until, whole) if CAUSAL else until
+        # Few keys at a time: this is rare, and must not cost the others their registers.
+        FEW: tl.constexpr = 16 if BS % 16 == 0 else TN
+        acc = restore(
+            acc, peak, held, q_at, rows, begin, sure, end, table, k, v, feature, factor, sign, m, d, features,
+            q_col, k_row, k_col, v_row, v_col,
+            BS, LIVE, WHOLE, EVEN_D, EVEN_F, COMPUTE, RANGE, SHIFT, SUMS, PRECISION, TM, FEW, TK,
         )  # fmt: skip
     if CAUSAL and spoiled > 0:
         acc = spoil(
             acc, peak, q_at, rows, last, tl.maximum(begin, whole), until, table, k, v, feature, factor, sign,
-            m, d, features, q_col, k_row, k_col, v_row, v_col, BS, LIVE, SUMS, TM,
+            m, d, features, q_col, k_row, k_col, v_row, v_col, BS, LIVE, SHIFT, SUMS, TM,
         )  # fmt: skip
 
     keep = rows[:, None] & (feature < features)[None, :]

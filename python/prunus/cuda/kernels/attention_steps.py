@@ -1,4 +1,10 @@
-"""A step of attention: scores of some keys, their weights, and what these add for a tile of queries."""
+"""A step of attention: scores of some keys, their weights, and what these add for a tile of queries.
+
+Weights are at most 1 where they are float32. Float16 has no numbers between 0 and 2^-24, so what becomes
+float16 is 2^15 times the weight, and the sum that results are divided by is as much larger: weights count
+down to 2^-39 of the largest. What is smaller adds nothing; but where it should meet an infinity or NaN, 0
+times that is NaN: ``restore`` then adds these anew, by weights of float32's range.
+"""
 
 import triton
 import triton.language as tl
@@ -87,11 +93,12 @@ def spoil(
     v_col,
     BS: tl.constexpr,
     LIVE: tl.constexpr,
+    SHIFT: tl.constexpr,
     SUMS: tl.constexpr,
     TM: tl.constexpr,
 ):
     """Return ``acc`` with what NaN and infinities from ``begin`` on add for those queries that see them."""
-    calm = tl.where(peak == float("-inf"), 0.0, peak)
+    calm = tl.where(peak == float("-inf"), 0.0, peak) - SHIFT
     for at in range(begin, end):
         key = at
         if LIVE:
@@ -143,6 +150,7 @@ def step(
     EVEN_F: tl.constexpr,
     COMPUTE: tl.constexpr,
     VALUES: tl.constexpr,
+    SHIFT: tl.constexpr,
     SUMS: tl.constexpr,
     PRECISION: tl.constexpr,
     TM: tl.constexpr,
@@ -152,7 +160,7 @@ def step(
     """Return weighted values, sums of weights and largest scores after a step, and whether NaN were left out.
 
     Without ``MASKED``, all queries of the tile see all keys of the step. Where they do not, by causality, NaN
-    and infinities among the values are left out, and ``spoiled`` becomes 1.
+    and infinities among the values are left out, and ``spoiled`` becomes 1. Weights are 2^``SHIFT`` as large.
     """
     away = key.to(tl.int64)
     s = _dots(
@@ -167,7 +175,7 @@ def step(
     new = tl.maximum(peak, tl.max(s, 1) * factor)
     # Where nothing was seen yet, or minus infinities alone: their weights are 0, and not NaN.
     calm = tl.where(new == float("-inf"), 0.0, new)
-    weights = tl.exp2(s * factor - calm[:, None])
+    weights = tl.exp2(s * factor - (calm - SHIFT)[:, None])
     fade = tl.exp2(peak - calm)
     total = total * fade + tl.sum(weights, 1)
     acc = acc * fade[:, None]
@@ -185,6 +193,72 @@ def step(
         values = tl.where(bad, 0.0, values).to(VALUES)
     acc = tl.dot(weights.to(VALUES), values, acc, input_precision=PRECISION, out_dtype=SUMS)
     return acc, total, new, spoiled
+
+
+@triton.jit
+def restore(
+    acc,
+    peak,
+    held,
+    q_at,
+    rows,
+    begin,
+    until,
+    end,
+    table,
+    k,
+    v,
+    feature,
+    factor,
+    sign,
+    m,
+    d,
+    features,
+    q_col,
+    k_row,
+    k_col,
+    v_row,
+    v_col,
+    BS: tl.constexpr,
+    LIVE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    EVEN_F: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    RANGE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SUMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TM: tl.constexpr,
+    TN: tl.constexpr,
+    TK: tl.constexpr,
+):
+    """Return ``acc`` with what NaN and infinities of steps that all queries see add, in place of NaN.
+
+    ``RANGE`` is a dtype with float32's range: which numbers are 0 is all that counts of these weights.
+    """
+    acc = tl.where(acc != acc, 0.0, acc)
+    calm = tl.where(peak == float("-inf"), 0.0, peak) - SHIFT
+    for at in range(begin, until, TN):
+        key, there = positions(at, table, end, BS, LIVE, TN)
+        there = there & (key < m)
+        away = key.to(tl.int64)
+        s = _dots(
+            held, q_at, rows, k + away * k_row, there, sign, d, q_col, k_col,
+            True, WHOLE, EVEN_D, COMPUTE, SUMS, PRECISION, TM, TN, TK,
+        )  # fmt: skip
+        s = tl.where(there[None, :], s, float("-inf"))
+        weights = tl.exp2(s * factor - calm[:, None])
+        values = _load(
+            v + away[:, None] * v_row + feature.to(tl.int64)[None, :] * v_col,
+            (feature < features)[None, :],
+            there[:, None],
+            EVEN_F,
+            True,
+        ).to(SUMS)
+        values = tl.where(values - values != 0, values, 0.0)
+        acc = tl.dot(weights.to(RANGE), values.to(RANGE), acc, input_precision=PRECISION, out_dtype=SUMS)
+    return acc
 
 
 @triton.jit
