@@ -1,6 +1,7 @@
 """Kernels compiled ahead of time: that the table, which ``just cuda`` prints whole, can be believed."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from prunus.cli import main
 from prunus.cuda import configs, products
 from prunus.cuda.chips import CHIPS
 from prunus.cuda.compiling import plan, record, rows
+from prunus.cuda.compiling.build import build
 from prunus.cuda.compiling.case import Case, Units, blocks, tensor
 from prunus.cuda.compiling.cases import CASES
 from prunus.cuda.compiling.recording import ahead
@@ -64,6 +66,26 @@ def test_what_ships_fits(arch):
     shown = format_rows([row])
     assert arch in shown
     assert str(row.built.registers) in shown
+
+
+@pytest.mark.parametrize("capability", [86, 89])
+@pytest.mark.parametrize(
+    ("name", "dtype", "kernel"),
+    [
+        ("4096², blocks 64 x 64, 25%", "bfloat16", "sdd"),
+        ("attention 4096 x 4096, d 256, heads 32 of 8, blocks 64", "bfloat16", "attention"),
+        ("64 rows, 6 of 64 experts 2048 x 1408, shared", "bfloat16", "grouped"),
+    ],
+    ids=["sdd", "attention", "grouped"],
+)
+def test_small_gpus_of_a_family(capability, name, dtype, kernel):
+    """The largest tiles that are chosen where a program has 99 KiB: as counted, and nothing spills."""
+    where = replace(ahead("sm_80"), shared=99 * 1024, multiprocessors=84, name="a small GPU")
+    (case,) = (case for case in CASES if (case.name, case.dtype) == (name, dtype) and kernel in case.units)
+    launch = next(one for one in record(case.call, where) if one.kernel.fn.__name__ == kernel)
+    built = build(specialised(launch.kernel, launch.arguments, launch.options, capability))
+    assert 48 * 1024 < built.shared <= where.shared
+    assert built.stack == 0
 
 
 @pytest.mark.parametrize("arch", ARCHS)

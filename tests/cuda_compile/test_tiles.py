@@ -1,5 +1,6 @@
 """Which tiles serve: by the model of costs, or as measured. No GPU is needed; timers are handed in."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -11,11 +12,11 @@ torch = pytest.importorskip("torch", reason="tiles are chosen for torch's tensor
 pytest.importorskip("triton", reason="tiles are chosen for Triton's kernels")
 
 import prunus as pr
-from prunus.cuda import configs, measuring, products, tuning
+from prunus.cuda import attention_configs, configs, measuring, moe_configs, plans, products, tuning
 from prunus.cuda.chips import CHIPS
 from prunus.cuda.compiling.recording import ahead
 from prunus.cuda.configs import Tile
-from prunus.cuda.costs import Cut, Product, fits, roofline, seconds, shared
+from prunus.cuda.costs import Cut, Product, fits, held, roofline, seconds, shared
 from prunus.cuda.measuring import autotune, candidates
 
 KINDS = ["half", "int8", "tf32", "float32", "float64"]
@@ -84,6 +85,58 @@ def test_small_gpus_of_a_family():
         where = replace(ahead(arch), shared=99 * 1024)
         what = Product((128, 128), 4096, "half", 64, 16)
         assert all(shared(where, what, tile.cut) <= 99 * 1024 for tile in configs.dsd_tiles(where, what))
+
+
+SMALL = replace(ahead("sm_80"), shared=99 * 1024, multiprocessors=84, name="RTX A6000")
+PLACES = [SMALL, *(ahead(arch) for arch in CHIPS)]
+ROWS = [1, 16, 33, 64, 300, 5000]
+
+
+def _tiles(where):
+    """Yield tiles of all kernels that load tiles for matrix units, with what else their steps load."""
+    for bits in (8, 16, 32, 64):
+        for block, n in itertools.product((16, 24, 64, 128, 300), (16, 64, 512, 8192)):
+            yield configs.sdd(where, (block, block), n, n, bits), bits, 0, 0
+            yield configs.ssd(where, (block, block), n, bits), bits, 0, 0
+    for bits, rows in itertools.product((16, 32, 64), ROWS):
+        for listed in (False, True):
+            dots, (combine, _) = (
+                plans.dots(where, rows, bits, listed),
+                plans.combine(where, rows, 4096, 4096, bits, listed),
+            )
+            yield from ((tile, bits, 0, 0) for tile in (dots, combine, plans.exact(where, combine)))
+        for experts in (2, 64, 256, 512):
+            yield moe_configs.routing(where, rows, experts, bits), bits, 0, 0
+        for gated, pruned in itertools.product((False, True), repeat=2):
+            tile, programs = moe_configs.grouped(where, rows, 4096, 4096, bits, gated, pruned)
+            assert programs >= where.multiprocessors
+            yield tile, bits, tile.m + tile.n * (1 + gated), 0
+        yield attention_configs.pooled_scores(where, rows, rows, bits), bits, 0, 0
+        for d, features, block in itertools.product((16, 64, 80, 128, 256), (16, 128, 256), (0, 16, 64, 128)):
+            plan = attention_configs.attention(where, rows, 4096, rows, d, features, block, bits)
+            keys = Tile(plan.tile.m, 0, plan.tile.n, plan.tile.warps, plan.tile.stages)
+            own = plan.tile.m * (plan.tile.k + plan.tile.n) * bits // 8
+            yield keys, bits, plan.tile.k + plan.features, own
+
+
+@pytest.mark.parametrize("where", PLACES, ids=lambda where: where.name)
+def test_every_tile_fits(where):
+    """Of each kernel whose operands go through shared memory, whatever is asked of it."""
+    for tile, bits, columns, own in _tiles(where):
+        inner = (columns or tile.m + tile.n) * bits // 8
+        assert held(where, tile.cut, inner, native=bits < 64, own=own, sums=max(bits // 8, 4)) <= where.shared
+        assert tile.k >= 16
+        assert tile.stages >= 1
+
+
+def test_tables_are_kept_where_they_fit():
+    """What is chosen for the GPU that stands for an architecture is its table's."""
+    where = ahead("sm_80")
+    assert configs.sdd(where, (64, 64), 512, 4096, 16) == Tile(64, 256, 64, 8, 3)
+    assert attention_configs.attention(where, 4096, 4096, 4096, 256, 256, 64, 16).tile.stages == 3
+    assert attention_configs.attention(SMALL, 4096, 4096, 4096, 256, 256, 64, 16).tile.stages == 2
+    # Of many experts a step is as wide as all of them.
+    assert moe_configs.routing(SMALL, 64, 1024, 32) == Tile(16, 1024, 16, 8, 2)
 
 
 def test_the_model():

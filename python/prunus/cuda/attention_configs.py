@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from prunus.cuda.configs import Tile, power
+from prunus.cuda.configs import Tile, power, within
 from prunus.cuda.runtime import Place
 
 __all__ = ["AttentionPlan", "attention", "attention_lists", "means", "merge", "pooled_scores"]
@@ -93,12 +93,21 @@ def attention(
         steps = steps | _LISTED[where.arch].get(width, {})
     tall = power(min(rows, block) if block else rows, 16, max(steps))
     wide, warps, stages = steps[min((most for most in steps if most >= tall), default=max(steps))]
-    tile = Tile(tall, wide, power(d, 16, 256), warps, stages)
+    tile = _within(where, Tile(tall, wide, power(d, 16, 256), warps, stages), power(features, 16, 256), bits)
     tiles = -(-n // block) * -(-block // tall) if block else -(-rows // tall)
     splits = 1
     if tiles < _ENOUGH:
         splits = min(max(m // _SPLIT_KEYS, 1), _SPLITS, max(2 * _SPLITS // tiles, 1))
     return AttentionPlan(tile, power(features, 16, 256), splits)
+
+
+def _within(where: Place, tile: Tile, features: int, bits: int) -> Tile:
+    """Return a tile that fits: queries and weights are held all the while, keys are the steps."""
+    size = bits // 8
+    keys = Tile(tile.m, 0, tile.n, tile.warps, tile.stages)
+    own = (tile.m * tile.k + tile.m * tile.n) * size
+    found = within(where, keys, bits, columns=tile.k + features, own=own)
+    return tile._replace(n=found.k, stages=found.stages)
 
 
 def merge(where: Place, features: int) -> Tile:
@@ -129,4 +138,4 @@ def pooled_scores(where: Place, rows: int, columns: int, bits: int) -> Tile:
         return Tile(64, 128, 64)
     side = 32 if bits == 64 else 64
     tile = Tile(power(rows, 16, side), power(columns, 16, side), 16, 4, 2)
-    return tile._replace(warps=8) if tile.m * tile.n > 2048 else tile
+    return within(where, tile._replace(warps=8) if tile.m * tile.n > 2048 else tile, bits)

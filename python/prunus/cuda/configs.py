@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from prunus.cuda import tuning
 from prunus.cuda.chips import CHIPS
-from prunus.cuda.costs import Cut, Product, fits, seconds
+from prunus.cuda.costs import Cut, Product, fits, held, seconds
 from prunus.cuda.runtime import Place
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "ssd",
     "ssd_small",
     "step",
+    "within",
 ]
 
 
@@ -157,6 +158,35 @@ def step(inner: int, most: int) -> int:
     return within if within >= min(32, most) else min(32, most)
 
 
+def within(where: Place, tile: Tile, bits: int, *, columns: int = 0, own: int = 0) -> Tile:
+    """Return a tile that the shared memory of a place holds: with fewer steps ahead, then shorter ones.
+
+    Tables are for the GPU that stands for an architecture, with 163 KiB and more. Those of compute capability
+    8.6, 8.9 and 12.x have 99 KiB.
+
+    Parameters
+    ----------
+    where : Place
+    tile : Tile
+    bits : int
+        Of a value of the operands.
+    columns : int
+        Rows and columns of all operands that a step loads, where they are not those of the tile.
+    own : int
+        Bytes that are held all the while.
+    """
+    inner = (columns or tile.m + tile.n) * bits // 8
+    least = 32 if bits == 8 else 16
+    while held(where, tile.cut, inner, native=bits < 64, own=own, sums=max(bits // 8, 4)) > where.shared:
+        if tile.stages > 2:
+            tile = tile._replace(stages=tile.stages - 1)
+        elif tile.k > least:
+            tile = tile._replace(k=tile.k // 2)
+        else:
+            break
+    return tile
+
+
 def has_registers(tile: Tile, activation: str | None = None) -> bool:
     """Say whether threads have room for their sums, and for what an epilogue keeps beside them."""
     return tile.m * tile.n <= 32 * tile.warps * _MOST_SUMS.get(activation or "", 128)
@@ -246,11 +276,13 @@ def sdd(where: Place, block: tuple[int, int], columns: int, inner: int, bits: in
         return Tile(power(block[0]), 256, power(inner, 32, 256))
     if bits > 16:
         warps = 8 if where.arch == "sm_80" else 4  # whose registers hold both operands of mma.sync
-        return Tile(power(block[0], 16, 64), power(columns, 16, 64), 32 if bits == 32 else 16, warps, 2)
+        tile = Tile(power(block[0], 16, 64), power(columns, 16, 64), 32 if bits == 32 else 16, warps, 2)
+        return within(where, tile, bits)
     tm = power(block[0])
     # Blocks of a row share what is read of ``a``: a tile as wide as the matrix units and registers allow.
     tn = power(columns, 16, 128 if tm < 64 or (where.arch == "sm_80" and (tm > 64 or bits == 8)) else 256)
-    return Tile(tm, tn, 64, 8 if tm * tn > 8192 or (bits == 8 and tm > 32) else 4, 3)
+    warps = 8 if tm * tn > 8192 or (bits == 8 and tm > 32) else 4
+    return within(where, Tile(tm, tn, 64, warps, 3), bits)
 
 
 def sdd_small(where: Place, inner: int) -> Tile:
@@ -267,9 +299,8 @@ def ssd(where: Place, block: tuple[int, int], inner: int, bits: int) -> Tile:
     most = 64 if bits > 16 else 128
     tm, tn = power(block[0], 16, most), power(block[1], 16, most)
     tk = {8: 64, 16: 64, 32: 32}.get(bits, 16)
-    return Tile(
-        tm, tn, power(inner, 32 if bits == 8 else 16, tk), 8 if tm * tn > 8192 else 4, 3 if bits < 64 else 2
-    )
+    tk = power(inner, 32 if bits == 8 else 16, tk)
+    return within(where, Tile(tm, tn, tk, 8 if tm * tn > 8192 else 4, 3 if bits < 64 else 2), bits)
 
 
 def ssd_small(where: Place, inner: int) -> Tile:

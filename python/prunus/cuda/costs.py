@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from prunus.cuda.chips import CHIPS, REACHED_BYTES, REACHED_FLOPS
 from prunus.cuda.runtime import Place
 
-__all__ = ["Cut", "Product", "fits", "roofline", "seconds", "shared"]
+__all__ = ["Cut", "Product", "fits", "held", "roofline", "seconds", "shared"]
 
 # Bytes that the second-level cache gives a multiprocessor in a second: half of the 64 bytes a cycle that its
 # port is wide, at about 1.7 GHz.
@@ -104,14 +104,33 @@ def roofline(where: Place, flops: float, size: float, kind: str = "half") -> flo
     return max(flops / (chip.flops[kind] * share * REACHED_FLOPS), size / (chip.bandwidth * REACHED_BYTES))
 
 
-def shared(where: Place, what: Product, cut: Cut) -> int:
-    """Return bytes of shared memory that the compiler takes for a tile's operands: what it does, counted."""
-    step = cut.k * (cut.m + cut.n) * what.size
+def held(where: Place, cut: Cut, inner: int, *, native: bool, own: int = 0, sums: int = 4) -> int:
+    """Return bytes of shared memory that the compiler takes for a tile: what it does, counted.
+
+    Parameters
+    ----------
+    where : Place
+    cut : Cut
+        Of which ``k`` inner values are a step.
+    inner : int
+        Bytes of one inner value of all operands that a step loads.
+    native : bool
+        Whether operands are of a kind that the architecture's own matrix instructions read.
+    own : int
+        Bytes that are held all the while.
+    sums : int
+        Bytes of a sum.
+    """
     # What wgmma and tcgen05 read may not be written to yet, which takes one more buffer.
-    native = where.arch != "sm_80" and cut.m >= _NATIVE_ROWS[where.arch]
-    buffers = cut.stages if native and what.kind in ("half", "int8", "tf32") else max(cut.stages - 1, 1)
+    more = native and where.arch != "sm_80" and cut.m >= _NATIVE_ROWS[where.arch]
+    buffers = cut.stages if more else max(cut.stages - 1, 1)
     # Sums change places on their way to memory, in what operands leave.
-    return max(step * buffers, cut.m * cut.n * 4) + 1024
+    return max(cut.k * inner * buffers + own, cut.m * cut.n * sums) + 1024
+
+
+def shared(where: Place, what: Product, cut: Cut) -> int:
+    """Return bytes of shared memory that a tile of ``dsd`` takes; see :func:`held`."""
+    return held(where, cut, (cut.m + cut.n) * what.size, native=what.kind in ("half", "int8", "tf32"))
 
 
 def fits(where: Place, what: Product, cut: Cut) -> bool:

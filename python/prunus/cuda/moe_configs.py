@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunus.cuda.configs import Tile, power
+from prunus.cuda.configs import Tile, power, within
 from prunus.cuda.runtime import Place
 
 __all__ = ["gather_sum", "grouped", "routing"]
@@ -15,7 +15,8 @@ def routing(where: Place, rows: int, experts: int, bits: int) -> Tile:
         return Tile(16, tn, 128)
     # Registers hold a chunk's logits several times over.
     tm = 64 if rows >= 4096 and tn <= 64 else 16
-    return Tile(tm, tn, 32 if bits > 16 or tn > 128 else 64, 8 if tm * tn >= 4096 else 4, 3)
+    tile = Tile(tm, tn, 32 if bits > 16 or tn > 128 else 64, 8 if tm * tn >= 4096 else 4, 3)
+    return within(where, tile, bits)
 
 
 def grouped(
@@ -28,19 +29,21 @@ def grouped(
     if where.interpreted:
         return Tile(64, power(units), power(inner, 32)), 1
     tm = power(rows, 16, 64 if bits > 16 or pruned else 128)
+    programs = 2 * where.multiprocessors
     if pruned:
         # Both operands pass through registers, where infinities are told from numbers.
         tile = Tile(tm, 64, 32, 8, 2) if bits <= 16 else Tile(min(tm, 32), 32, 32 if bits == 32 else 16, 4, 2)
-        return tile, 2 * where.multiprocessors
-    if bits > 16:
+    elif bits > 16:
         tile = Tile(min(tm, 32) if gated else tm, 32 if gated else 64, 32 if bits == 32 else 16, 4, 2)
-        return tile, 2 * where.multiprocessors
-    if tm < 64:
+    elif tm < 64:
         # Memory bounds these: weights are read in long lines, by several programs a multiprocessor.
-        return Tile(tm, 64, 128, 4, 3), 2 * where.multiprocessors
-    # Two products at once have twice the sums in registers.
-    tn = 64 if gated and (tm == 64 or where.arch == "sm_80") else 128
-    return Tile(tm, tn, 64, 8 if tm * tn * (1 + gated) > 8192 else 4, 3), where.multiprocessors
+        tile = Tile(tm, 64, 128, 4, 3)
+    else:
+        # Two products at once have twice the sums in registers.
+        tn = 64 if gated and (tm == 64 or where.arch == "sm_80") else 128
+        tile = Tile(tm, tn, 64, 8 if tm * tn * (1 + gated) > 8192 else 4, 3)
+        programs = where.multiprocessors
+    return within(where, tile, bits, columns=tile.m + tile.n * (1 + gated)), programs
 
 
 def gather_sum(where: Place, columns: int) -> Tile:

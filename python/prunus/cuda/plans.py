@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from prunus._layout import blocks_along
-from prunus.cuda.configs import Tile, power
+from prunus.cuda.configs import Tile, power, within
 from prunus.cuda.runtime import Place
 
 __all__ = ["Few", "combine", "combine_few", "dots", "dots_few", "exact", "grain", "is_few", "segments"]
@@ -90,11 +90,13 @@ def dots(where: Place, rows: int, bits: int, listed: bool) -> Tile:
     if where.interpreted:
         return Tile(128, 128, 128)
     tm = power(rows, 16, 128 if bits == 16 else 64)
-    if bits == 16:
-        if tm <= 32:
-            return Tile(tm, 64, 128, 4, 4)
-        return Tile(tm, 64 if listed else 128, 64, 8 if tm == 128 else 4, 3)
-    return Tile(tm, 64, 32, 8, 3) if bits == 32 else Tile(min(tm, 32), 64, 16, 8, 2)
+    if bits == 16 and tm <= 32:
+        tile = Tile(tm, 64, 128, 4, 4)
+    elif bits == 16:
+        tile = Tile(tm, 64 if listed else 128, 64, 8 if tm == 128 else 4, 3)
+    else:
+        tile = Tile(tm, 64, 32, 8, 3) if bits == 32 else Tile(min(tm, 32), 64, 16, 8, 2)
+    return within(where, tile, bits)
 
 
 def combine(where: Place, rows: int, n: int, units: int, bits: int, listed: bool) -> tuple[Tile, int]:
@@ -111,6 +113,7 @@ def combine(where: Place, rows: int, n: int, units: int, bits: int, listed: bool
         tile = wide if tm == 128 else Tile(tm, 64, 64, 4, 4)
     else:
         tile = Tile(tm, 64, 32, 8, 3) if bits == 32 else Tile(min(tm, 32), 64, 16, 8, 2)
+    tile = within(where, tile, bits)
     full = tm == 128 or (bits > 16 and tm == 64)
     return tile, 1 if full else segments(where, blocks_along(n, tile.n), units, 512)
 
