@@ -32,9 +32,10 @@ from prunus.paged.files import open_file as open
 from prunus.paged.save import save
 from prunus.pruning.attention import attention
 from prunus.pruning.calibrate import calibrate
-from prunus.pruning.ffn import FFN, ffn
+from prunus.pruning.ffn import ffn
 from prunus.pruning.linear import linear
 from prunus.pruning.moe import moe
+from prunus.pruning.packed import FFN
 from prunus.pruning.policies import Fixed, Policy, Router, Statistics, Threshold, TopK
 from prunus.pruning.predictor import Predictor
 from prunus.pruning.scan import selective_scan, selective_step

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prunus._layout import blocks_along
+from prunus.cuda.branches import Found, settle
 from prunus.cuda.policies import decide, foreseen
-from prunus.cuda.rows import Found, dots, settle, sums_of
+from prunus.cuda.rows import dots, sums_of
 from prunus.cuda.runtime import Place, empty
 from prunus.cuda.versions import libraries
 from prunus.pruning.policies import Policy, Threshold

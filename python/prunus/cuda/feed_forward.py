@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunus._layout import blocks_along
 from prunus.cuda import plans
+from prunus.cuda.branches import as_bytes
 from prunus.cuda.products import triton_of
-from prunus.cuda.rows import as_bytes, combine, dots, rowwise, sums_of
+from prunus.cuda.rows import combine, dots, rowwise, sums_of
 from prunus.cuda.runtime import Place, empty, launch
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import numpy as np
 
 from prunus._layout import blocks_along
 from prunus.cuda import rows
+from prunus.cuda.branches import as_bytes
 from prunus.cuda.configs import power
 from prunus.cuda.keeping import kept
 from prunus.cuda.runtime import Place, empty, launch, place_of
@@ -159,7 +160,7 @@ def largest(
         return live
     values, seen = rows.rowwise(values), None
     if visible is not None:
-        seen = rows.as_bytes(visible)
+        seen = as_bytes(visible)
         # A row that sees fewer keeps these.
         wanted = torch.clamp(visible.sum(1), max=wanted)
     each = wanted if isinstance(wanted, torch.Tensor) else None

@@ -22,8 +22,9 @@ from prunus import engines
 from prunus._dtypes import BFLOAT16, F32, Array, DType
 from prunus._errors import FormatError
 from prunus.llm.config import Config
-from prunus.pruning.ffn import FFN, FeedForward
+from prunus.pruning.feed_forward import FeedForward
 from prunus.pruning.lowrank import LowRank
+from prunus.pruning.packed import FFN
 from prunus.pruning.predictor import Predictor
 
 if TYPE_CHECKING:

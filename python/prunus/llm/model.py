@@ -27,7 +27,7 @@ from prunus.paged.blocks import least_budget
 from prunus.paged.files import File, open_file
 from prunus.paged.pagers import Pager
 from prunus.paged.sizes import parse_bytes
-from prunus.pruning.ffn import DECIDERS
+from prunus.pruning.packed import DECIDERS
 
 __all__ = ["Model", "load"]
 

@@ -22,7 +22,7 @@ from prunus.paged.headers import Layer
 from prunus.paged.pagers import Pager
 from prunus.paged.save import ALIGN, save_tensors
 from prunus.paged.sources import Source, source_of
-from prunus.pruning.ffn import DECIDERS
+from prunus.pruning.packed import DECIDERS
 
 __all__ = ["pack", "pitch_of"]
 

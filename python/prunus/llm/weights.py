@@ -35,7 +35,8 @@ from prunus.llm.config import Config
 from prunus.paged.array import PagedArray
 from prunus.paged.files import File
 from prunus.paged.tables import Table
-from prunus.pruning.ffn import FFN, FeedForward
+from prunus.pruning.feed_forward import FeedForward
+from prunus.pruning.packed import FFN
 
 __all__ = ["FORMAT", "SPEECH", "Layer", "Weights", "from_checkpoint", "from_file", "speech_of"]
 

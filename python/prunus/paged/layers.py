@@ -30,7 +30,8 @@ from prunus.paged.reading import reading
 from prunus.paged.sources import Source, source_of
 from prunus.paged.tables import MOSTLY, Span, Table, Total, announced, live_units, spans
 from prunus.pruning import _rows
-from prunus.pruning.ffn import FFN, FeedForward, pitch_of
+from prunus.pruning.feed_forward import FeedForward
+from prunus.pruning.packed import FFN, pitch_of
 from prunus.pruning.policies import Policy, foreseen
 
 __all__ = ["PagedFFN", "layer_parts", "open_layer"]

@@ -25,7 +25,7 @@ from prunus.paged.pagers import Pager, default_pager
 from prunus.paged.sizes import parse_bytes
 from prunus.paged.sources import Source, blocks_of, cut, is_paged, source_of
 from prunus.paged.sparse import PagedBSR
-from prunus.pruning.ffn import FeedForward
+from prunus.pruning.feed_forward import FeedForward
 
 __all__ = ["save", "save_npy", "save_tensors"]
 

@@ -13,7 +13,7 @@ from prunus._device import what
 from prunus._dtypes import Array
 from prunus.pruning._checks import check_bound, check_norm, check_share
 from prunus.pruning._rows import as_rows
-from prunus.pruning.ffn import FFN
+from prunus.pruning.packed import FFN
 from prunus.pruning.policies import Policy, Statistics, Threshold
 
 __all__ = ["calibrate"]

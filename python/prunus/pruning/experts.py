@@ -16,7 +16,7 @@ from prunus._trace import Span, span
 from prunus.engines.base import Engine
 from prunus.ops import matmul
 from prunus.pruning._rows import TILE, as_table, combine, contribute, dots, find, norms_of, spread, watched
-from prunus.pruning.ffn import FeedForward
+from prunus.pruning.feed_forward import FeedForward
 from prunus.pruning.policies import Policy, decide, foreseen
 
 __all__ = ["Expert", "Experts", "Style", "sums_of"]

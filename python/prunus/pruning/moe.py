@@ -17,7 +17,7 @@ from prunus.engines.base import Engine
 from prunus.pruning._checks import check_count
 from prunus.pruning._rows import check_activation, check_branch
 from prunus.pruning.experts import Expert, Experts, Style, sums_of
-from prunus.pruning.ffn import FeedForward
+from prunus.pruning.feed_forward import FeedForward
 from prunus.pruning.policies import Fixed, Policy, Router, as_policy, decide
 
 __all__ = ["moe"]

@@ -13,7 +13,7 @@ from prunus.llm import generation
 from prunus.llm import model as models
 from prunus.llm.chat import render
 from prunus.llm.checkpoint import Speech
-from prunus.pruning.ffn import FFN
+from prunus.pruning.packed import FFN
 from support.llama import small
 
 PROMPTS = ["the sea", "hearts", "no"]

@@ -10,7 +10,7 @@ from prunus._dtypes import BFLOAT16, F32, Array
 from prunus.llm import Model
 from prunus.llm import load as load_paged
 from prunus.llm.weights import Weights
-from prunus.pruning.ffn import FFN
+from prunus.pruning.packed import FFN
 
 __all__ = ["ADVICE", "load"]
 

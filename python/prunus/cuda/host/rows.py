@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from prunus._dtypes import Array
-from prunus.cuda import rows
+from prunus.cuda import branches, rows
 from prunus.cuda.dtypes import torch_of
 from prunus.cuda.feed_forward import feed_forward
 from prunus.cuda.host.base import Host
@@ -39,7 +39,7 @@ class Rows(Host):
             alive = None
             if found.live is not None:
                 alive = empty(found.live.shape, libraries().torch.bool, self.where)
-            known = rows.Found(found.branch, found.norm, norms, alive, found.tau)
+            known = branches.Found(found.branch, found.norm, norms, alive, found.tau)
         rows.dots(
             self.where,
             self._up(x),

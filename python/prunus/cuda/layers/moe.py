@@ -31,7 +31,7 @@ from prunus.cuda.versions import libraries
 from prunus.pruning._checks import check_count
 from prunus.pruning._rows import check_activation, check_branch
 from prunus.pruning.experts import Style
-from prunus.pruning.ffn import FeedForward
+from prunus.pruning.feed_forward import FeedForward
 from prunus.pruning.moe import styles_of
 from prunus.pruning.policies import Policy
 

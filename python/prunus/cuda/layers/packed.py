@@ -20,7 +20,7 @@ from prunus.cuda.runtime import Place, empty, named
 from prunus.cuda.tracing import traced
 from prunus.cuda.transfer import download, upload
 from prunus.cuda.versions import libraries
-from prunus.pruning import ffn as host
+from prunus.pruning import packed as host
 from prunus.pruning._rows import check_activation, check_branch
 from prunus.pruning.policies import Policy, as_policy
 

@@ -21,6 +21,7 @@ import numpy as np
 from prunus._dtypes import Array
 from prunus._layout import blocks_along
 from prunus.cuda import dtypes, policies, rows
+from prunus.cuda.branches import Found, settle
 from prunus.cuda.deciding import room
 from prunus.cuda.finishing import finish
 from prunus.cuda.paged import resident
@@ -164,7 +165,7 @@ class Call(NamedTuple):
         by_gate = layer.gated and layer.decide == "gate"
         bias = None if by_gate or layer._b_up is None else send(layer._b_up, where)
         applied = None if layer.gated and not by_gate else self.activation
-        found: rows.Found | None = None
+        found: Found | None = None
         if policy is not None:
             found = room(where, policy, len(x), layer.hidden, self.branch, sums)
         late = False
@@ -184,10 +185,10 @@ class Call(NamedTuple):
         if found is None or policy is None:
             return first, None
         if late:
-            rows.settle(where, first, None, found)
+            settle(where, first, None, found)
         return first, policies.decide(policy, found.norms, where=where) if found.live is None else found.live
 
-    def _part_of(self, found: rows.Found, at: slice) -> rows.Found:
+    def _part_of(self, found: Found, at: slice) -> Found:
         part = slice(at.start // self.branch, blocks_along(at.stop, self.branch))
         return found._replace(
             norms=found.norms[:, part], live=None if found.live is None else found.live[:, part]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunus.cuda import rows
+from prunus.cuda.branches import Found
 from prunus.cuda.compiling.case import Case, Units, float32_as, tensor
 from prunus.cuda.runtime import Place
 
@@ -46,7 +47,7 @@ def _dots(
         if found is not None:
             branches = -(-_UNITS // found)
             norms = tensor(where, count, branches, dtype=sums)
-            known = rows.Found(found, norm, norms, tensor(where, count, branches, dtype="bool"), 0.5)
+            known = Found(found, norm, norms, tensor(where, count, branches, dtype="bool"), 0.5)
         scale = tensor(where, count, _UNITS, dtype=sums) if gated else None
         bias = tensor(where, _UNITS, dtype=dtype)
         with float32_as(precision):
