@@ -108,6 +108,35 @@ def test_block_sparse_weights(rng, place, transposed):
     near(pr.linear(x[3], w, b), expected(x[3], w, b))
 
 
+@pytest.mark.parametrize("block", [(4, 8), (8, 16), (16, 16), (32, 4)], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_dead_blocks_of_weights_are_not_read(rng, place, block, transposed):
+    """What is dead for a tile of rows holds NaN: whoever read it could not hide it from live neighbours."""
+    x, w, b = weights(rng, place, lead=(300,))
+    dense = host(w)
+    W = pr.BSR.from_dense(dense.T.copy() if transposed else dense, blocksize=block, density=0.6)
+    height = block[1] if transposed else block[0]
+    for branch in (1, 8, 11):
+        branches = -(-UNITS // branch)
+        kept = np.zeros((300, branches), bool)
+        kept[:, : branches // 2] = rng.random((300, branches // 2)) < 0.5
+        for mask in (kept, kept[0]):
+            poisoned = W.copy()
+            used = (
+                int(np.flatnonzero(kept.any(axis=0) if mask is kept else mask).max(initial=-1) + 1) * branch
+            )
+            first = -(-min(used, UNITS) // height)  # of the lines that nobody needs
+            lines = np.repeat(np.arange(len(poisoned.indptr) - 1), np.diff(poisoned.indptr))
+            poisoned.data[(poisoned.indices if transposed else lines) >= first] = np.nan
+            options = {"activation": "relu", "prune": pr.Fixed(mask), "branch": branch}
+            turned = poisoned.T if transposed else poisoned
+            with pr.trace() as t:
+                got = pr.linear(x, turned.to("cuda"), b, **options)
+            near(got, expected(x, W.T if transposed else W, b, **options))
+            walked = next(one for one in t.records if one.name == "matmul")
+            assert walked.flops <= 2 * 300 * int(np.isfinite(poisoned.data).sum())
+
+
 @pytest.mark.parametrize("lead", [(), (1,), (0,), (2, 5), (3, 0), (0, 3), (2, 3, 4)], ids=str)
 def test_leading_dimensions(rng, place, lead):
     x, w, b = weights(rng, place, lead=lead)

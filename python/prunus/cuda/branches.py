@@ -12,7 +12,7 @@ from prunus.cuda.versions import libraries
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Found", "Needed", "as_bytes", "fuses", "needed", "same_for_all", "settle"]
+__all__ = ["Found", "Needed", "as_bytes", "fuses", "needed", "restrict", "same_for_all", "settle"]
 
 
 class Found(NamedTuple):
@@ -111,6 +111,62 @@ def needed(
 def fuses(found: Found | None, most: int) -> bool:
     """Say whether branches of a result are whole in tiles of ``most`` columns."""
     return found is not None and found.branch <= most and found.branch & (found.branch - 1) == 0
+
+
+def restrict(
+    where: Place, indptr: torch.Tensor, live: torch.Tensor, branch: int, units: int, height: int, wide: int
+) -> torch.Tensor:
+    """Return where lists of lines of units begin and end for each tile of rows, empty where none is live.
+
+    Parameters
+    ----------
+    where : Place
+        Where the tensors live.
+    indptr : Tensor of int32 or int64
+        Shape (lines + 1,): where the lists begin and end, whatever is live.
+    live : Tensor of bool
+        Shape (rows, branches); a stride of 0 says that it is the same for all rows.
+    branch, units : int
+        Units of a branch, and all of them.
+    height : int
+        Neighbouring units of a line.
+    wide : int
+        Rows of a tile, a power of two.
+
+    Returns
+    -------
+    Tensor
+        Shape (tiles, lines, 2), of the dtype of ``indptr``.
+    """
+    from prunus.cuda.kernels import branches as kernels
+
+    mask, rows, lines = as_bytes(live), len(live), len(indptr) - 1
+    tiles = blocks_along(rows, wide)
+    ends = empty((tiles, lines, 2), indptr.dtype, where)
+    tm = min(wide, 1 << 12 if where.interpreted else 32)
+    tb = power(lines, 1, (1 << 17) // tm if where.interpreted else 2048 // tm)
+    across = blocks_along(lines, tb)
+    launch(
+        where,
+        kernels.restrict,
+        (tiles * across,),
+        mask,
+        indptr,
+        ends,
+        rows,
+        units,
+        branch,
+        lines,
+        height,
+        (height - 1) // branch + 2,
+        across,
+        mask.stride(0),
+        WIDE=wide,
+        TM=tm,
+        TB=tb,
+        num_warps=4,
+    )
+    return ends
 
 
 def settle(where: Place, h: torch.Tensor, out: torch.Tensor | None, found: Found) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Measured", "Tuned", "autotune", "candidates"]
 
 #: How long one call takes, in seconds: measures, as often as it likes, what it is given.
-Timer = Callable[[Callable[[], None]], float]
+Timer = Callable[[Callable[[], object]], float]
 
 _ROUNDS: Final = 15
 
@@ -182,11 +182,11 @@ def _tune(
         blocks_along(len(w.indices), down),
     )
     first: torch.Tensor | None = None
-    runs: list[tuple[Tile, Callable[[], None]]] = []
+    runs: list[tuple[Tile, Callable[[], object]]] = []
     refused: list[Measured] = []
     for tile in candidates(where, what):
         y = empty((m, columns), out, where)
-        run: Callable[[], None] = partial(products.dsd, where, w, x, y, tile=tile)
+        run: Callable[[], object] = partial(products.dsd, where, w, x, y, tile=tile)
         model = seconds(where, what, tile.cut)
         try:
             run()
@@ -270,7 +270,7 @@ class _Events:
         # To overwrite so much takes longer than to launch a kernel, which is then not measured.
         self._flushed = empty((max(4 * cache, 512 << 20),), torch.int8, where)
 
-    def seconds(self, run: Callable[[], None]) -> float:
+    def seconds(self, run: Callable[[], object]) -> float:
         """Return seconds of one call, with nothing of its operands in the second-level cache."""
         self._flushed.zero_()
         self._begin.record()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prunus._layout import blocks_along
 from prunus.cuda import configs, dtypes
 from prunus.cuda.blocks import Operand, lists
+from prunus.cuda.branches import restrict
 from prunus.cuda.described import describe
 from prunus.cuda.runtime import Place, launch
 from prunus.cuda.versions import libraries
@@ -16,10 +17,25 @@ from prunus.cuda.versions import libraries
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["NEAR", "SMALLEST", "dsd", "flat", "operands_of", "precision", "triton_of"]
+__all__ = ["NEAR", "SMALLEST", "Walked", "Wanted", "dsd", "flat", "operands_of", "precision", "triton_of"]
 
 #: Rows, columns and places in a list of so many, with those of a tile beyond, are counted in 32 bits.
 NEAR: Final = 2**31 - 2**16
+
+
+class Wanted(NamedTuple):
+    """Which rows of a product are wanted: ``live`` of branches of neighbouring ones, (columns, branches)."""
+
+    live: torch.Tensor
+    branch: int
+
+
+class Walked(NamedTuple):
+    """Where lists that tiles walked begin and end, (tiles, rows of blocks, 2), and columns of a tile."""
+
+    ends: torch.Tensor
+    wide: int
+
 
 #: Blocks that are smaller than this along a side leave matrix units mostly idle.
 SMALLEST = 16
@@ -73,7 +89,8 @@ def dsd(
     activation: str | None = None,
     add: bool = False,
     tile: configs.Tile | None = None,
-) -> None:
+    wanted: Wanted | None = None,
+) -> Walked | None:
     """Write ``activation(w @ x + bias[:, None])``, or add ``w @ x`` to what ``out`` holds.
 
     Parameters
@@ -96,10 +113,18 @@ def dsd(
         How to cut, in place of what :mod:`prunus.cuda.configs` says; for blocks of at least 16 x 16. One that
         loads by descriptors loads by pointers where operands cannot be described: see
         :func:`prunus.cuda.described.describe`.
+    wanted : Wanted, optional
+        Which rows of the result each column wants; all operands have two dimensions then. A tile of columns
+        walks the lists of those rows of blocks alone of which any is wanted; other rows may hold anything.
+
+    Returns
+    -------
+    Walked or None
+        With ``wanted``, what was walked.
     """
     (m, k), n = w.size, int(x.shape[-1])
     if 0 in out.shape:
-        return
+        return None
     sr, sc = w.stored
     br, bc = (sc, sr) if w.transposed else (sr, sc)
     x, out = flat(x), flat(out)
@@ -127,7 +152,7 @@ def dsd(
         found.indptr,
         found.indices if found.order is None else found.order,
     )
-    ends = (out, out if bias is None else bias.contiguous())
+    results = (out, out if bias is None else bias.contiguous())
     indptr_batch = found.indptr.stride(0) if found.indptr.ndim > 1 else 0
     small = min(br, bc) < SMALLEST
     far = max(m, n, k, len(w.indices) * bc) > NEAR
@@ -155,7 +180,12 @@ def dsd(
     grid = (down * across * members,)
     order = (rows, across, configs.group(where, k, n, tile.n, x.dtype.itemsize))
     sizes = {"TM": tile.m, "TN": tile.n, "TK": tile.k, **tile.options}
-    if not (small or far) and tile.loads != "pointers":
+    walked = None
+    if wanted is not None:
+        ends = restrict(where, found.indptr, wanted.live, wanted.branch, m, br, tile.n)
+        where_blocks = (where_blocks[0], ends, where_blocks[2])
+        walked = Walked(ends, tile.n)
+    if wanted is None and not (small or far) and tile.loads != "pointers":
         configs.check_loads(where, tile)
         by = describe(w, x, kind, tile)
         if by is not None:
@@ -168,7 +198,7 @@ def dsd(
                 by.data,
                 *where_blocks,
                 by.x,
-                *ends,
+                *results,
                 m,
                 n,
                 *order,
@@ -182,7 +212,7 @@ def dsd(
                 SPECIALISED=tile.loads == "warps",
                 **sizes,
             )
-            return
+            return None
     from prunus.cuda.kernels import dsd as kernels
 
     launch(
@@ -192,7 +222,7 @@ def dsd(
         w.data,
         *where_blocks,
         x,
-        *ends,
+        *results,
         m,
         n,
         k,
@@ -204,6 +234,8 @@ def dsd(
         *out.stride(),
         **common,
         FAR=far,
+        RESTRICTED=walked is not None,
         **({} if small else {"COMPUTE": operands_of(kind, where), "PRECISION": precision()}),
         **sizes,
     )
+    return walked

@@ -121,6 +121,48 @@ def union(live, flags, rows, units, branch, across, live_row, TM: tl.constexpr, 
 
 
 @triton.jit
+def restrict(
+    live,
+    indptr,
+    ends,
+    rows,
+    units,
+    branch,
+    lines,
+    height,
+    looks,
+    across,
+    live_row,
+    WIDE: tl.constexpr,
+    TM: tl.constexpr,
+    TB: tl.constexpr,
+):
+    """Write for each tile of WIDE rows where the list of each line of units begins and ends for it.
+
+    A line is ``height`` neighbouring units, which meet at most ``looks`` branches. Its list is empty where
+    all of them are dead for all rows of the tile.
+    """
+    pid = tl.program_id(0)
+    tile = (pid // across).to(tl.int64)
+    line = (pid % across).to(tl.int64) * TB + tl.arange(0, TB)
+    first = line * height // branch
+    last = (tl.minimum((line + 1) * height, units) - 1) // branch
+    needed = tl.zeros((TB,), tl.int32)
+    for begin in range(0, WIDE, TM):
+        row = tile * WIDE + begin + tl.arange(0, TM)
+        for j in range(0, looks):
+            at = first + j
+            seen = (row < rows)[:, None] & ((at <= last) & (line < lines))[None, :]
+            alive = tl.load(live + row[:, None] * live_row + at[None, :], seen, 0)
+            needed = tl.maximum(needed, tl.max(alive.to(tl.int32), 0))
+    start = tl.load(indptr + line, line < lines, 0)
+    end = tl.load(indptr + line + 1, line < lines, 0)
+    place = ends + (tile * lines + line) * 2
+    tl.store(place, start, line < lines)
+    tl.store(place + 1, tl.where(needed > 0, end, start), line < lines)
+
+
+@triton.jit
 def compact(
     flags,
     listed,

@@ -77,6 +77,7 @@ def dsd(
     SUMS: tl.constexpr,
     WIDE: tl.constexpr,
     FAR: tl.constexpr,
+    RESTRICTED: tl.constexpr,
     PRECISION: tl.constexpr,
     TM: tl.constexpr,
     TN: tl.constexpr,
@@ -87,7 +88,8 @@ def dsd(
     ``indices`` are the inner block indices of blocks in the order of the output's rows of blocks; with
     ``ORDERED`` they and the blocks are found through ``order``, and ``indices`` are of stored blocks.
     Stored blocks are SR x SC, and the operand their transpose if ``TRANSPOSED``. With ``FAR``, rows, columns
-    or places in a list are counted beyond 32 bits.
+    or places in a list are counted beyond 32 bits. ``RESTRICTED``, each tile of columns has lists of its own:
+    ``indptr`` are pairs of where they begin and end, (tiles, rows of blocks, 2).
     """
     BR: tl.constexpr = SC if TRANSPOSED else SR
     BC: tl.constexpr = SR if TRANSPOSED else SC
@@ -100,8 +102,11 @@ def dsd(
     within = (tile % PARTS) * TM + tl.arange(0, TM)
     data += member * data_batch
     x += member * x_batch
-    begin = tl.load(indptr + member * indptr_batch + block_row)
-    end = tl.load(indptr + member * indptr_batch + block_row + 1)
+    list_of = indptr + member * indptr_batch + block_row
+    if RESTRICTED:
+        list_of = indptr + (across.to(tl.int64) * ((M + BR - 1) // BR) + block_row) * 2
+    begin = tl.load(list_of)
+    end = tl.load(list_of + 1)
     if FAR:
         begin, end = begin.to(tl.int64), end.to(tl.int64)
     row = block_row * BR + within
@@ -178,6 +183,7 @@ def dsd_small(
     SUMS: tl.constexpr,
     WIDE: tl.constexpr,
     FAR: tl.constexpr,
+    RESTRICTED: tl.constexpr,
     TM: tl.constexpr,
     TN: tl.constexpr,
     TK: tl.constexpr,
@@ -199,8 +205,11 @@ def dsd_small(
     within = row % BR
     data += member * data_batch
     x += member * x_batch
-    begin = tl.load(indptr + member * indptr_batch + block_row, valid, 0)
-    end = tl.load(indptr + member * indptr_batch + block_row + 1, valid, 0)
+    list_of = indptr + member * indptr_batch + block_row
+    if RESTRICTED:
+        list_of = indptr + (across.to(tl.int64) * ((M + BR - 1) // BR) + block_row) * 2
+    begin = tl.load(list_of, valid, 0)
+    end = tl.load(list_of + 1, valid, 0)
     if FAR:
         begin, end = begin.to(tl.int64), end.to(tl.int64)
     place = (

@@ -13,9 +13,10 @@ from prunus.cuda.compaction import compact
 from prunus.cuda.counting import Table, count_rows
 from prunus.cuda.deciding import find, judge
 from prunus.cuda.layers.arguments import as_rows, as_table, as_vector
-from prunus.cuda.layers.matmul import matmul
+from prunus.cuda.layers.matmul import matmul, matmul_where
 from prunus.cuda.operands import where_of
 from prunus.cuda.policies import foreseen
+from prunus.cuda.products import Wanted
 from prunus.cuda.rows import sums_of
 from prunus.cuda.runtime import Place, empty
 from prunus.cuda.tracing import traced
@@ -41,8 +42,9 @@ def linear(
     """Return ``activation(x @ w.T + b)``; with a policy, as a BSR of its live branches.
 
     As :func:`prunus.linear`, on tensors. A threshold is decided as the product is stored; other policies see
-    norms of all rows; what a policy foresees to be dead is neither read nor multiplied, unless the weights
-    are block-sparse. Nothing is read back: the result has room for all its blocks.
+    norms of all rows; what a policy foresees to be dead is neither read nor multiplied: of block-sparse
+    weights, rows of blocks that are dead for a whole tile of rows. Nothing is read back: the result has room
+    for all its blocks.
 
     Parameters
     ----------
@@ -132,8 +134,10 @@ def _sparse(
     policy: Policy,
     branch: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decide after a product with stored blocks."""
-    units = int(w.shape[0])
-    h = matmul(x, w.T, bias=bias, activation=activation, dtype=sums_of(x.dtype, w.dtype))
-    live = foreseen(policy, x, blocks_along(units, branch), where)
+    """Decide after a product with stored blocks, or compute what is foreseen to be live."""
+    kind = sums_of(x.dtype, w.dtype)
+    live = foreseen(policy, x, blocks_along(int(w.shape[0]), branch), where)
+    if live is not None and len(x) and live.shape[1]:
+        return matmul_where(where, x, w, Wanted(live, branch), kind, bias, activation), live
+    h = matmul(x, w.T, bias=bias, activation=activation, dtype=kind)
     return h, judge(where, policy, h, branch) if live is None else live

@@ -25,7 +25,16 @@ from prunus.engines.base import ACTIVATIONS
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Prepared", "check_out", "matmul", "prepare", "sddmm", "shares", "torch_function"]
+__all__ = [
+    "Prepared",
+    "check_out",
+    "matmul",
+    "matmul_where",
+    "prepare",
+    "sddmm",
+    "shares",
+    "torch_function",
+]
 
 
 def matmul(
@@ -153,6 +162,42 @@ def _product(
     return call.deliver()
 
 
+def matmul_where(
+    where: Place,
+    x: torch.Tensor,
+    w: BSR,
+    wanted: products.Wanted,
+    kind: Any,
+    bias: torch.Tensor | None,
+    activation: str | None,
+) -> torch.Tensor:
+    """Return ``activation(x @ w.T + bias)`` where it is wanted; elsewhere it may hold anything.
+
+    Parameters
+    ----------
+    where : Place
+        Where the operands live.
+    x : Tensor
+        Shape (rows, k).
+    w : BSR
+        Shape (units, k). Rows of blocks that no row of a tile wants are not read.
+    wanted : Wanted
+        Which branches of units each row wants.
+    kind : torch.dtype
+        Of the result.
+    bias, activation
+        As :func:`matmul`.
+    """
+    call = prepare(where, w.shape, w._operand.data, x, None, kind, bias, activation, flip=True)
+    with traced("matmul", where) as at:
+        walked = products.dsd(
+            where, w._operand, call.x, call.view, bias=call.bias, activation=activation, wanted=wanted
+        )
+        if at and walked is not None:
+            _count_walked(at, w, len(x), walked)
+    return call.deliver()
+
+
 class Prepared(NamedTuple):
     """A product that is about to run: checked operands, and where its result goes.
 
@@ -264,6 +309,27 @@ def _count(at: Span, w: BSR, columns: int) -> None:
             "flops_skipped": 2 * left * each,
             "bytes_loaded": read * size,
             "bytes_skipped": left * size,
+        }
+
+    at.later(numbers)
+
+
+def _count_walked(at: Span, w: BSR, columns: int, walked: products.Walked) -> None:
+    """Count a product of which tiles of columns walked some lists only."""
+    o, (m, k) = w._operand, w.shape[-2:]
+    size, block = o.data.element_size(), math.prod(o.stored)
+
+    def numbers() -> dict[str, int]:
+        lengths = (walked.ends[..., 1] - walked.ends[..., 0]).cpu()
+        tiles = len(lengths)
+        widths = [min(walked.wide, columns - tile * walked.wide) for tile in range(tiles)]
+        done = sum(int(each) * wide for each, wide in zip(lengths.sum(1), widths, strict=True)) * block
+        read = int(lengths.amax(0).sum()) * block if tiles else 0
+        return {
+            "flops": 2 * done,
+            "flops_skipped": 2 * max(m * k * columns - done, 0),
+            "bytes_loaded": read * size,
+            "bytes_skipped": max(m * k - read, 0) * size,
         }
 
     at.later(numbers)

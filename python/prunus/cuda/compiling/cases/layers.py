@@ -97,6 +97,7 @@ CASES = [
     _linear(
         "bfloat16", 512, Threshold(0.0), {"dsd": Units.NATIVE, "settle": Units.PLAIN, **_COPIES}, block=64
     ),
+    _linear("bfloat16", 512, _every(10, 448), {"restrict": Units.PLAIN, "dsd": Units.NATIVE}, block=64),
     _linear(
         "float32", 512, Threshold(0.0), {"dots": Units.PLAIN, **_COPIES}, branch=1, blockrows=1, more=True
     ),
