@@ -6,6 +6,7 @@ import torch
 
 import prunus as pr
 from prunus import PrunusError
+from prunus.cuda.compiling.case import blocks
 from prunus.cuda.compiling.recording import ahead, record
 from prunus.cuda.grouped import constant, route
 from prunus.cuda.layers.moe import moe
@@ -254,10 +255,17 @@ def test_faults(rng, place):
         pr.moe(x, router, up.numpy(), down)
     with pytest.raises(TypeError, match="router must hold floats"):
         pr.moe(x, router.int(), up, down)
-    with pytest.raises(TypeError, match="got a BSR"):
+    with pytest.raises(PrunusError, match="w_up of expert 0 is a BSR in host memory"):
         pr.moe(x, router, [pr.BSR.from_dense(w.numpy(), blocksize=8) for w in up], down)
-    with pytest.raises(PrunusError, match="is Python code that sees the rows of one expert"):
-        pr.moe(x, router, up, down, prune=lambda seen: seen.norms > 0)
+    with pytest.raises(TypeError, match=r"must return a tensor of booleans, got dtype torch\.float32"):
+        pr.moe(x, router, up, down, prune=lambda seen: seen.norms)
+    sparse = pr.BSR(np.ones((5, 35, 20), np.float32), blocksize=8).to("cuda")
+    with pytest.raises(ValueError, match="the experts on axis 0 of three, got shape"):
+        pr.moe(x, router, pr.BSR(np.ones((35, 20), np.float32), blocksize=8).to("cuda"), down)
+    with pytest.raises(ValueError, match=r"w_down of expert 0 has shape \(20, 34\): expected 35 columns"):
+        pr.moe(x, router, sparse, torch.ones(5, 20, 34))
+    with pytest.raises(TypeError, match="w_up must hold floats"):
+        pr.moe(x, router, pr.BSR(np.ones((5, 35, 20), np.int8), blocksize=8).to("cuda"), down)
     with pytest.raises(ValueError, match="pools 2 neighbouring rows"):
         pr.moe(x, router, up, down, prune=pr.Threshold(0, rows=2))
     with pytest.raises(TypeError, match="a shared expert is an FFN, or a tuple"):
@@ -330,3 +338,178 @@ def test_tables_of_addresses_of_a_whole_model_are_kept(place):
     """What calls of 94 layers look up in turn is not uploaded again, which no CUDA graph could hold."""
     made = [constant((layer, 1 << 40), "int64", place) for layer in range(3 * 94)]
     assert all(constant((layer, 1 << 40), "int64", place) is one for layer, one in enumerate(made))
+
+
+POLICIES = [
+    None,
+    pr.Threshold(0.3),
+    pr.TopK(fraction=0.3),
+    pr.Fixed(np.arange(12) % 3 == 0),
+    [pr.Threshold(0.1 * e) for e in range(4)] + [None],
+]
+
+
+def cut(w, block, density=0.6, dtype=None):
+    """Return a stack as a batch of block-sparse matrices on the host, with patterns of their own."""
+    w = host(w).copy()
+    rng = np.random.default_rng(5)
+    grid = [-(-n // b) for n, b in zip(w.shape[1:], block, strict=True)]
+    kept = rng.random((len(w), *grid)) < density
+    wide = np.repeat(np.repeat(kept, block[0], axis=1), block[1], axis=2)[:, : w.shape[1], : w.shape[2]]
+    w[~wide] = 0
+    return pr.BSR(w, blocksize=block)
+
+
+@pytest.mark.parametrize(
+    ("block", "prune"),
+    [((16, 16), one) for one in POLICIES] + [((8, 24), POLICIES[1]), ((8, 24), None), ((4, 8), POLICIES[2])],
+    ids=str,
+)
+def test_block_sparse_experts(rng, place, prune, block):
+    """Batches and lists, transposes with lists made in the call and before it, beside dense matrices."""
+    x, router, up, down, gate = (w.bfloat16().double() for w in weights(rng, place))
+    hosts = [cut(w, block) for w in (up, down, gate)]
+    options = {"activation": "relu", "prune": prune, "branch": 3}
+    with pr.device("reference"):
+        exact = pr.moe(host(x), host(router), *hosts, **options)
+        mixed = pr.moe(host(x), host(router), hosts[0], host(down), host(gate), **options)
+        plain = pr.moe(host(x), host(router), *hosts[:2], **options)
+    there = [w.to("cuda") for w in hosts]
+    near(pr.moe(x, router, *there, **options), exact, torch.float64)
+    near(pr.moe(x, router, there[0], down, gate, **options), mixed, torch.float64)
+    near(pr.moe(x, router, *there[:2], **options), plain, torch.float64)
+    # The transposes of what is stored, each by itself, and all in a batch.
+    turned = [pr.BSR(np.ascontiguousarray(np.swapaxes(w.toarray(), 1, 2)), blocksize=block) for w in hosts]
+    apart = [[pr.BSR(one, blocksize=block).to("cuda").T for one in w.toarray()] for w in turned]
+    near(pr.moe(x, router, *apart, **options), exact, torch.float64)
+    near(pr.moe(x, router, *([one.T.pack().T for one in w] for w in apart), **options), exact, torch.float64)
+    near(pr.moe(x, router, *(w.to("cuda").T for w in turned), **options), exact, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_block_sparse_experts_of_every_dtype(rng, place, dtype):
+    x, router, up, down, gate = weights(rng, place, dtype=dtype)
+    hosts = [cut(w, (16, 16)) for w in (up, down, gate)]
+    parts = [w.to("cuda") for w in hosts]
+    for prune in (None, pr.Fixed(np.arange(35) % 2 == 0)):
+        with pr.device("reference"):
+            one = tuple(w.toarray()[1] for w in hosts[:2])
+            exact = pr.moe(host(x), host(router), *hosts, prune=prune, shared=one)
+        one = tuple(pr.BSR(w.toarray()[1], blocksize=8).to("cuda") for w in hosts[:2])
+        near(pr.moe(x, router, *parts, prune=prune, shared=one), exact, dtype)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_dead_units_do_not_meet_infinities_in_blocks(rng, place, value):
+    x, _, up, down, _ = weights(rng, place, rows=40)
+    live = rng.random((40, 35)) < 0.5
+    live[5] = True
+    down[:, :, 7] = value
+    x[11, 3] = value
+    logits = torch.zeros(40, 5, device=place.device)
+    for block in ((4, 8), (16, 16)):
+        hosts = pr.BSR(host(up), blocksize=block), pr.BSR(host(down), blocksize=block)
+        with pr.device("reference"):
+            exact = pr.moe(host(x), None, host(up), host(down), logits=host(logits), prune=pr.Fixed(live))
+        parts = [w.to("cuda") for w in hosts]
+        got = host(pr.moe(x, None, *parts, logits=logits, prune=pr.Fixed(live)))
+        np.testing.assert_array_equal(np.isfinite(got), np.isfinite(exact))
+        np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-5)
+        alone = np.flatnonzero(~live[:, 7])
+        part = pr.moe(x[alone], None, *parts, logits=logits[alone], prune=pr.Fixed(live[alone]))
+        np.testing.assert_array_equal(host(part), got[alone])
+
+
+def test_rows_of_block_sparse_experts_are_alone(rng, place):
+    x, router, up, down, gate = weights(rng, place, rows=37)
+    parts = [cut(w, (8, 16)).to("cuda") for w in (up, down, gate)]
+    for prune in (None, pr.Threshold(0.3)):
+        whole = pr.moe(x, router, *parts, prune=prune)
+        for some in ([3], [36, 3], list(range(36, -1, -1))):
+            assert torch.equal(pr.moe(x[some], router, *parts, prune=prune), whole[some])
+
+
+def test_edges_of_blocks_hold_what_they_like(rng, place):
+    x, router, up, down, gate = weights(rng, place)
+    parts = [pr.BSR(host(w), blocksize=16).to("cuda") for w in (up, down, gate)]
+    for w, size in zip(parts, (up, down, gate), strict=True):
+        (rows, cols), (down_, across) = size.shape[1:], w.grid
+        lines = torch.repeat_interleave(torch.arange(down_), across)
+        for n, (line, column) in enumerate(zip(lines.tolist(), list(range(across)) * down_, strict=True)):
+            w.data[..., n, max(rows - 16 * line, 0) :, :] = float("nan")
+            w.data[..., n, :, max(cols - 16 * column, 0) :] = float("nan")
+    for prune in (None, pr.Threshold(0.2)):
+        near(pr.moe(x, router, *parts, prune=prune), expected(x, router, up, down, gate, prune=prune))
+
+
+def test_functions_see_the_rows_of_one_expert(rng, place):
+    """In ascending order, experts that rows chose only; what they foresee is not computed."""
+    x, router, up, down, gate = (w.bfloat16().double() for w in weights(rng, place, experts=6))
+    logits = x @ router.T
+    logits[:, 2] = float("-inf")
+    seen = []
+
+    def above_mean(statistics):
+        seen.append(statistics.norms.shape[0])
+        assert statistics.visible is None
+        return statistics.norms > statistics.norms.mean()
+
+    class Half(pr.Policy):
+        def select(self, statistics):
+            raise AssertionError("it foresees")
+
+        def foresee(self, x, branches):
+            kept = torch.arange(branches) if isinstance(x, torch.Tensor) else np.arange(branches)
+            live = (kept % 2 == 0)[None, :] & (x[:, :1] > x[:, :1].mean())
+            return live | (kept == 1)
+
+    sparse = [cut(w, (8, 8)) for w in (up, down, gate)]
+    for prune in (above_mean, Half(), [above_mean, None, above_mean, pr.Threshold(0.3), Half(), above_mean]):
+        for parts, others in (
+            ((up, down, gate), [host(w) for w in (up, down, gate)]),
+            ((up, down), [host(w) for w in (up, down)]),
+            ([w.to("cuda") for w in sparse], sparse),
+        ):
+            options = {"activation": "relu", "prune": prune, "branch": 4, "top_k": 3}
+            seen.clear()
+            got = pr.moe(x, None, *parts, logits=logits, **options)
+            asked = list(seen)
+            seen.clear()
+            with pr.device("reference"):
+                exact = pr.moe(host(x), None, *others, logits=host(logits), **options)
+            assert asked == seen
+            near(got, exact, torch.float64)
+    shared = (up[0], down[0])
+    options = {"activation": "relu", "prune": above_mean, "shared": shared}
+    got = pr.moe(x, router, up, down, **options)
+    near(got, expected(x, router, up, down, **options), torch.float64)
+    assert pr.moe(x[:0], router, up, down, prune=above_mean).shape == (0, 13)
+
+
+def test_blocks_count_as_they_are_stored(rng, place):
+    x, _, up, down, _ = weights(rng, place, d=16, f=32, out=8, rows=4)
+    logits = torch.full((4, 5), -1.0, device=place.device)
+    logits[:, [0, 3]] = 1.0
+    parts = [cut(w, (8, 8), 0.5) for w in (up, down)]
+    with pr.trace() as t:
+        pr.moe(x, None, *(w.to("cuda") for w in parts), logits=logits)
+    each = [int(np.count_nonzero(w.toarray()[[0, 3]])) for w in parts]
+    assert t.flops == 2 * 4 * sum(each)
+    assert t.bytes_loaded == 4 * sum(each)
+
+
+@pytest.mark.parametrize("rows", [1, 5000])
+@pytest.mark.parametrize("turned", [False, True])
+def test_nothing_of_blocks_is_read_back(rows, turned):
+    def call(where):
+        x, router = (torch.empty(s, dtype=torch.bfloat16, device="meta") for s in ((rows, 64), (8, 64)))
+        parts = []
+        for shape in ((96, 64), (64, 96)):
+            size = shape[::-1] if turned else shape
+            made = [pr.cuda.BSR._wrap(blocks(where, size, (16, 16), "bfloat16"), (), where) for _ in range(8)]
+            parts.append([one.T for one in made] if turned else made)
+        for prune in (None, pr.TopK(3), pr.Fixed(np.ones(96, bool))):
+            assert moe(x, router, *parts, prune=prune).shape == (rows, 64)
+
+    names = [launch.kernel.__name__ for launch in record(call, ahead("sm_90"))]
+    assert names.count("grouped_blocks") == 6

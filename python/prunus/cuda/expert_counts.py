@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from prunus import _core
 from prunus._trace import Span
-from prunus.cuda.grouped import Routes
+from prunus.cuda.grouped import Matrices, Routes
+from prunus.cuda.grouped_blocks import Blocks
 from prunus.pruning._rows import TILE
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def count_routes(at: Span, routes: Routes, flops: int, nbytes: int) -> None:
 def count_experts(
     at: Span,
     routes: Routes,
-    matrices: Sequence[tuple[torch.Tensor, bool]],
+    matrices: Sequence[tuple[Matrices | Blocks, bool]],
     active: torch.Tensor | None,
     live: torch.Tensor | None,
     branch: int,
@@ -66,8 +68,8 @@ def count_experts(
         Where to count.
     routes : Routes
         Whose copies are whose.
-    matrices : sequence of (Tensor, bool)
-        Each an expert's, or all in a stack; and whether it was computed whole, live or not.
+    matrices : sequence of (Matrices or Blocks, bool)
+        Each, and whether it was computed whole, live or not. Of blocks, those that are stored count.
     active : Tensor, optional
         Shape (E,): which experts; None: all.
     live : Tensor of bool, optional
@@ -75,7 +77,7 @@ def count_experts(
     branch, units : int
         Units of a branch, and all of an expert.
     """
-    sizes = [(int(w.shape[-2] * w.shape[-1]), w.element_size(), whole) for w, whole in matrices]
+    sizes = [(math.prod(w.size), _width(w), _stored(w), whole) for w, whole in matrices]
 
     def numbers() -> dict[str, int]:
         ends = routes.offsets.cpu().tolist()
@@ -97,13 +99,24 @@ def count_experts(
                     made[name] += number
                 every = np.repeat(mine, branch, axis=1)[:, :units]
                 share, union = (float(one.mean()) if one.size else 1.0 for one in (every, every.any(axis=0)))
-            for size, width, whole in sizes:
-                done = 2 * size * rows if whole else round(2 * size * rows * share)
-                read = size * width if whole else round(size * width * union)
+            for size, width, stored, whole in sizes:
+                there = size if stored is None else int(stored[e])
+                done = 2 * there * rows if whole else round(2 * there * rows * share)
+                read = there * width if whole else round(there * width * union)
                 made["flops"] += done
-                made["flops_skipped"] += 2 * size * rows - done
+                made["flops_skipped"] += max(2 * size * rows - done, 0)
                 made["bytes_loaded"] += read
-                made["bytes_skipped"] += size * width - read
+                made["bytes_skipped"] += max(size * width - read, 0)
         return made
 
     at.later(numbers)
+
+
+def _width(w: Matrices | Blocks) -> int:
+    """Return the bytes of a value."""
+    return w.like.element_size()
+
+
+def _stored(w: Matrices | Blocks) -> list[torch.Tensor] | None:
+    """Return how many values each expert has stored, counted now; None: all."""
+    return [one.stored() for one in w.every] if isinstance(w, Blocks) else None

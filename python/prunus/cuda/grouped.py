@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "ROWS",
     "Matrices",
     "Routes",
     "by_themselves",
+    "computed_in",
     "constant",
     "everything",
     "gather_sum",
@@ -34,8 +36,8 @@ __all__ = [
     "route",
 ]
 
-# Rows of tiles that stand one under the other.
-_ROWS: Final = 8
+#: Rows of tiles that stand one under the other.
+ROWS: Final = 8
 
 
 class Routes(NamedTuple):
@@ -176,7 +178,7 @@ def route(
     weights = scales if one else empty((rows, experts), kept, where)
     counts = offsets if one else empty((experts, chunks), torch.int32, where)
     right = x if router is None else router
-    compute, sums = _sums(kind, where)
+    compute, sums = computed_in(kind, where)
     launch(
         where,
         kernels.route,
@@ -288,7 +290,7 @@ def project(
     kind = dtypes.result(x.dtype, w.like.dtype)
     if gate is not None:
         kind = dtypes.result(kind, gate.like.dtype)
-    compute, sums = _sums(kind, where)
+    compute, sums = computed_in(kind, where)
     tile, programs = _tile(where, routes, (units, inner), kind, gate is not None, False)
     wide = torch.float64 if dtypes.sums(kind) == torch.float64 else torch.float32
     gathered = gather and routes.rows is not None
@@ -319,7 +321,7 @@ def project(
         *second.strides,
         GATHER=gathered,
         ACTIVE=active is not None,
-        TABLE=w.aligned,
+        TABLE=w.aligned if gate is None else math.gcd(w.aligned, gate.aligned),
         GATED=gate is not None,
         SCALED=scale is not None,
         LIVE=live is not None,
@@ -333,7 +335,7 @@ def project(
         TN=tile.n,
         TK=tile.k,
         TE=power(routes.experts, 1, 1 << 16),
-        ROWS=_ROWS,
+        ROWS=ROWS,
         **tile.options,
     )
 
@@ -373,7 +375,7 @@ def project_live(
     if 0 in out.shape:
         return
     kind = dtypes.result(h.dtype, w.like.dtype)
-    compute, sums = _sums(kind, where)
+    compute, sums = computed_in(kind, where)
     tile, programs = _tile(where, routes, (n, units), kind, False, True)
     launch(
         where,
@@ -403,7 +405,7 @@ def project_live(
         TN=tile.n,
         TK=tile.k,
         TE=power(routes.experts, 1, 1 << 16),
-        ROWS=_ROWS,
+        ROWS=ROWS,
         **tile.options,
     )
 
@@ -447,7 +449,7 @@ def gather_sum(where: Place, y: torch.Tensor, routes: Routes, out: torch.Tensor)
     )
 
 
-def _sums(kind: Any, where: Place) -> tuple[Any, Any]:
+def computed_in(kind: Any, where: Place) -> tuple[Any, Any]:
     """Return Triton's dtypes that products are taken and summed in.
 
     The interpreter multiplies with NumPy, whose BLAS gives a row other bits in another place of a tile. In

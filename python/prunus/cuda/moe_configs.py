@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunus.cuda.configs import Tile, power, within
 from prunus.cuda.runtime import Place
 
-__all__ = ["gather_sum", "grouped", "routing"]
+__all__ = ["gather_sum", "grouped", "grouped_blocks", "routing"]
 
 
 def routing(where: Place, rows: int, experts: int, bits: int) -> Tile:
@@ -44,6 +44,34 @@ def grouped(
         tile = Tile(tm, tn, 64, 8 if tm * tn * (1 + gated) > 8192 else 4, 3)
         programs = where.multiprocessors
     return within(where, tile, bits, columns=tile.m + tile.n * (1 + gated)), programs
+
+
+def grouped_blocks(
+    where: Place, rows: int, block: tuple[int, int], bits: int, pruned: bool
+) -> tuple[Tile, int]:
+    """Return the tile of ``grouped_blocks`` for so many rows of a group on average, and how many programs.
+
+    ``block`` are rows and columns of a block after transposition; ``pruned`` is a product of rows with dead
+    units, whose operands pass through registers.
+    """
+    high, wide = block
+    if where.interpreted:
+        return Tile(64, power(high, 16, 1 << 16), 128), 1
+    tn = power(high, 16, 64 if pruned or bits > 16 else 128)
+    # Steps that lie within a block have one address for all.
+    part = wide & -wide
+    most = 32 if pruned or bits > 16 else 64
+    tk = min(part, most) if part >= 16 else 32
+    tm = power(rows, 16, 64 if pruned or bits > 16 else 128)
+    if bits > 16:
+        tk, tn = min(tk, 32 if bits == 32 else 16), min(tn, 32 if pruned or bits == 64 else 64)
+        return Tile(min(tm, 32), tn, tk, 8 if bits == 64 else 4, 2), 2 * where.multiprocessors
+    if pruned:
+        return Tile(tm, tn, tk, 8 if tm * tn >= 4096 else 4, 2), 2 * where.multiprocessors
+    if tm < 64:
+        # Memory bounds these: what few rows want is loaded by several programs a multiprocessor.
+        return Tile(tm, min(tn, 64), max(tk, 32), 4, 3), 2 * where.multiprocessors
+    return Tile(tm, tn, tk, 8 if tm * tn > 8192 else 4, 3), where.multiprocessors
 
 
 def gather_sum(where: Place, columns: int) -> Tile:

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from prunus._errors import PrunusError
 from prunus._layout import blocks_along
 from prunus.cuda import dtypes
 from prunus.cuda.deciding import judge, spread
 from prunus.cuda.expert_counts import count_experts, count_routes
-from prunus.cuda.grouped import (
-    Matrices,
-    Routes,
-    by_themselves,
-    constant,
-    everything,
-    gather_sum,
-    project,
-    project_live,
-    route,
-)
-from prunus.cuda.layers.packed import FFN
+from prunus.cuda.grouped import Matrices, Routes, everything, gather_sum, project, project_live, route
+from prunus.cuda.grouped_blocks import Blocks, project_blocks
+from prunus.cuda.layers.experts import Expert, Group, check, experts_of, group_of, groups_of, shared_of
 from prunus.cuda.operands import as_floats, where_of
 from prunus.cuda.policies import foreseen
-from prunus.cuda.runtime import Place, empty, zeros
+from prunus.cuda.runtime import Place, empty, is_captured, zeros
 from prunus.cuda.tracing import traced
 from prunus.cuda.versions import libraries
 from prunus.pruning._checks import check_count
 from prunus.pruning._rows import check_activation, check_branch
 from prunus.pruning.experts import Style
-from prunus.pruning.feed_forward import FeedForward
 from prunus.pruning.moe import styles_of
 from prunus.pruning.policies import Policy
 
@@ -39,57 +28,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["moe"]
-
-
-class _Expert(NamedTuple):
-    """One expert's matrices, checked."""
-
-    name: str
-    up: torch.Tensor
-    down: torch.Tensor
-    gate: torch.Tensor | None
-    decide: str = "gate"
-    b_up: torch.Tensor | None = None
-    b_down: torch.Tensor | None = None
-
-    @property
-    def matrices(self) -> list[torch.Tensor]:
-        """All of them."""
-        return [w for w in (self.up, self.down, self.gate) if w is not None]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all weights."""
-        return sum(w.numel() * w.element_size() for w in self.matrices)
-
-    @property
-    def flops(self) -> int:
-        """Operations that one row costs where nothing is pruned."""
-        return sum(2 * w.numel() for w in self.matrices)
-
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """What experts have in common that one kernel computes."""
-        biases = tuple(None if b is None else b.dtype for b in (self.b_up, self.b_down))
-        return (self.decide, *biases, *((w.shape, w.dtype, w.stride()) for w in self.matrices))
-
-
-class _Group(NamedTuple):
-    """Experts that are computed together; ``active`` says which, None: all."""
-
-    up: Matrices
-    down: Matrices
-    gate: Matrices | None
-    style: Style
-    active: torch.Tensor | None
-    decide: str = "gate"
-    b_up: torch.Tensor | None = None
-    b_down: torch.Tensor | None = None
-
-    @property
-    def deciding(self) -> Matrices:
-        """What is computed first where a policy decides: the gate, where there is one and it does."""
-        return self.up if self.gate is None or self.decide == "up" else self.gate
 
 
 def moe(
@@ -116,7 +54,8 @@ def moe(
     with all experts, as which are chosen is not known; all are checked, and of those that no row chose, no
     values are read. Between two products, hidden units are kept in the result's dtype.
 
-    A policy that is Python code cannot be asked: how many rows an expert has is not known to the host.
+    A policy that is Python code (scope "host") is asked once for every expert that rows chose, with that
+    expert's rows alone, as tensors: for these, how many rows each expert has is read back, once a call.
 
     Returns
     -------
@@ -130,26 +69,26 @@ def moe(
     TypeError
         If an operand holds no floats or is of another kind.
     PrunusError
-        If operands live in different places, or a policy is Python code.
+        If operands live in different places, or a policy is Python code and the call is captured in a CUDA
+        graph.
     """
     check_activation(activation)
     where = where_of(x, router, logits)
     rows, lead = _rows(x, where)
-    experts = _experts(w_up, w_down, w_gate, where)
+    experts = experts_of(w_up, w_down, w_gate, where)
     if check_count(top_k, "top_k") > len(experts):
         raise ValueError(f"top_k must be from 1 to the number of experts, {len(experts)}; got {top_k}")
-    always = _shared(shared, where)
+    always = shared_of(shared, where)
     branch = check_branch(branch)
     styles, common = styles_of(prune, len(experts), len(rows), activation, branch)
-    for style in (*styles, common):
-        _check_policy(style.policy)
     source, weights = _logits(rows, lead, router, logits, len(experts), where)
-    width = _check([*experts, *always], int(rows.shape[1]))
+    width = check([*experts, *always], int(rows.shape[1]))
     kind = rows.dtype
     for one in (*experts, *always):
         for w in one.matrices:
             kind = dtypes.result(kind, w.dtype, names=("x", "an expert"))
     sums = dtypes.sums(kind)
+    alone = [e for e, style in enumerate(styles) if _sees_rows(style.policy)]
     with traced("moe", where) as step:
         routes = route(where, source, weights, top_k, bool(renormalize), len(experts))
         if step:
@@ -158,30 +97,57 @@ def moe(
                 step.count(flops=2 * size * len(rows), bytes_loaded=size * weights.element_size())
             count_routes(step, routes, experts[0].flops, experts[0].nbytes)
         y = empty((routes.copies, width), sums, where)
-        for group in _groups(experts, styles, (w_up, w_down, w_gate), where):
+        others = (e for e in range(len(experts)) if e not in set(alone))
+        for group in groups_of(experts, styles, others, (w_up, w_down, w_gate), where):
             _run(where, rows, routes, group, kind, y)
+        if alone:
+            _one_by_one(where, rows, routes, [(e, experts[e], styles[e]) for e in alone], kind, y)
         out = empty((len(rows), width), sums if always else kind, where)
         gather_sum(where, y, routes, out)
         for one in always:
             all_rows = everything(len(rows), where)
             part = empty((len(rows), width), sums, where)
-            gate = None if one.gate is None else Matrices(one.gate[None])
-            group = _Group(
-                Matrices(one.up[None]),
-                Matrices(one.down[None]),
-                gate,
-                common,
-                None,
-                one.decide,
-                _biases([one.b_up]),
-                _biases([one.b_down]),
-            )
-            _run(where, rows, all_rows, group, kind, part)
+            _run(where, rows, all_rows, group_of(one, common, where), kind, part)
             out += part
         return out.to(kind).reshape(*lead, width)
 
 
-def _run(where: Place, x: torch.Tensor, routes: Routes, group: _Group, kind: Any, y: torch.Tensor) -> None:
+def _sees_rows(policy: Policy | None) -> bool:
+    """Say whether a policy must be asked of an expert's rows, and of no others."""
+    return policy is not None and policy.scope == "host"
+
+
+def _one_by_one(
+    where: Place,
+    x: torch.Tensor,
+    routes: Routes,
+    experts: list[tuple[int, Expert, Style]],
+    kind: Any,
+    y: torch.Tensor,
+) -> None:
+    """Write what experts give for their copies, each by itself; waits for how many copies each has."""
+    ends = _read_back(where, routes)
+    assert routes.rows is not None
+    for e, one, style in experts:
+        begin, end = ends[e], ends[e + 1]
+        if begin == end:
+            continue  # nobody chose it, and nobody is asked
+        mine = x.index_select(0, routes.rows[begin:end])
+        _run(where, mine, everything(end - begin, where), group_of(one, style, where), kind, y[begin:end])
+
+
+def _read_back(where: Place, routes: Routes) -> list[int]:
+    """Wait for the GPU: where the copies of each expert begin."""
+    if is_captured(where):
+        raise PrunusError(
+            "a policy that is Python code is asked of each expert's rows, and how many these are is read "
+            "back: such a call cannot be captured in a CUDA graph"
+        )
+    ends: list[int] = routes.offsets.tolist()
+    return ends
+
+
+def _run(where: Place, x: torch.Tensor, routes: Routes, group: Group, kind: Any, y: torch.Tensor) -> None:
     """Write what experts give for their copies of rows to ``y`` (copies, n)."""
     with traced("expert", where) as at:
         live, known = _compute(where, x, routes, group, kind, y)
@@ -189,13 +155,13 @@ def _run(where: Place, x: torch.Tensor, routes: Routes, group: _Group, kind: Any
             units = group.up.size[0]
             deciding = group.deciding
             used = [w for w in (group.up, group.down, group.gate) if w is not None]
-            matrices = [(w.like, w is deciding and not known) for w in used]
+            matrices = [(w, w is deciding and not known) for w in used]
             branch = min(group.style.branch, max(units, 1))
             count_experts(at, routes, matrices, group.active, live, branch, units)
 
 
 def _compute(
-    where: Place, x: torch.Tensor, routes: Routes, group: _Group, kind: Any, y: torch.Tensor
+    where: Place, x: torch.Tensor, routes: Routes, group: Group, kind: Any, y: torch.Tensor
 ) -> tuple[torch.Tensor | None, bool]:
     """Compute experts; return which branches of copies were live, None: all, and if that was foreseen."""
     torch = libraries().torch
@@ -203,19 +169,17 @@ def _compute(
     units = group.up.size[0]
     active = group.active
     h = empty((routes.copies, units), kind, where)
+    ups: dict[str, Any] = {"bias": group.b_up, "active": active}
     if policy is None:
-        project(
-            where,
-            x,
-            routes,
-            group.up,
-            h,
-            gate=group.gate,
-            activation=activation,
-            active=active,
-            bias=group.b_up,
-        )
-        project(where, h, routes, group.down, y, gather=False, active=active, bias=group.b_down)
+        if isinstance(group.up, Matrices) and (group.gate is None or isinstance(group.gate, Matrices)):
+            project(where, x, routes, group.up, h, gate=group.gate, activation=activation, **ups)
+        elif group.gate is None:
+            _project(where, x, routes, group.up, h, activation=activation, **ups)
+        else:
+            scale = empty((routes.copies, units), y.dtype, where)
+            _project(where, x, routes, group.gate, scale, activation=activation, active=active)
+            _project(where, x, routes, group.up, h, scale=scale, **ups)
+        _project(where, h, routes, group.down, y, gather=False, active=active, bias=group.b_down)
         return None, False
     branch = min(group.style.branch, max(units, 1))
     live = _foreseen(where, policy, x, routes, blocks_along(units, branch))
@@ -227,24 +191,46 @@ def _compute(
         )
     deciding = group.deciding
     # The bias is the up-projection's, and the activation the gate's, or the up-projection's without one.
-    ups = {"bias": group.b_up, "activation": activation if group.gate is None else None}
-    gates = {"bias": None, "activation": activation}
+    ups |= {"activation": activation if group.gate is None else None}
+    gates = {"bias": None, "activation": activation, "active": active}
     # What is not written, because a row chose fewer experts, is judged like everything else.
     first = zeros((routes.copies, units), y.dtype, where)
     style: dict[str, Any] = ups if deciding is group.up else gates
-    project(where, x, routes, deciding, first, live=live, branch=branch, active=active, **style)
+    _project(where, x, routes, deciding, first, live=live, branch=branch, **style)
     if live is None:
         live = judge(where, policy, first, branch).contiguous()
     if group.gate is not None:
         other = group.gate if deciding is group.up else group.up
         style = gates if deciding is group.up else ups
-        project(where, x, routes, other, h, scale=first, live=live, branch=branch, active=active, **style)
+        _project(where, x, routes, other, h, scale=first, live=live, branch=branch, **style)
     elif known:
         h = first.to(kind)
     else:
         h = torch.where(spread(live, branch, units), first, 0).to(kind)
-    project_live(where, h, routes, group.down, live, branch, y, active, group.b_down)
+    if isinstance(group.down, Blocks):
+        project_blocks(
+            where, h, routes, group.down, y, gather=False, live=live, branch=branch, inner=True, active=active
+        )
+    else:
+        project_live(where, h, routes, group.down, live, branch, y, active, group.b_down)
     return live, known
+
+
+def _project(
+    where: Place,
+    x: torch.Tensor,
+    routes: Routes,
+    w: Matrices | Blocks,
+    out: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    **options: Any,
+) -> None:
+    """Write a product with matrices of either kind; only experts that are FFNs have biases."""
+    if isinstance(w, Matrices):
+        project(where, x, routes, w, out, bias=bias, **options)
+    else:
+        project_blocks(where, x, routes, w, out, **options)
 
 
 def _foreseen(
@@ -289,150 +275,3 @@ def _logits(
             f"{tuple(weights.shape)}"
         )
     return x, weights
-
-
-def _check_policy(policy: Policy | None) -> None:
-    if policy is not None and policy.scope == "host":
-        raise PrunusError(
-            f"{policy!r} is Python code that sees the rows of one expert at a time, and how many there are "
-            "is known to the GPU alone: on a GPU, moe takes policies of scope 'tile' or 'row'"
-        )
-
-
-def _stack(w: Any, name: str, where: Place) -> Sequence[Any] | torch.Tensor | None:
-    if w is None or isinstance(w, (list, tuple)):
-        return w
-    stack = as_floats(w, name, where)
-    if stack.ndim != 3:
-        raise ValueError(f"{name} must have the experts on axis 0 of three, got shape {tuple(stack.shape)}")
-    return stack
-
-
-def _experts(w_up: Any, w_down: Any, w_gate: Any, where: Place) -> list[_Expert]:
-    """Return the experts, each checked."""
-    parts = [_stack(w, name, where) for name, w in (("w_up", w_up), ("w_down", w_down), ("w_gate", w_gate))]
-    if parts[0] is None:
-        raise TypeError("w_up is missing: pass the experts' weights (E, f, d), or a list")
-    count = len(parts[0])
-    for name, part in zip(("w_down", "w_gate"), parts[1:], strict=True):
-        if part is not None and len(part) != count:
-            raise ValueError(f"there are {count} experts in w_up, but {len(part)} in {name}")
-    if not count:
-        raise ValueError("there are no experts: w_up is empty")
-    return [
-        _expert(f"expert {e}", [None if part is None else part[e] for part in parts], where)
-        for e in range(count)
-    ]
-
-
-def _expert(name: str, parts: Sequence[Any], where: Place) -> _Expert:
-    """Return an expert of ``(up, down, gate)``, or of an FFN."""
-    if isinstance(parts[0], FeedForward):
-        raise PrunusError(
-            f"{name} is an FFN in host memory or on disk, the operation runs on {where}: of those in memory, "
-            "move it with .to('cuda')"
-        )
-    if isinstance(parts[0], FFN):
-        return _packed(name, parts, where)
-    if parts[1] is None:
-        raise TypeError(f"{name} must be an FFN where w_down is not given, got {type(parts[0]).__name__}")
-    up, down = _matrix(parts[0], f"w_up of {name}", where), _matrix(parts[1], f"w_down of {name}", where)
-    gate = None if parts[2] is None else _matrix(parts[2], f"w_gate of {name}", where)
-    if down.shape[1] != up.shape[0]:
-        raise ValueError(
-            f"w_down of {name} has shape {tuple(down.shape)}: expected {up.shape[0]} columns, as w_up has "
-            "rows"
-        )
-    if gate is not None and gate.shape != up.shape:
-        raise ValueError(f"w_gate of {name} has shape {tuple(gate.shape)}, w_up {tuple(up.shape)}")
-    return _Expert(name, up, down, gate)
-
-
-def _packed(name: str, parts: Sequence[Any], where: Place) -> _Expert:
-    """Return an expert that is an FFN."""
-    layer: FFN = parts[0]
-    if parts[1] is not None or parts[2] is not None:
-        raise TypeError(f"{name} is an FFN, which has its own w_down and w_gate: pass None for them")
-    if layer._place != where:
-        raise PrunusError(
-            f"{name} lives on {layer._place}, the operation runs on {where}; move it with "
-            f".to({str(where.device)!r})"
-        )
-    down = layer._down.T
-    return _Expert(name, layer._up, down, layer._gate, layer.decide, layer._b_up, layer._b_down)
-
-
-def _biases(given: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    """Return the biases of experts (E, n), which all or none have."""
-    biases = [b for b in given if b is not None]
-    return libraries().torch.stack(biases) if biases else None
-
-
-def _matrix(w: Any, name: str, where: Place) -> torch.Tensor:
-    """Return one matrix of an expert, checked."""
-    tensor = as_floats(w, name, where)
-    if tensor.ndim != 2:
-        raise ValueError(f"{name} must have two dimensions, got shape {tuple(tensor.shape)}")
-    return tensor
-
-
-def _shared(shared: Any, where: Place) -> list[_Expert]:
-    """Return the shared experts, checked."""
-    if shared is None:
-        return []
-    found = []
-    for i, one in enumerate(shared if isinstance(shared, list) else [shared]):
-        parts = (one,) if isinstance(one, (FFN, FeedForward)) else one
-        if not isinstance(parts, tuple) or (parts is one and len(parts) not in (2, 3)):
-            raise TypeError(
-                "a shared expert is an FFN, or a tuple (w_up, w_down) or (w_up, w_down, w_gate); got "
-                + (f"a tuple of {len(one)}" if isinstance(one, tuple) else type(one).__name__)
-            )
-        found.append(_expert(f"shared expert {i}", (*parts, None, None)[:3], where))
-    return found
-
-
-def _check(experts: list[_Expert], features: int) -> int:
-    """Return how many values the experts give, the same for all; raise if they do not take ``features``."""
-    width = int(experts[0].down.shape[0])
-    for one in experts:
-        if one.up.shape[1] != features:
-            raise ValueError(f"{one.name} takes {one.up.shape[1]} features, x has {features}")
-        if one.down.shape[0] != width:
-            raise ValueError(f"{one.name} gives {one.down.shape[0]} values, {experts[0].name} gives {width}")
-    return width
-
-
-def _groups(
-    experts: list[_Expert], styles: list[Style], given: tuple[Any, ...], where: Place
-) -> list[_Group]:
-    """Return the experts by what one kernel can compute: their matrices' form, and their policies."""
-    torch = libraries().torch
-    kinds: dict[Any, list[int]] = {}
-    for e, (one, style) in enumerate(zip(experts, styles, strict=True)):
-        kinds.setdefault((one.form, id(style.policy)), []).append(e)
-    stacked = all(w is None or isinstance(w, torch.Tensor) for w in given)
-    groups = []
-    for members in kinds.values():
-        first = experts[members[0]]
-        active = None
-        if len(members) < len(experts):
-            chosen = set(members)
-            active = constant(tuple(int(e in chosen) for e in range(len(experts))), "int32", where)
-        # Experts of other groups are not looked at: any address will do for them.
-        kept = set(members)
-        mine = [experts[e] if e in kept else first for e in range(len(experts))]
-        roles: list[Matrices | None] = []
-        for name, stack in zip(("up", "down", "gate"), given, strict=True):
-            if getattr(first, name) is None:
-                roles.append(None)
-            elif stacked:
-                roles.append(Matrices(stack))
-            else:
-                roles.append(by_themselves([getattr(one, name) for one in mine], where))
-        up, down, gate = roles
-        assert up is not None
-        assert down is not None
-        biases = _biases([one.b_up for one in mine]), _biases([one.b_down for one in mine])
-        groups.append(_Group(up, down, gate, styles[members[0]], active, first.decide, *biases))
-    return groups
