@@ -12,34 +12,30 @@ gives the same bits; a row's last bits may depend on what other rows of its batc
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from prunus._dtypes import Array
 from prunus._layout import blocks_along
 from prunus.cuda import dtypes, policies, rows
 from prunus.cuda.branches import Found, settle
 from prunus.cuda.deciding import room
 from prunus.cuda.finishing import finish
 from prunus.cuda.paged import resident
-from prunus.cuda.paged.sources import RowsInOrder
+from prunus.cuda.paged.units import ALIGNED, Live, Parts, Piece, chosen, columns, live_of, neighbours, stream
 from prunus.cuda.runtime import Place, empty
 from prunus.cuda.streaming import Ring, borrowed
 from prunus.cuda.transfer import send
-from prunus.cuda.versions import libraries
 from prunus.paged.layers import PagedFFN
-from prunus.paged.tables import Span, Table, announced, live_units
+from prunus.paged.tables import Table, live_units
 from prunus.pruning.policies import Fixed, Policy
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Call", "Outcome"]
-
-_ALIGNED: Final = 16
 
 
 class Outcome(NamedTuple):
@@ -55,32 +51,6 @@ class Outcome(NamedTuple):
 
     live: torch.Tensor | None
     decided: bool
-
-
-class _Live(NamedTuple):
-    """Which branches are live: for each row on the GPU, and for any row on the host."""
-
-    each: torch.Tensor
-    any: Array
-    same: bool  # for all rows
-
-
-class _Piece(NamedTuple):
-    """Units that go together.
-
-    Attributes
-    ----------
-    units : ndarray of int64
-        Ascending.
-    branches : ndarray of int64, optional
-        Their branches; None: neighbours from ``units[0]`` on, live or not.
-    branch : int
-        Units of a branch that are in the piece, but for the last one.
-    """
-
-    units: Array
-    branches: Array | None
-    branch: int
 
 
 class Call(NamedTuple):
@@ -123,7 +93,7 @@ class Call(NamedTuple):
             If there is no room for buffers; the message has the size.
         """
         layer = self.layer
-        least = sum(table.row_bytes for table in layer._tables) + 8 * _ALIGNED
+        least = sum(table.row_bytes for table in layer._tables) + 8 * ALIGNED
         with borrowed(self.where, least) as ring:
             live = self._foreseen()
             first: torch.Tensor | None = None
@@ -135,14 +105,14 @@ class Call(NamedTuple):
 
     # Which units are live ----------------------------------------------------------------------------
 
-    def _foreseen(self) -> _Live | None:
+    def _foreseen(self) -> Live | None:
         policy, branches = self.policy, blocks_along(self.layer.hidden, self.branch)
         if policy is None:
             return None
         each = policies.foreseen(policy, self.x, branches, self.where)
         if each is not None and isinstance(policy, Fixed):  # the host knows it already
             mask = policy._fit(len(self.x), branches)
-            return _Live(each, np.logical_or.reduce(mask, axis=0), len(mask) == 1 or mask.strides[0] == 0)
+            return Live(each, np.logical_or.reduce(mask, axis=0), len(mask) == 1 or mask.strides[0] == 0)
         if each is not None:
             return self._read_back(each)
         if self.layer.decide == "predictor":
@@ -152,9 +122,9 @@ class Call(NamedTuple):
             )
         return None
 
-    def _read_back(self, each: torch.Tensor) -> _Live:
+    def _read_back(self, each: torch.Tensor) -> Live:
         """Wait for the GPU: which branches any row needs is what the disk is read by."""
-        return _Live(each, each.any(dim=0).cpu().numpy(), len(each) == 1)
+        return Live(each, each.any(dim=0).cpu().numpy(), len(each) == 1)
 
     def _decide(self, ring: Ring, panel: Table) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return what the deciding matrix gives for all units, and which branches are live; None: all."""
@@ -205,7 +175,7 @@ class Call(NamedTuple):
         keeps = resident.room_for(where, panel.shape, kind)
         step = max(ring.size // max(panel.row_bytes, 1) // self.branch * self.branch, 0)
         step = step or max(ring.size // max(panel.row_bytes, 1), 1)
-        with closing(_stream(ring, panel, step, self.branch)) as pieces:
+        with closing(stream(ring, panel, step, self.branch)) as pieces:
             for at, rows_there in pieces:
                 if keeps is not None:
                     keeps[at].copy_(rows_there)
@@ -215,7 +185,7 @@ class Call(NamedTuple):
 
     # What live units contribute ----------------------------------------------------------------------
 
-    def _add(self, ring: Ring, live: _Live | None, first: torch.Tensor | None) -> None:
+    def _add(self, ring: Ring, live: Live | None, first: torch.Tensor | None) -> None:
         """Send bundles piece by piece and add what they contribute."""
         layer, where = self.layer, self.where
         bundle = layer._bundle
@@ -228,30 +198,33 @@ class Call(NamedTuple):
         if not whole:
             bundle.forget()  # fewer are live than whoever began it thought: its memory is wanted
         each = bundle.row_bytes + 2 * 8 + (0 if panel is None else panel.row_bytes)
-        most = max((ring.size - 4 * _ALIGNED) // each, 1)
+        most = max((ring.size - 4 * ALIGNED) // each, 1)
         if whole:
-            plan = list(_neighbours(layer.hidden, most, self.branch))
+            plan = list(neighbours(layer.hidden, most, self.branch))
         else:
             assert live is not None
-            plan = list(_chosen(np.flatnonzero(live.any), most, self.branch, layer.hidden))
+            plan = list(chosen(np.flatnonzero(live.any), most, self.branch, layer.hidden))
         b_up, b_down = (None if one is None else send(one, where) for one in (layer._b_up, layer._b_down))
         sums_kind = rows.sums_of(self.x.dtype, dtypes.torch_of(layer.dtype), self.y.dtype)
         alone = len(plan) == 1
         sums = self.y if alone else empty(tuple(self.y.shape), sums_kind, where)
         if not plan:
             sums.zero_()
-        parts = _Parts(layer, panel, plan, whole, self.branch)
+        tables = [bundle] if panel is None else [bundle, panel]
+        parts = Parts(tables, plan, whole, self.branch)
         with closing(parts) as source:
             for number, (piece, there) in enumerate(ring.pieces(plan, source.fill)):
                 got = source.split(piece, there)
+                rest = got.tables[0]
+                decider = got.tables[1] if panel is not None else None
                 if table is not None:
-                    got = got._replace(panel=_columns(table.T, piece, got.units).T)
-                part = _live_of(live, piece, got.branches, self.branch)
-                h = self._hidden(piece, got, part, first, b_up)
+                    decider = columns(table.T, piece, got.units).T
+                part = live_of(live, piece, got.branches, self.branch)
+                h = self._hidden(piece, (rest, decider), got.units, part, first, b_up)
                 rows.combine(
                     where,
                     h,
-                    got.rest[:, layer._layer.matrices * layer.features :],
+                    rest[:, layer._layer.matrices * layer.features :],
                     sums,
                     part,
                     piece.branch,
@@ -263,21 +236,23 @@ class Call(NamedTuple):
 
     def _hidden(
         self,
-        piece: _Piece,
-        got: _Got,
+        piece: Piece,
+        tables: tuple[torch.Tensor, torch.Tensor | None],
+        units: torch.Tensor | None,
         live: torch.Tensor | None,
         first: torch.Tensor | None,
         b_up: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return the hidden values of some units, 0 or anything where dead."""
         layer, where, x, branch = self.layer, self.where, self.x, piece.branch
-        known = None if first is None else _columns(first, piece, got.units)
+        rest, panel = tables
+        known = None if first is None else columns(first, piece, units)
         if known is not None and not layer.gated:
             return known
         d = layer.features
-        parts = [got.rest[:, at * d : (at + 1) * d] for at in range(layer._layer.matrices)]
-        bias = None if b_up is None else _columns(b_up[None], piece, got.units)[0]
-        h = empty((len(x), len(piece.units)), rows.sums_of(x.dtype, got.rest.dtype), where)
+        parts = [rest[:, at * d : (at + 1) * d] for at in range(layer._layer.matrices)]
+        bias = None if b_up is None else columns(b_up[None], piece, units)[0]
+        h = empty((len(x), len(piece.units)), rows.sums_of(x.dtype, rest.dtype), where)
 
         def dots(w: Any, out: Any, bias: Any, activation: str | None, scale: Any = None) -> None:
             rows.dots(where, x, w, out, live, branch, bias, activation, scale, clear=False)
@@ -288,171 +263,13 @@ class Call(NamedTuple):
             else:
                 dots(parts[0], h, bias, None, known)
             return h
-        up = got.panel if got.panel is not None and layer.decide == "up" else parts[0]
+        up = panel if panel is not None and layer.decide == "up" else parts[0]
         if not layer.gated:
             dots(up, h, bias, self.activation)
             return h
-        other = parts[0 if got.panel is not None else 1]
-        gate = got.panel if got.panel is not None and layer.decide == "gate" else other
+        other = parts[0 if panel is not None else 1]
+        gate = panel if panel is not None and layer.decide == "gate" else other
         scale = empty(tuple(h.shape), h.dtype, where)
         dots(gate, scale, None, self.activation)
         dots(up, h, bias, None, scale)
         return h
-
-
-def _columns(table: torch.Tensor, piece: _Piece, units: torch.Tensor | None) -> torch.Tensor:
-    """Return the columns of some units."""
-    if units is None:
-        return table[:, int(piece.units[0]) : int(piece.units[-1]) + 1]
-    return table.index_select(1, units)
-
-
-def _live_of(
-    live: _Live | None, piece: _Piece, branches: torch.Tensor | None, branch: int
-) -> torch.Tensor | None:
-    """Return which of a piece's branches are live for each row; None: all are."""
-    if live is None:
-        return None
-    if branches is not None:
-        # What any row needs is what all need, where all need the same.
-        return None if live.same else live.each.index_select(1, branches)
-    first = int(piece.units[0])
-    part = slice(first // branch, first // branch + blocks_along(len(piece.units), piece.branch))
-    return live.each[:, part]
-
-
-def _neighbours(units: int, most: int, branch: int) -> Iterator[_Piece]:
-    """Cut all units into pieces of so many at most: whole branches, or parts of one."""
-    if most >= branch:
-        step = most // branch * branch
-        for first in range(0, units, step):
-            yield _Piece(np.arange(first, min(first + step, units)), None, branch)
-        return
-    for begin in range(0, units, branch):
-        end = min(begin + branch, units)
-        for first in range(begin, end, most):
-            every = np.arange(first, min(first + most, end))
-            yield _Piece(every, None, len(every))
-
-
-def _chosen(branches: Array, most: int, branch: int, units: int) -> Iterator[_Piece]:
-    """Cut the units of some branches into pieces of so many at most: whole branches, or parts of one."""
-    if most >= branch:
-        step = most // branch
-        for first in range(0, len(branches), step):
-            at = branches[first : first + step]
-            yield _Piece(live_units(at, branch, units), at, branch)
-        return
-    for at in branches:
-        end = min((int(at) + 1) * branch, units)
-        for first in range(int(at) * branch, end, most):
-            every = np.arange(first, min(first + most, end))
-            yield _Piece(every, np.array([at]), len(every))
-
-
-class _Got(NamedTuple):
-    """A piece on the GPU.
-
-    Attributes
-    ----------
-    rest : Tensor
-        Shape (units, values of a bundle).
-    panel : Tensor or None
-        Shape (units, features): rows of the matrix that decides.
-    units, branches : Tensor of int64, or None
-        Which they are; None: neighbours.
-    """
-
-    rest: torch.Tensor
-    panel: torch.Tensor | None
-    units: torch.Tensor | None
-    branches: torch.Tensor | None
-
-
-class _Parts:
-    """What a piece has in a buffer: bundles, the panel's rows where they are wanted, units and branches."""
-
-    def __init__(
-        self, layer: PagedFFN, panel: Table | None, plan: list[_Piece], whole: bool, branch: int
-    ) -> None:
-        self._kind, self._whole = dtypes.torch_of(layer.dtype), whole
-        self._tables = [layer._bundle] if panel is None else [layer._bundle, panel]
-        self._streams: list[Generator[tuple[int, Array], None, None]] = []
-        self._sources: list[RowsInOrder] = []
-        if whole:
-            # Table.stream is a generator, which ends its reader when it is closed.
-            self._streams = [table.stream(unit=branch) for table in self._tables]  # type: ignore[misc]
-            self._sources = [RowsInOrder(stream) for stream in self._streams]
-        spans = [] if whole else [Span(piece.units, None, False) for piece in plan]
-        self._told = announced(spans, self._tables)
-
-    def close(self) -> None:
-        """End what is being read."""
-        for stream in self._streams:
-            stream.close()
-
-    def fill(self, piece: _Piece, view: Array) -> int:
-        """Put a piece into a buffer; returns how many bytes it takes."""
-        *tables, units, branches, used = self._layout(piece)
-        count = len(piece.units)
-        if not self._whole:
-            next(self._told)
-        for at, (table, part) in enumerate(zip(self._tables, tables, strict=True)):
-            into = view[part].reshape(count, table.row_bytes)
-            if self._whole:
-                self._sources[at].take(into)
-            else:
-                table.gather_into(piece.units, into)
-        if piece.branches is not None:
-            view[units].view(np.int64)[...] = piece.units
-            view[branches].view(np.int64)[...] = piece.branches
-        return used
-
-    def split(self, piece: _Piece, there: torch.Tensor) -> _Got:
-        """Return the parts of a piece on the GPU."""
-        *tables, units, branches, _ = self._layout(piece)
-        count = len(piece.units)
-        found = [
-            there[part].view(self._kind).view(count, table.shape[1])
-            for part, table in zip(tables, self._tables, strict=True)
-        ]
-        torch = libraries().torch
-        chosen = piece.branches is not None
-        return _Got(
-            found[0],
-            found[1] if len(found) > 1 else None,
-            there[units].view(torch.int64) if chosen else None,
-            there[branches].view(torch.int64) if chosen else None,
-        )
-
-    def _layout(self, piece: _Piece) -> Any:
-        count, at, parts = len(piece.units), 0, []
-        lengths = [count * table.row_bytes for table in self._tables]
-        if piece.branches is None:
-            lengths += [0, 0]
-        else:
-            lengths += [count * 8, len(piece.branches) * 8]
-        for length in lengths:
-            parts.append(slice(at, at + length))
-            at += -(-length // _ALIGNED) * _ALIGNED
-        return (*parts, at)
-
-
-def _stream(
-    ring: Ring, table: Table, step: int, unit: int
-) -> Generator[tuple[slice, torch.Tensor], None, None]:
-    """Yield all rows of a table that are on their way, ``step`` at a time."""
-    count, row = len(table), table.row_bytes
-    kind = dtypes.torch_of(table.dtype)
-    stream: Any = table.stream(unit=unit)
-    with closing(stream) as runs:
-        source = RowsInOrder(runs)
-
-        def fill(first: int, view: Array) -> int:
-            size = min(step, count - first)
-            source.take(view[: size * row].reshape(size, row))
-            return size * row
-
-        for first, there in ring.pieces(range(0, count, step), fill):
-            size = min(step, count - first)
-            yield slice(first, first + size), there.view(kind).view(size, table.shape[1])
