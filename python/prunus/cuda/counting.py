@@ -28,11 +28,15 @@ _NAMES: Final = (
 
 
 class Table(NamedTuple):
-    """A table of one row a unit: values of a row, bytes of a value, and whether all of it was computed."""
+    """A table of one row a unit: values of a row, bytes of a value, and whether all of it was computed.
+
+    Of one on ``disk`` what is read is counted where it is read; here what stayed there.
+    """
 
     width: int
     size: int
     whole: bool
+    disk: bool = False
 
     @classmethod
     def of(cls, w: torch.Tensor, whole: bool) -> Table:
@@ -65,8 +69,19 @@ def count_rows(
 
     def numbers() -> dict[str, int]:
         seen = None if live is None else live.cpu().numpy().view(np.uint8)
-        found = _core.count_rows(seen, branch, rows, units, TILE, shown)
-        return dict(zip(_NAMES, found, strict=True))
+        found = dict(zip(_NAMES, _core.count_rows(seen, branch, rows, units, TILE, shown), strict=True))
+        stored = [one for one in tables if one.disk]
+        if stored:
+            here = [one for one, table in zip(shown, tables, strict=True) if not table.disk]
+            found["bytes_loaded"] = found["bytes_skipped"] = 0
+            if here:
+                some = _core.count_rows(seen, branch, rows, units, TILE, here)
+                found["bytes_loaded"], found["bytes_skipped"] = some[2:4]
+            dead = 0
+            if seen is not None and seen.size:
+                dead = int((np.repeat(seen.any(axis=0), branch)[:units] == 0).sum())
+            found["bytes_skipped"] += sum(dead * one.width * one.size for one in stored if not one.whole)
+        return found
 
     if live is None:
         at.count(**numbers())

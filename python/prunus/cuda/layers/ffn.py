@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prunus._operands import is_on_disk
 from prunus.cuda import dense, dtypes, rows
 from prunus.cuda.counting import Table, count_rows
 from prunus.cuda.deciding import find
@@ -43,10 +44,10 @@ def ffn(
     ----------
     x : Tensor
         Shape (*lead, d), floats, any strides.
-    w_up, w_gate : Tensor
+    w_up, w_gate : Tensor, or an array on disk
         Shape (H, d).
-    w_down : Tensor
-        Shape (d_out, H).
+    w_down : Tensor, or an array on disk
+        Shape (d_out, H). What is on disk streams: :func:`prunus.cuda.layers.stored.ffn`.
     b_up, b_down : Tensor, optional
         Biases.
     activation : {"relu", "gelu", "silu"} or None
@@ -66,6 +67,10 @@ def ffn(
     ValueError, TypeError, PrunusError
         As :meth:`FFN.pack` and calls of an FFN.
     """
+    if is_on_disk(w_up) or is_on_disk(w_down) or is_on_disk(w_gate):
+        from prunus.cuda.layers import stored  # it builds on layers
+
+        return stored.ffn(x, w_up, w_down, w_gate, b_up, b_down, activation, prune, branch)
     check_activation(activation)
     policy = Threshold(0.0) if prune is None else as_policy(prune)
     assert policy is not None

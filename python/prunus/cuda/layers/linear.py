@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunus._errors import PrunusError
 from prunus._layout import blocks_along
+from prunus._operands import is_on_disk
 from prunus._storage import BlockStorage
 from prunus.cuda import dense, dtypes
 from prunus.cuda.arrays import BSR
@@ -50,8 +51,8 @@ def linear(
     ----------
     x : Tensor
         Shape (*lead, in), floats, any strides.
-    w : Tensor or prunus.cuda.BSR
-        Weights, (out, in).
+    w : Tensor or prunus.cuda.BSR, or on disk
+        Weights, (out, in). What is on disk streams: :func:`prunus.cuda.layers.stored.linear`.
     b : Tensor, optional
         Bias, (out,).
     activation : {"relu", "gelu", "silu"}, optional
@@ -77,6 +78,10 @@ def linear(
     PrunusError
         If operands live in different places.
     """
+    if is_on_disk(w):
+        from prunus.cuda.layers import stored  # it builds on layers
+
+        return stored.linear(x, w, b, activation, prune, branch, blockrows)
     check_activation(activation)
     policy = as_policy(prune)
     blockrows = check_branch(blockrows, name="blockrows")
