@@ -21,7 +21,7 @@ UNITS, IN, OUT = 100, 40, 24
 def small(monkeypatch):
     """Buffers of which even small tables need many."""
     streaming.release()
-    monkeypatch.setattr(streaming, "BUFFER", 9_000)
+    monkeypatch.setattr(streaming, "BUFFER", 10_000)
     yield
     streaming.release()
 
@@ -222,6 +222,7 @@ def test_faults(rng, stored, there, monkeypatch):
         pr.ffn(x, file["s"], file["down"])
     with pytest.raises(PrunusError, match=r"b .* is in host memory"):
         pr.linear(x, file["w"], w[:, 0])
+    monkeypatch.setattr(streaming, "BUFFER", 3_000)
     real, count, drained = on_host.Table.gather_into, [], []
     drain = streaming.Ring.drain
 
@@ -245,3 +246,131 @@ def test_faults(rng, stored, there, monkeypatch):
     os.truncate(file["w"]._store.file.path, 5000)
     with pytest.raises(OSError, match=r".+"):
         pr.linear(x, file["w"])
+
+
+E, F, D, ROWS = 5, 32, 20, 6
+
+
+@pytest.fixture
+def mixture(rng):
+    """x, logits by which expert 2 is chosen by no row, and matrices."""
+    x, logits = values(rng, (ROWS, D), F32), values(rng, (ROWS, E), F32)
+    logits[:, 2] = -np.inf
+    return x, logits, *(values(rng, (E, F, D), F32) / 4 for _ in range(2)), values(rng, (E, 12, F), F32) / 4
+
+
+def above_mean(seen):
+    return seen.norms > seen.norms.mean()
+
+
+NAMES = ["none", "threshold", "top", "mask", "mask of rows", "function", "list"]
+POLICIES = [
+    None,
+    pr.Threshold(0.5),
+    pr.TopK(count=2),
+    pr.Fixed(np.arange(16) % 3 == 0),
+    pr.Fixed(np.random.default_rng(1).random((ROWS, 16)) < 0.4),
+    above_mean,
+    [pr.Threshold(0.5), None, above_mean, pr.TopK(count=3), above_mean],
+]
+
+
+@pytest.mark.parametrize("prune", POLICIES, ids=NAMES)
+@pytest.mark.parametrize("gated", [False, True])
+def test_experts(stored, there, mixture, prune, gated):
+    """Stacks of dense matrices; some of them on the GPU, some by hidden unit."""
+    x, logits, up, gate, down = mixture
+    gate = gate if gated else None
+    units = np.ascontiguousarray(np.swapaxes(down, 1, 2))
+    each = {f"u{e}": up[e] for e in range(E)}
+    file = stored(up=up, down=down, units=units, gate=up if gate is None else gate, **each)
+    how = {"activation": "relu", "prune": prune, "branch": 2}
+    with pr.device("reference"):
+        wanted = pr.moe(x, None, up, down, gate, logits=logits, **how)
+    given = there(x), None
+    how["logits"] = there(logits)
+    g = file["gate"] if gated else None
+    near(pr.moe(*given, file["up"], file["down"], g, **how), wanted)
+    near(pr.moe(*given, there(up), file["units"].transpose(0, 2, 1), there(gate), **how), wanted)
+    if not gated:
+        return
+    # Only some of the experts are on disk.
+    mixed = [there(up[e]) if e % 2 else file[f"u{e}"] for e in range(E)]
+    near(pr.moe(*given, mixed, there(down), there(gate), **how), wanted)
+
+
+@pytest.mark.parametrize(
+    ("prune", "poison"),
+    [(POLICIES[0], False), (POLICIES[2], False), (POLICIES[5], False), (POLICIES[4], True)],
+    ids=["none", "top", "function", "infinities"],
+)
+def test_block_sparse_experts(stored, there, mixture, prune, poison):
+    x, logits, up, gate, down = mixture
+    if poison:
+        down[:, 3, 5] = np.inf
+    hosts = [pr.BSR(w, blocksize=4) for w in (up, down, gate)]
+    file = stored(up=hosts[0], down=hosts[1], gate=hosts[2])
+    how = {"activation": "relu", "prune": prune, "branch": 2}
+    with pr.device("reference"), np.errstate(all="ignore"):
+        wanted = pr.moe(x, None, up, down, gate, logits=logits, **how)
+    how["logits"] = there(logits)
+    got = [
+        pr.moe(there(x), None, file["up"], file["down"], file["gate"], **how),
+        pr.moe(there(x), None, hosts[0].to("cuda"), file["down"], there(gate), **how),
+        pr.moe(there(x), None, file["up"], hosts[1].to("cuda"), file["gate"], **how),
+    ]
+    for one in got:
+        np.testing.assert_allclose(one.cpu().numpy(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prune", "dtype"),
+    [(None, BF16), (POLICIES[1], F32), (POLICIES[2], F32), (POLICIES[3], BF16), (POLICIES[4], F32)],
+    ids=["none", "threshold", "top", "mask", "mask of rows"],
+)
+def test_experts_that_are_layers(stored, there, mixture, prune, dtype):
+    x, logits, up, gate, down = (w.astype(dtype) for w in mixture)
+    layers = [pr.FFN.pack(up[e], down[e], gate[e], "gate") for e in range(E)]
+    file = stored(**{f"e{e}": one for e, one in enumerate(layers)}, up=up[0], down=down[0])
+    on_disk = [file[f"e{e}"] for e in range(E)]
+    how = {"activation": "relu", "prune": prune, "branch": 2}
+    with pr.device("reference"):
+        wanted = pr.moe(x, None, layers, logits=logits, shared=[layers[0], (up[0], down[0])], **how)
+    shared = [on_disk[0], (file["up"], there(down[0]))]
+    got = pr.moe(there(x), None, on_disk, logits=there(logits), shared=shared, **how)
+    near(got, wanted, dtype)
+
+
+def test_experts_that_nobody_chose_are_not_read(rng, stored, there, monkeypatch):
+    monkeypatch.setattr(streaming, "BUFFER", 200_000)
+    up, down = values(rng, (E, 64, 1024), F32) / 32, values(rng, (E, 1024, 64), F32)
+    file = stored("4 MiB", up=up, down=down)
+    x = values(rng, (3, 1024), F32)
+    logits = np.full((3, E), -10.0, F32)
+    logits[:, [1, 4]] = 5
+    with pr.trace() as t:
+        got = pr.moe(there(x), None, file["up"], file["down"], logits=there(logits))
+    with pr.device("reference"):
+        near(got, pr.moe(x, None, up, down, logits=logits))
+    both = 2 * (up[0].nbytes + down[0].nbytes)
+    assert 0 < t.bytes_io <= both
+    assert t.bytes_skipped == (E - 2) * (up[0].nbytes + down[0].nbytes)
+    assert pr.moe(there(x[:0]), None, file["up"], file["down"], logits=there(logits[:0])).shape == (0, 1024)
+
+
+def test_experts_that_are_refused(stored, there, mixture):
+    x, logits, up, _, down = mixture
+    file = stored(up=up, i=np.ones((E, F, D), np.int32), down=down, layer=pr.FFN.pack(up[0], down[0]))
+    how = {"logits": there(logits)}
+    with pytest.raises(ValueError, match="one after the other"):
+        pr.moe(there(x), None, file["up"].transpose(1, 0, 2), file["down"], **how)
+    with pytest.raises(TypeError, match="must hold floats"):
+        pr.moe(there(x), None, file["i"], file["down"], **how)
+    with pytest.raises(ValueError, match="expected 32 columns"):
+        pr.moe(there(x), None, file["up"], file["up"], **how)
+    with pytest.raises(TypeError, match="on disk"):
+        pr.moe(there(x), None, file["up"] * 2, file["down"], **how)
+    with pytest.raises(ValueError, match=r"w_up of expert 0 .* is stored by columns"):
+        pr.moe(there(x[:, :12]), None, file["down"].transpose(0, 2, 1), there(down), **how)
+    with pytest.raises(TypeError, match="expert 0 is an FFN, which has its own"):
+        pr.moe(there(x), None, [file["layer"]] * E, file["down"], **how)

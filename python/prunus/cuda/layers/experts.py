@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus._dtypes import FLOATS
 from prunus._errors import PrunusError
+from prunus._operands import is_on_disk
 from prunus._storage import BlockStorage
 from prunus.cuda.arrays import BSR
 from prunus.cuda.dtypes import numpy_of
@@ -14,8 +16,11 @@ from prunus.cuda.grouped import Matrices, by_themselves, constant
 from prunus.cuda.grouped_blocks import Blocks, Member, members, together
 from prunus.cuda.layers.packed import FFN
 from prunus.cuda.operands import as_floats
+from prunus.cuda.paged.matrices import Matrix, kind_of, table_of
 from prunus.cuda.runtime import Place
 from prunus.cuda.versions import libraries
+from prunus.paged.experts import members as stored_members
+from prunus.paged.layers import PagedFFN
 from prunus.pruning.experts import Style
 from prunus.pruning.feed_forward import FeedForward
 
@@ -28,30 +33,61 @@ _ROLES = ("up", "down", "gate")
 
 
 class Expert(NamedTuple):
-    """One expert's matrices, checked: each a tensor, or block-sparse."""
+    """One expert's matrices, checked: each a tensor, block-sparse, or on disk; or a layer on disk."""
 
     name: str
-    up: torch.Tensor | Member
-    down: torch.Tensor | Member
-    gate: torch.Tensor | Member | None
+    up: Matrix
+    down: Matrix
+    gate: Matrix | None
     decide: str = "gate"
     b_up: torch.Tensor | None = None
     b_down: torch.Tensor | None = None
+    layer: PagedFFN | None = None
 
     @property
-    def matrices(self) -> list[torch.Tensor | Member]:
-        """All of them."""
+    def matrices(self) -> list[Matrix]:
+        """All of them; none of a layer on disk."""
         return [w for w in (self.up, self.down, self.gate) if w is not None]
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether any of it is on disk."""
+        return self.layer is not None or any(is_on_disk(w) for w in self.matrices)
+
+    @property
+    def features(self) -> int:
+        """Length of an input."""
+        return int(self.up.shape[1]) if self.layer is None else self.layer.features
+
+    @property
+    def units(self) -> int:
+        """Hidden units."""
+        return int(self.up.shape[0]) if self.layer is None else self.layer.hidden
+
+    @property
+    def outputs(self) -> int:
+        """Length of an output."""
+        return int(self.down.shape[0]) if self.layer is None else self.layer.out_features
+
+    @property
+    def kinds(self) -> list[Any]:
+        """Torch's dtypes of its weights."""
+        return [kind_of(w) for w in self.matrices] if self.layer is None else [kind_of(self.layer)]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all weights, were they dense."""
-        return sum(w.numel() * w.element_size() for w in self.matrices)
+        if self.layer is not None:
+            return self.layer.nbytes
+        return sum(math.prod(w.shape) * w.dtype.itemsize for w in self.matrices)
 
     @property
     def flops(self) -> int:
         """Operations that one row costs where nothing is pruned, with dense weights."""
-        return sum(2 * w.numel() for w in self.matrices)
+        if self.layer is not None:
+            one = self.layer
+            return 2 * one.hidden * (one.features * (1 + one.gated) + one.out_features)
+        return sum(2 * math.prod(w.shape) for w in self.matrices)
 
     @property
     def form(self) -> tuple[Any, ...]:
@@ -125,12 +161,12 @@ def shared_of(shared: Any, where: Place) -> list[Expert]:
 
 def check(experts: list[Expert], features: int) -> int:
     """Return how many values the experts give, the same for all; raise if they do not take ``features``."""
-    width = int(experts[0].down.shape[0])
+    width = experts[0].outputs
     for one in experts:
-        if one.up.shape[1] != features:
-            raise ValueError(f"{one.name} takes {one.up.shape[1]} features, x has {features}")
-        if one.down.shape[0] != width:
-            raise ValueError(f"{one.name} gives {one.down.shape[0]} values, {experts[0].name} gives {width}")
+        if one.features != features:
+            raise ValueError(f"{one.name} takes {one.features} features, x has {features}")
+        if one.outputs != width:
+            raise ValueError(f"{one.name} gives {one.outputs} values, {experts[0].name} gives {width}")
     return width
 
 
@@ -203,7 +239,7 @@ def groups_of(
     return groups
 
 
-def _form(w: torch.Tensor | Member) -> tuple[Any, ...]:
+def _form(w: Matrix) -> tuple[Any, ...]:
     return w.form if isinstance(w, Member) else (tuple(w.shape), w.dtype, w.stride())
 
 
@@ -211,24 +247,32 @@ def _stack(w: Any, name: str, where: Place) -> Sequence[Any] | torch.Tensor | No
     if w is None or isinstance(w, (list, tuple)):
         return w
     sparse = isinstance(w, (BSR, BlockStorage))
-    stack: Any = _blocks(w, name, where) if sparse else as_floats(w, name, where)
+    stack: Any = w
+    if not is_on_disk(w):
+        stack = _blocks(w, name, where) if sparse else as_floats(w, name, where)
     if stack.ndim != 3:
         raise ValueError(f"{name} must have the experts on axis 0 of three, got shape {tuple(stack.shape)}")
+    if is_on_disk(w):
+        return stored_members(w, name)
     return members(stack._operand, stack._batch) if sparse else stack
 
 
 def _expert(name: str, parts: Sequence[Any], where: Place) -> Expert:
     """Return an expert of ``(up, down, gate)``, or of an FFN."""
+    if isinstance(parts[0], (FFN, FeedForward)) and (parts[1] is not None or parts[2] is not None):
+        raise TypeError(f"{name} is an FFN, which has its own w_down and w_gate: pass None for them")
+    if isinstance(parts[0], PagedFFN):
+        return Expert(name, None, None, None, parts[0].decide, layer=parts[0])
     if isinstance(parts[0], FeedForward):
         raise PrunusError(
-            f"{name} is an FFN in host memory or on disk, the operation runs on {where}: of those in memory, "
-            "move it with .to('cuda')"
+            f"{name} is an FFN in host memory, the operation runs on {where}; move it with .to('cuda')"
         )
     if isinstance(parts[0], FFN):
-        return _packed(name, parts, where)
+        return _packed(name, parts[0], where)
     if parts[1] is None:
         raise TypeError(f"{name} must be an FFN where w_down is not given, got {type(parts[0]).__name__}")
-    up, down = _matrix(parts[0], f"w_up of {name}", where), _matrix(parts[1], f"w_down of {name}", where)
+    up = _matrix(parts[0], f"w_up of {name}", where)
+    down = _matrix(parts[1], f"w_down of {name}", where, down=True)
     gate = None if parts[2] is None else _matrix(parts[2], f"w_gate of {name}", where)
     if down.shape[1] != up.shape[0]:
         raise ValueError(
@@ -240,11 +284,8 @@ def _expert(name: str, parts: Sequence[Any], where: Place) -> Expert:
     return Expert(name, up, down, gate)
 
 
-def _packed(name: str, parts: Sequence[Any], where: Place) -> Expert:
+def _packed(name: str, layer: FFN, where: Place) -> Expert:
     """Return an expert that is an FFN."""
-    layer: FFN = parts[0]
-    if parts[1] is not None or parts[2] is not None:
-        raise TypeError(f"{name} is an FFN, which has its own w_down and w_gate: pass None for them")
     if layer._place != where:
         raise PrunusError(
             f"{name} lives on {layer._place}, the operation runs on {where}; move it with "
@@ -260,9 +301,16 @@ def _biases(given: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
     return libraries().torch.stack(biases) if biases else None
 
 
-def _matrix(w: Any, name: str, where: Place) -> torch.Tensor | Member:
+def _matrix(w: Any, name: str, where: Place, *, down: bool = False) -> Matrix:
     """Return one matrix of an expert, checked."""
     if isinstance(w, Member):
+        return w
+    if is_on_disk(w):
+        if w.dtype not in FLOATS:
+            raise TypeError(f"{name} must hold floats, got dtype {w.dtype}")
+        if w.ndim != 2:
+            raise ValueError(f"{name} must have two dimensions, got shape {w.shape}")
+        table_of(w, name, down=down)  # which raises where it cannot be read so
         return w
     if isinstance(w, (BSR, BlockStorage)):
         w = _blocks(w, name, where)

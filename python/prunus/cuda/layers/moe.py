@@ -12,6 +12,7 @@ from prunus.cuda.deciding import judge, spread
 from prunus.cuda.expert_counts import count_experts, count_routes
 from prunus.cuda.grouped import Matrices, Routes, everything, gather_sum, project, project_live, route
 from prunus.cuda.grouped_blocks import Blocks, project_blocks
+from prunus.cuda.layers import stored
 from prunus.cuda.layers.experts import Expert, Group, check, experts_of, group_of, groups_of, shared_of
 from prunus.cuda.operands import as_floats, where_of
 from prunus.cuda.policies import foreseen
@@ -55,7 +56,8 @@ def moe(
     values are read. Between two products, hidden units are kept in the result's dtype.
 
     A policy that is Python code (scope "host") is asked once for every expert that rows chose, with that
-    expert's rows alone, as tensors: for these, how many rows each expert has is read back, once a call.
+    expert's rows alone, as tensors. For these, and for experts on disk, of which those that rows chose are
+    read and stream, how many rows each expert has is read back, once a call.
 
     Returns
     -------
@@ -69,8 +71,10 @@ def moe(
     TypeError
         If an operand holds no floats or is of another kind.
     PrunusError
-        If operands live in different places, or a policy is Python code and the call is captured in a CUDA
-        graph.
+        If operands live in different places, or a call that reads back how many rows each expert has is
+        captured in a CUDA graph.
+    OSError
+        If a file cannot be read, or was changed or closed. Nothing is under way then.
     """
     check_activation(activation)
     where = where_of(x, router, logits)
@@ -85,10 +89,10 @@ def moe(
     width = check([*experts, *always], int(rows.shape[1]))
     kind = rows.dtype
     for one in (*experts, *always):
-        for w in one.matrices:
-            kind = dtypes.result(kind, w.dtype, names=("x", "an expert"))
+        for own in one.kinds:
+            kind = dtypes.result(kind, own, names=("x", "an expert"))
     sums = dtypes.sums(kind)
-    alone = [e for e, style in enumerate(styles) if _sees_rows(style.policy)]
+    alone = [e for e, style in enumerate(styles) if _sees_rows(style.policy) or experts[e].is_stored]
     with traced("moe", where) as step:
         routes = route(where, source, weights, top_k, bool(renormalize), len(experts))
         if step:
@@ -107,7 +111,10 @@ def moe(
         for one in always:
             all_rows = everything(len(rows), where)
             part = empty((len(rows), width), sums, where)
-            _run(where, rows, all_rows, group_of(one, common, where), kind, part)
+            if one.is_stored:
+                stored.expert(where, rows, one, common, kind, part)
+            else:
+                _run(where, rows, all_rows, group_of(one, common, where), kind, part)
             out += part
         return out.to(kind).reshape(*lead, width)
 
@@ -125,23 +132,33 @@ def _one_by_one(
     kind: Any,
     y: torch.Tensor,
 ) -> None:
-    """Write what experts give for their copies, each by itself; waits for how many copies each has."""
+    """Write what experts give for their copies, each by itself; waits for how many copies each has.
+
+    Those that nobody chose are neither asked nor read. Of experts on disk, the next one's weights are read
+    while one is computed.
+    """
     ends = _read_back(where, routes)
     assert routes.rows is not None
-    for e, one, style in experts:
+    chosen = [(e, one, style) for e, one, style in experts if ends[e] < ends[e + 1]]
+    for number, (e, one, style) in enumerate(chosen):
+        if number + 1 < len(chosen):
+            _, following, how = chosen[number + 1]
+            stored.prefetch(following, how.policy)
         begin, end = ends[e], ends[e + 1]
-        if begin == end:
-            continue  # nobody chose it, and nobody is asked
-        mine = x.index_select(0, routes.rows[begin:end])
-        _run(where, mine, everything(end - begin, where), group_of(one, style, where), kind, y[begin:end])
+        at = routes.rows[begin:end]
+        mine, part = x.index_select(0, at), y[begin:end]
+        if one.is_stored:
+            stored.expert(where, mine, one, stored.at_rows(where, style, x, at, one), kind, part)
+        else:
+            _run(where, mine, everything(end - begin, where), group_of(one, style, where), kind, part)
 
 
 def _read_back(where: Place, routes: Routes) -> list[int]:
     """Wait for the GPU: where the copies of each expert begin."""
     if is_captured(where):
         raise PrunusError(
-            "a policy that is Python code is asked of each expert's rows, and how many these are is read "
-            "back: such a call cannot be captured in a CUDA graph"
+            "experts on disk, and policies that are Python code, take each expert's rows, and how many these "
+            "are is read back: such a call cannot be captured in a CUDA graph"
         )
     ends: list[int] = routes.offsets.tolist()
     return ends

@@ -12,9 +12,12 @@ from prunus.cuda.arrays import BSR
 from prunus.cuda.compaction import compact
 from prunus.cuda.counting import Table, count_rows
 from prunus.cuda.deciding import judge
+from prunus.cuda.grouped_blocks import Member
 from prunus.cuda.layers.arguments import as_rows, as_table, as_vector
+from prunus.cuda.layers.experts import Expert
 from prunus.cuda.layers.packed import kept_as
 from prunus.cuda.layers.paged import matmul
+from prunus.cuda.layers.paged_ffn import call
 from prunus.cuda.operands import where_of
 from prunus.cuda.paged import matrices, tables
 from prunus.cuda.paged.matrices import Matrix, kind_of, table_of
@@ -24,12 +27,13 @@ from prunus.cuda.rows import sums_of
 from prunus.cuda.runtime import Place, empty
 from prunus.paged import tables as host
 from prunus.pruning._rows import check_activation, check_branch, watched
-from prunus.pruning.policies import Policy, Threshold, as_policy
+from prunus.pruning.experts import Style
+from prunus.pruning.policies import Fixed, Policy, Threshold, as_policy
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ffn", "hidden", "linear"]
+__all__ = ["at_rows", "expert", "ffn", "linear", "prefetch"]
 
 
 def linear(
@@ -107,8 +111,8 @@ def ffn(
     """Return a feed-forward layer's output; see :func:`prunus.cuda.layers.ffn.ffn`.
 
     The matrix that decides is read whole, unless the policy foresees. Of the others, only rows of live units
-    are read: of ``w_down`` where it is a transposed view of an array (H, d_out); all of it is
-    otherwise.
+    are read: of ``w_down`` where it is a transposed view of an array (H, d_out), of which
+    nothing is left out otherwise.
 
     Raises
     ------
@@ -144,7 +148,7 @@ def ffn(
     inner = kept_as(where, len(flat), flat.dtype, kind_of(up), kind)
     stored = [w for w in (up, down, gate) if isinstance(w, host.Table)]
     with span("ffn") as at, watched(at, *stored):
-        h, live, known = hidden(where, policy, flat, (up, gate), inner, branch, biases[0], activation)
+        h, live, known = _hidden(where, policy, flat, (up, gate), inner, branch, biases[0], activation)
         y = empty((len(flat), outs), kind, where)
         matrices.outputs(where, h, down, y, in_line, live, biases[1])
         if at:
@@ -152,14 +156,14 @@ def ffn(
             assert live is not None
             first = up if gate is None else gate
             every = [(w, w is first and not known) for w in (up, gate) if w is not None]
-            every += [(down if is_table(down) else down.T, False)] if in_line else []
+            every += [(down if _is_table(down) else down.T, False)] if in_line else []
             _count(at, live.each, branch, every, len(flat), units)
             if not in_line:
                 _count(at, None, 1, [(down, True)], len(flat), outs)
     return y.reshape(*lead, outs)
 
 
-def hidden(
+def _hidden(
     where: Place,
     policy: Policy | None,
     x: torch.Tensor,
@@ -202,7 +206,122 @@ def hidden(
     return h, live, known
 
 
-def is_table(w: Matrix) -> bool:
+class _Known(Policy):
+    """What is known to be live of some rows.
+
+    Parameters
+    ----------
+    live : Tensor of bool
+        Shape (rows, branches).
+    """
+
+    scope = "row"
+
+    def __init__(self, live: torch.Tensor) -> None:
+        self.live = live
+
+    def select(self, statistics: Any) -> Any:
+        return self.live
+
+    def foresee(self, x: Any, branches: int) -> Any:
+        return self.live
+
+
+def at_rows(where: Place, style: Style, x: torch.Tensor, at: torch.Tensor, one: Expert) -> Style:
+    """Return the style of an expert that the rows ``at`` of ``x`` chose."""
+    policy = style.policy
+    if not isinstance(policy, Fixed) or policy.mask.ndim == 1:
+        return style
+    branches = blocks_along(one.units, min(style.branch, max(one.units, 1)))
+    live = foreseen(policy, x, branches, where)
+    assert live is not None
+    return style._replace(policy=_Known(live.index_select(0, at)))
+
+
+def prefetch(one: Expert, policy: Policy | None) -> None:
+    """Have the pager fetch what a call that prunes so reads of an expert on disk whatever is live."""
+    sees = policy is not None and type(policy).foresee is Policy.foresee
+    if one.layer is not None:
+        wanted: list[Any] = [one.layer] if policy is None or sees else []
+    elif policy is None:
+        wanted = one.matrices
+    else:
+        wanted = [one.up if one.gate is None else one.gate] if sees else []
+        wanted += [w for w in one.matrices if is_on_disk(w) and hasattr(w, "blocksize")]
+        wanted += [] if table_of(one.down, "w_down", down=True)[1] else [one.down]
+    for w in wanted:
+        if is_on_disk(w):
+            w.prefetch()
+
+
+def expert(where: Place, x: torch.Tensor, one: Expert, style: Style, kind: Any, y: torch.Tensor) -> None:
+    """Write what an expert of which some is on disk gives for the rows of ``x``.
+
+    Parameters
+    ----------
+    where : Place
+        Where ``x`` lives.
+    x : Tensor
+        Shape (rows, features).
+    one : Expert
+        Whose weights.
+    style : Style
+        What decides, and the activation.
+    kind : torch.dtype
+        Of the mixture's result.
+    y : Tensor
+        Shape (rows, outputs), contiguous: written.
+
+    Raises
+    ------
+    OSError, PrunusError, MemoryError
+        As :func:`linear`.
+    """
+    if one.layer is not None:
+        y.copy_(call(one.layer, x, style.activation, style.policy, style.branch))
+        return
+    (up, _), (down, in_line) = table_of(one.up, "w_up"), table_of(one.down, "w_down", down=True)
+    gate = None if one.gate is None else table_of(one.gate, "w_gate")[0]
+    every = [w for w in (up, down, gate) if w is not None]
+    branch = min(style.branch, max(one.units, 1))
+    inner = kept_as(where, len(x), x.dtype, kind)
+    with span("expert") as at, watched(at, *(w for w in every if is_on_disk(w))):
+        h, live, known = _hidden(where, style.policy, x, (up, gate), inner, branch, None, style.activation)
+        matrices.outputs(where, h, down, y, in_line, live)
+        if at:
+            at.ran("cuda")
+            first = up if gate is None else gate
+            each = None if live is None else live.each
+            used = [(w, w is first and not known) for w in (up, gate) if w is not None and _is_dense(w)]
+            used += [(down if _is_table(down) else down.T, False)] if in_line else []
+            _count(at, each, branch, used, len(x), one.units)
+            if not in_line and _is_dense(down):
+                _count(at, None, 1, [(down, True)], len(x), one.outputs)
+            for w in every:
+                if isinstance(w, Member):
+                    _count_blocks(at, w, len(x))
+
+
+def _is_dense(w: Matrix) -> bool:
+    return not isinstance(w, Member) and not hasattr(w, "blocksize")
+
+
+def _count_blocks(at: Span, w: Member, rows: int) -> None:
+    stored, full = w.stored(), w.numel()
+
+    def numbers() -> dict[str, int]:
+        done = int(stored)
+        return {
+            "flops": 2 * done * rows,
+            "flops_skipped": 2 * max(full - done, 0) * rows,
+            "bytes_loaded": done * w.element_size(),
+            "bytes_skipped": max(full - done, 0) * w.element_size(),
+        }
+
+    at.later(numbers)
+
+
+def _is_table(w: Matrix) -> bool:
     """Say whether a matrix is a dense one on disk."""
     return isinstance(w, host.Table)
 

@@ -11,7 +11,7 @@ from prunus.cuda.grouped import everything
 from prunus.cuda.grouped_blocks import Member, members, project_blocks, together
 from prunus.cuda.paged import tables
 from prunus.cuda.paged.tables import Judged
-from prunus.cuda.runtime import Place
+from prunus.cuda.runtime import Place, empty
 from prunus.cuda.versions import libraries
 from prunus.paged.tables import Table, as_table
 from prunus.pruning.policies import Policy
@@ -82,8 +82,12 @@ def find(
     if not _is_sparse(w):
         live, _ = deciding.find(where, policy, x, w, out, branch, bias, activation, ask=False, clear=clear)
         return Judged(live, branch), False
-    project(where, x, w, out, None, bias, activation)
-    live = deciding.judge(where, policy, out, branch)
+    sums = rows.sums_of(x.dtype, kind_of(w), out.dtype)
+    h = out if out.dtype == sums else empty(tuple(out.shape), sums, where)
+    project(where, x, w, h, None, bias, activation)
+    live = deciding.judge(where, policy, h, branch)
+    if h is not out:
+        out.copy_(h)
     if clear:
         out.masked_fill_(~deciding.spread(live, branch, units), 0)
     return Judged(live, branch), False
