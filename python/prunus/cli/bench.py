@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunus.cli import bench_gpu, bench_llm, bench_paging, bench_pruning
+from prunus.cli import bench_gpu, bench_llm, bench_paging, bench_pruning, bench_training
 from prunus.cli._arguments import Commands, choices, densities, number, numbers, thread_counts
 from prunus.cli.errors import CommandError
 
@@ -62,6 +62,7 @@ def add(commands: Commands) -> None:
     bench_paging.add(kinds)
     bench_llm.add(kinds)
     bench_gpu.add(kinds)
+    bench_training.add(kinds)
 
 
 def run(options: argparse.Namespace) -> int:
