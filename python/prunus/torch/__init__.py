@@ -19,7 +19,8 @@ tensor([[3., 3.],
 from __future__ import annotations
 
 from prunus.torch import _installed as _installed  # first: it tells where torch is missing
+from prunus.torch import nn
 from prunus.torch.arrays import BSR
 from prunus.torch.functional import linear, matmul, sddmm
 
-__all__ = ["BSR", "linear", "matmul", "sddmm"]
+__all__ = ["BSR", "linear", "matmul", "nn", "sddmm"]

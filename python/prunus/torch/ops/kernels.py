@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-
 from prunus import _layout as lay
 from prunus import engines
 from prunus._device import on_device
