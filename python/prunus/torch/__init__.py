@@ -19,8 +19,20 @@ tensor([[3., 3.],
 from __future__ import annotations
 
 from prunus.torch import _installed as _installed  # first: it tells where torch is missing
-from prunus.torch import nn
+from prunus.torch import learning, nn
 from prunus.torch.arrays import BSR
 from prunus.torch.functional import linear, matmul, sddmm
+from prunus.torch.saving import load_weights_, save_weights
+from prunus.torch.swapping import sparsify_
 
-__all__ = ["BSR", "linear", "matmul", "nn", "sddmm"]
+__all__ = [
+    "BSR",
+    "learning",
+    "linear",
+    "load_weights_",
+    "matmul",
+    "nn",
+    "save_weights",
+    "sddmm",
+    "sparsify_",
+]

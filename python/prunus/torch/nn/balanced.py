@@ -41,7 +41,8 @@ def balanced(rows: int, cols: int, count: int, generator: torch.Generator | None
     sizes = torch.full((rows,), count // rows, dtype=torch.int64, device="cpu")
     sizes[_shuffled(rows, generator)[: count % rows]] += 1
     row = torch.repeat_interleave(torch.arange(rows, device="cpu"), sizes)
-    dealt, taken = [], 0
+    dealt: list[torch.Tensor] = []
+    taken = 0
     for _ in range(-(-count // cols)):
         # What the row that this deal begins in has, and how much it still takes.
         has = dealt[-1][row[taken - cols : taken] == row[taken]] if dealt else row[:0]

@@ -164,7 +164,7 @@ def zero_padding_(w: BSR | BlockSparseLinear) -> BSR:
 
 
 def bounds_of(w: BSR) -> Tensor:
-    """Return ``1 / sqrt(fan_in)`` of each row of values, (out,): what torch draws biases of linears within."""
+    """Return ``1 / sqrt(fan_in)`` of each row of values, (out,): the range of biases."""
     row, _, _, width = _extents(w)
     per_row = width.new_zeros(_grid(w)[0]).index_add(0, row, width)
     bound = per_row.clamp(min=1).rsqrt().masked_fill(per_row == 0, 0.0)

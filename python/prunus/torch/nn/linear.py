@@ -332,8 +332,8 @@ class BlockSparseLinear(torch.nn.Module):
             self._probe = None
         elif strict and prefix + "weight" in state_dict:
             error_msgs.append(
-                f"{prefix + 'weight'} is that of a dense layer: load it into a torch.nn.Linear, and make this "
-                "layer of it with BlockSparseLinear.from_linear"
+                f"{prefix + 'weight'} is that of a dense layer: load it into a torch.nn.Linear, and make "
+                "this layer of it with BlockSparseLinear.from_linear"
             )
             return
         super()._load_from_state_dict(

@@ -1,0 +1,155 @@
+"""Trained models as safetensors files whose block-sparse weights ``prunus.open`` runs from disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from prunus import _bsr
+from prunus._errors import FormatError
+from prunus.interop.torch import as_array, as_tensor
+from prunus.paged.files import File, open_file
+from prunus.paged.save import save
+from prunus.paged.sparse import PagedBSR
+from prunus.torch.arrays import BSR
+from prunus.torch.nn.linear import BlockSparseLinear
+
+if TYPE_CHECKING:
+    from prunus.paged.files import PathLike
+
+__all__ = ["load_weights_", "save_weights"]
+
+_PARTS = ("values", "indices", "indptr")
+# What a layer that is the whole model is called in a file.
+_ROOT = "weight"
+
+
+def save_weights(
+    model: torch.nn.Module | Mapping[str, torch.Tensor | BSR],
+    path: PathLike,
+    metadata: Mapping[str, str] | None = None,
+    checksums: bool = False,
+) -> None:
+    """Write a model's parameters and buffers to a safetensors file; whole or not at all.
+
+    A :class:`BlockSparseLinear` at ``layers.0.up`` is the block-sparse array ``"layers.0.up"`` of the file,
+    (out, in), beside its bias ``"layers.0.up.bias"``: ``prunus.open(path)["layers.0.up"] @ x`` computes from
+    the disk, without torch. To any other reader of safetensors the file has the tensors of the model's state
+    dict under their names.
+
+    Parameters
+    ----------
+    model : Module or mapping
+        The model; or tensors and :class:`BSR` by name.
+    path : str, bytes or path-like
+        Where to; the name ends in ``.safetensors``.
+    metadata : mapping of str to str, optional
+        Kept beside the tensors.
+    checksums : bool
+        Adds a CRC-32C for each page.
+
+    Raises
+    ------
+    TypeError
+        If something is no tensor, such as a module's extra state, or of a dtype that files do not have.
+    ValueError
+        If the path has another ending, or a BSR is a transpose.
+    OSError
+        If the disk is full or refuses; what was there is untouched then.
+
+    Notes
+    -----
+    Tensors on a GPU are copied to the host, one after the other. Tensors that modules share are written
+    under each of their names.
+
+    Examples
+    --------
+    >>> import os, tempfile, torch
+    >>> import prunus as pr, prunus.torch as pt
+    >>> model = torch.nn.Sequential(pt.nn.BlockSparseLinear(64, 64, blocksize=16))
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> pt.save_weights(model, path)  # doctest: +SKIP
+    >>> with pr.open(path) as f:  # doctest: +SKIP
+    ...     f["0"]
+    <prunus.paged.PagedBSR (64, 64) float32: 2 blocks of 16 x 16 on disk, density 0.125, 2.07 KiB>
+    """
+    named = _of_model(model) if isinstance(model, torch.nn.Module) else dict(model)
+    save(path, {name: _array(value, name) for name, value in named.items()}, metadata, checksums)
+
+
+def load_weights_(model: torch.nn.Module, path: PathLike, strict: bool = True) -> Any:
+    """Read a file of :func:`save_weights` into a model, whose layers take the patterns of the file.
+
+    Parameters
+    ----------
+    model : Module
+        A model of the same modules; its block-sparse layers may have other numbers of blocks.
+    path : str, bytes or path-like
+        The file.
+    strict : bool
+        As for ``load_state_dict``.
+
+    Returns
+    -------
+    NamedTuple
+        What ``load_state_dict`` returns: missing and unexpected keys.
+
+    Raises
+    ------
+    RuntimeError
+        If the file does not fit the model.
+    FormatError
+        If it is no such file, or damaged.
+    OSError
+        If it cannot be read.
+    """
+    state: dict[str, torch.Tensor] = {}
+    root = isinstance(model, BlockSparseLinear)
+    with _opened(path) as file:
+        for name in file:
+            found = file[name]
+            if isinstance(found, PagedBSR):
+                array = found.load()
+                prefix = "" if root and name == _ROOT else f"{name}."
+                parts = array._values(), array._indices, array._indptr
+                state.update((prefix + part, as_tensor(one)) for part, one in zip(_PARTS, parts, strict=True))
+            elif hasattr(found, "load"):
+                state[name] = as_tensor(found.load())
+            else:
+                raise FormatError(f"{os.fsdecode(path)}: {name!r} is a {type(found).__name__}, not weights")
+    return model.load_state_dict(state, strict=strict)
+
+
+def _opened(path: PathLike) -> File:
+    file = open_file(path)
+    if not isinstance(file, File):
+        raise FormatError(f"{os.fsdecode(path)}: expected a safetensors file, this is one array")
+    return file
+
+
+def _of_model(model: torch.nn.Module) -> dict[str, Any]:
+    """Return what to save, by name: the state dict, with the parts of each block-sparse layer together."""
+    named: dict[str, Any] = dict(model.state_dict())
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, BlockSparseLinear):
+            prefix = f"{name}." if name else ""
+            for part in _PARTS:
+                del named[prefix + part]
+            named[name or _ROOT] = module.weight
+    return named
+
+
+def _array(value: Any, name: str) -> Any:
+    """Return a tensor or BSR as an array in host memory."""
+    if isinstance(value, BSR):
+        if value._t:
+            raise ValueError(f"{name}: a transpose is not stored; save the BSR that it is of")
+        parts = (
+            as_array(part.detach().cpu().contiguous()) for part in (value.data, value.indices, value.indptr)
+        )
+        return _bsr.BSR(tuple(parts), shape=value.shape)
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor or a prunus.torch.BSR, got {type(value).__name__}")
+    return as_array(value.detach().cpu())
