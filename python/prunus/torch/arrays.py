@@ -316,7 +316,9 @@ class BSR:
     def toarray(self) -> torch.Tensor:
         """Return the dense tensor, which gradients flow back from."""
         *batch, m, n = self._stored
-        data = self.data if self.indptr.ndim > 1 else self.data.reshape(-1, *self.data.shape[-3:])
+        data = (
+            self.data if self.indptr.ndim > 1 else self.data.reshape(math.prod(batch), *self.data.shape[-3:])
+        )
         indptr = self.indptr.reshape(-1, self.indptr.shape[-1]) if self.indptr.ndim > 1 else self.indptr
         dense = blocks.scatter(data, self.indices, indptr, (m, n)).reshape(*batch, m, n)
         return dense.mT if self._t else dense

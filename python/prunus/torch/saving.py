@@ -10,6 +10,7 @@ import torch
 from prunus import _bsr
 from prunus._errors import FormatError
 from prunus.interop.torch import as_array, as_tensor
+from prunus.paged.array import PagedArray
 from prunus.paged.files import File, open_file
 from prunus.paged.save import save
 from prunus.paged.sparse import PagedBSR
@@ -70,8 +71,8 @@ def save_weights(
     >>> import prunus as pr, prunus.torch as pt
     >>> model = torch.nn.Sequential(pt.nn.BlockSparseLinear(64, 64, blocksize=16))
     >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
-    >>> pt.save_weights(model, path)  # doctest: +SKIP
-    >>> with pr.open(path) as f:  # doctest: +SKIP
+    >>> pt.save_weights(model, path)
+    >>> with pr.open(path) as f:
     ...     f["0"]
     <prunus.paged.PagedBSR (64, 64) float32: 2 blocks of 16 x 16 on disk, density 0.125, 2.07 KiB>
     """
@@ -115,7 +116,7 @@ def load_weights_(model: torch.nn.Module, path: PathLike, strict: bool = True) -
                 prefix = "" if root and name == _ROOT else f"{name}."
                 parts = array._values(), array._indices, array._indptr
                 state.update((prefix + part, as_tensor(one)) for part, one in zip(_PARTS, parts, strict=True))
-            elif hasattr(found, "load"):
+            elif isinstance(found, PagedArray):
                 state[name] = as_tensor(found.load())
             else:
                 raise FormatError(f"{os.fsdecode(path)}: {name!r} is a {type(found).__name__}, not weights")
@@ -146,10 +147,9 @@ def _array(value: Any, name: str) -> Any:
     if isinstance(value, BSR):
         if value._t:
             raise ValueError(f"{name}: a transpose is not stored; save the BSR that it is of")
-        parts = (
-            as_array(part.detach().cpu().contiguous()) for part in (value.data, value.indices, value.indptr)
-        )
-        return _bsr.BSR(tuple(parts), shape=value.shape)
+        parts = (value.data, value.indices, value.indptr)
+        arrays = tuple(as_array(part.detach().cpu().contiguous()) for part in parts)
+        return _bsr.BSR(arrays, shape=value.shape)
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor or a prunus.torch.BSR, got {type(value).__name__}")
     return as_array(value.detach().cpu())

@@ -123,11 +123,11 @@ def sparsify_(
     >>> import prunus.torch as pt
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
     >>> print(pt.sparsify_(model, density=0.25, blocksize=16))
-    layer  out x in  what was done                  before  after
-    -----  --------  -----------------------------  ------  -----
-    0      256 x 64  16 of 64 blocks of 16 x 16     16,640  4,352
-    2      10 x 256  left: smaller than 16 x 16      2,570  2,570
-    all              1 of 2 layers                  19,210  6,922
+    layer  out x in  what was done               before  after
+    -----  --------  --------------------------  ------  -----
+    0      256 x 64  16 of 64 blocks of 16 x 16  16,640  4,352
+    2      10 x 256  left: smaller than 16 x 16   2,570  2,570
+    all              1 of 2 layers               19,210  6,922
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")

@@ -45,6 +45,11 @@ class GradualMagnitude(Learner):
     ValueError, TypeError
         If numbers are out of range, ``end`` is not after ``begin``, or an optimiser's states cannot follow.
 
+    Notes
+    -----
+    A compiled model is compiled again for each number of blocks, and torch allows eight versions. With
+    ``torch._dynamo.config.force_parameter_static_shapes = False`` two of them serve for all numbers.
+
     Examples
     --------
     >>> import torch

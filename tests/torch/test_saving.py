@@ -1,0 +1,107 @@
+"""Models through files: what runs from the disk is what was trained."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="prunus.torch needs torch")
+
+import prunus as pr  # noqa: E402
+import prunus.torch as pt  # noqa: E402
+from prunus.interop.torch import as_array  # noqa: E402
+
+
+def model_of(dtype=torch.float32, density=0.4):
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleDict(
+        {
+            "up": pt.nn.BlockSparseLinear(50, 70, blocksize=(16, 8), density=density, dtype=dtype),
+            "norm": torch.nn.BatchNorm1d(70, dtype=dtype),
+            "down": pt.nn.BlockSparseLinear(70, 33, blocksize=8, density=density, bias=False, dtype=dtype),
+            "head": torch.nn.Linear(33, 5, dtype=dtype),
+        }
+    )
+    return torch.nn.ModuleDict({"layers": layers})
+
+
+def run(model, x):
+    for layer in model["layers"].values():
+        x = layer(x)
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_files_run_and_come_back(tmp_path, dtype):
+    model, path = model_of(dtype), tmp_path / "model.safetensors"
+    pt.save_weights(model, path, metadata={"note": "a model"}, checksums=True)
+    x = torch.randn(50, dtype=dtype)
+    with pr.open(path) as file:
+        assert not file.verify()
+        up = file["layers.up"]
+        assert (up.shape, up.blocksize, up.nnzb) == ((70, 50), (16, 8), 14)
+        y = (up @ as_array(x)).astype(np.float64) + file["layers.up.bias"].load().astype(np.float64)
+    expected = model["layers"]["up"](x).detach().double().numpy()
+    np.testing.assert_allclose(y, expected, rtol=4 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
+    other = model_of(dtype, density=0.1)
+    before = other["layers"]["up"].values
+    assert pt.load_weights_(other, path) == ([], [])
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value, rtol=0, atol=0)
+    assert other["layers"]["up"].values is before
+    batch = torch.randn(4, 50, dtype=dtype)
+    torch.testing.assert_close(run(other.eval(), batch), run(model.eval(), batch), rtol=0, atol=0)
+
+
+def test_other_readers_see_the_state_dict(tmp_path):
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    model, path = model_of(), tmp_path / "model.safetensors"
+    pt.save_weights(model, path)
+    state = {key: value for key, value in load_file(path).items() if not key.startswith("__pad_")}
+    assert sorted(state) == sorted(model.state_dict())
+    other = model_of(density=0.8)
+    other.load_state_dict(state)
+    x = torch.randn(4, 50)
+    torch.testing.assert_close(run(other.eval(), x), run(model.eval(), x))
+
+
+def test_a_layer_alone(tmp_path):
+    layer, path = model_of()["layers"]["up"], tmp_path / "layer.safetensors"
+    pt.save_weights(layer, path)
+    with pr.open(path) as file:
+        assert sorted(file) == ["bias", "weight"]
+        x = torch.randn(50, 3)
+        np.testing.assert_allclose(file["weight"] @ x.numpy(), (layer.weight.detach() @ x).numpy(), rtol=1e-5)
+    other = model_of(density=1.0)["layers"]["up"]
+    pt.load_weights_(other, path)
+    assert other.mask == layer.mask
+
+
+def test_tensors_and_operands_by_name(tmp_path):
+    path = tmp_path / "some.safetensors"
+    w = pt.BSR.from_dense(torch.randn(20, 12), 4, density=0.5)
+    pt.save_weights({"w": w, "b": torch.arange(4), "t": torch.randn(3, 5).T}, path)
+    with pr.open(path) as file:
+        assert sorted(file) == ["b", "t", "w"]
+        np.testing.assert_array_equal(file["w"].load().toarray(), w.toarray().numpy())
+
+
+def test_what_does_not_fit_is_told(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(ValueError, match="transpose is not stored"):
+        pt.save_weights({"w": pt.BSR.from_dense(torch.eye(4), 2).T}, path)
+    with pytest.raises(TypeError, match="n: expected a tensor"):
+        pt.save_weights({"n": 3}, path)
+    with pytest.raises(ValueError, match="safetensors"):
+        pt.save_weights(model_of(), tmp_path / "model.pt")
+    assert not list(tmp_path.iterdir())
+    pt.save_weights(model_of(), path)
+    dense = model_of()
+    dense["layers"]["up"] = torch.nn.Linear(50, 70)
+    with pytest.raises(RuntimeError, match=r"layers\.up\.weight"):
+        pt.load_weights_(dense, path)
+    coarse = model_of()
+    coarse["layers"]["up"] = pt.nn.BlockSparseLinear(50, 70, blocksize=16)
+    with pytest.raises(RuntimeError, match=r"expected values of shape \(blocks, \*\(16, 16\)\), got"):
+        pt.load_weights_(coarse, path)
+    pr.save(tmp_path / "one.npy", np.ones(3))
+    with pytest.raises(pr.FormatError, match="this is one array"):
+        pt.load_weights_(dense, tmp_path / "one.npy")
