@@ -145,7 +145,7 @@ def test_grown_blocks_can_be_drawn():
 @pytest.mark.parametrize("count", [12, 7, 20])
 def test_a_change_between_forward_and_backward_is_an_error(count, needs, compiled):
     layer = layer_of()
-    call = torch.compile(layer, fullgraph=True) if compiled else layer
+    call = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
     x = torch.randn(3, IN, dtype=torch.float64, requires_grad=needs)
     y = call(x)
     pt.learning.set_pattern(layer, random_grid(count, 6))
@@ -315,7 +315,7 @@ def absent_gradient(layer, passes):
 @pytest.mark.parametrize("passes", [1, 3])
 def test_gradients_at_absent_blocks_are_those_of_the_dense_layer(passes, compiled):
     layer = layer_of()
-    call = torch.compile(layer, fullgraph=True) if compiled else layer
+    call = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
     rigl = RigL(layer, optimizer, every=2, end=100, fraction=0.5)
     batches = [(torch.randn(2, 3, IN).double(), torch.randn(2, 3, OUT).double()) for _ in range(passes)]
@@ -464,6 +464,8 @@ def test_misuse_is_told():
         GradualMagnitude(layer, None, 0.1, 0, 5, 1).load_state_dict({"steps": 1, "initial": {"x": 1.0}})
 
 
+# What opcheck itself does.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_the_probe_as_torch_checks_operations():
     layer = layer_of()
     keys = absent_keys(layer)
@@ -481,7 +483,7 @@ def test_the_probe_as_torch_checks_operations():
 def test_patterns_change_under_compilation():
     """More different numbers of blocks than torch compiles one function for, and each equals eager."""
     layer = layer_of(1.0)
-    call = torch.compile(layer, fullgraph=True)
+    call = torch.compile(layer, fullgraph=True, backend="aot_eager")
     x = torch.randn(3, IN, dtype=torch.float64)
     for count in range(30, 18, -1):
         pt.learning.set_pattern(layer, random_grid(count, count))

@@ -65,15 +65,8 @@ def test_a_model_and_its_report():
     }
     assert model.head.weight is model.embed.weight is embedding
     (up,) = (entry for entry in report if entry.name == "layers.0.up")
-    assert up == (
-        "layers.0.up",
-        (128, 32),
-        True,
-        "4 of 16 blocks of 16 x 16",
-        0.25,
-        32 * 128 + 128,
-        1024 + 128,
-    )
+    assert up[:4] == ("layers.0.up", (128, 32), True, "4 of 16 blocks of 16 x 16")
+    assert up[4:] == (0.25, 32 * 128 + 128, 1024 + 128)
     linears = [one for one in dense.modules() if isinstance(one, nn.Linear)]
     assert report.before == sum(p.numel() for one in linears for p in one.parameters())
     assert report.after == report.before - 4 * 3 * 1024
@@ -220,7 +213,7 @@ def test_a_model_compiled_exported_and_trained():
     model = Model(tied=False)
     pt.sparsify_(model, 0.5, 16, skip=["head", "small"])
     tokens = torch.randint(40, (2, 6))
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for a, b in zip(compiled(tokens), model(tokens), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     exported = torch.export.export(model.eval(), (tokens,)).module()

@@ -316,10 +316,11 @@ class BSR:
     def toarray(self) -> torch.Tensor:
         """Return the dense tensor, which gradients flow back from."""
         *batch, m, n = self._stored
-        data = (
-            self.data if self.indptr.ndim > 1 else self.data.reshape(math.prod(batch), *self.data.shape[-3:])
-        )
-        indptr = self.indptr.reshape(-1, self.indptr.shape[-1]) if self.indptr.ndim > 1 else self.indptr
+        data, indptr = self.data, self.indptr
+        if indptr.ndim > 1:
+            indptr = indptr.reshape(-1, indptr.shape[-1])
+        else:
+            data = data.reshape(math.prod(batch), *data.shape[-3:])
         dense = blocks.scatter(data, self.indices, indptr, (m, n)).reshape(*batch, m, n)
         return dense.mT if self._t else dense
 
