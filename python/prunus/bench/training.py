@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 import prunus.torch as pt
+import torch
 from prunus._progress import Progress
 from prunus._table import format_table
 from prunus.bench.machine import cpu, pinned

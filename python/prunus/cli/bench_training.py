@@ -1,4 +1,4 @@
-"""``python -m prunus bench training``: a block-sparse layer beside torch's dense one, forward and backward."""
+"""``python -m prunus bench training``: a block-sparse layer beside torch's, forward and backward."""
 
 import argparse
 from pathlib import Path
