@@ -22,13 +22,19 @@ from prunus.torch import _installed as _installed  # first: it tells where torch
 from prunus.torch import learning, nn
 from prunus.torch.arrays import BSR
 from prunus.torch.functional import linear, matmul, sddmm
+from prunus.torch.nn import LearnedThreshold, live_penalty
+from prunus.torch.pruned import ffn, gate
 from prunus.torch.saving import load_weights_, save_weights
 from prunus.torch.swapping import sparsify_
 
 __all__ = [
     "BSR",
+    "LearnedThreshold",
+    "ffn",
+    "gate",
     "learning",
     "linear",
+    "live_penalty",
     "load_weights_",
     "matmul",
     "nn",

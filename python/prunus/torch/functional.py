@@ -59,8 +59,17 @@ def matmul(a: Tensor | BSR, b: Tensor | BSR) -> Any:
     return torch.matmul(a, b)
 
 
-def linear(x: Tensor, w: Tensor | BSR, b: Tensor | None = None, *, activation: str | None = None) -> Tensor:
-    """Return ``activation(x @ w.T + b)``.
+def linear(
+    x: Tensor,
+    w: Tensor | BSR,
+    b: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    prune: Any = None,
+    branch: int = 32,
+    blockrows: int = 16,
+) -> Any:
+    """Return ``activation(x @ w.T + b)``; with a policy, as a BSR of its live branches.
 
     Parameters
     ----------
@@ -72,11 +81,19 @@ def linear(x: Tensor, w: Tensor | BSR, b: Tensor | None = None, *, activation: s
         Bias, (out,).
     activation : {"relu", "gelu", "silu"}, optional
         Applied to the sums; None is the identity.
+    prune : policy, mask or function, optional
+        Decides for every row which branches of the output are live, as in :func:`prunus.torch.ffn`. A row
+        that is dead in a stored block holds 0 there; gradients flow through what is live only.
+    branch : int, default 32
+        Neighbouring outputs that live and die together: the width of the result's blocks.
+    blockrows : int, default 16
+        Rows in a block of the result.
 
     Returns
     -------
-    Tensor
-        Shape (*lead, out).
+    Tensor or BSR
+        Shape (*lead, out). A BSR has two dimensions at least, (1, out) for a vector, and a pattern for each
+        leading index but the last; how many blocks it has is data.
 
     Raises
     ------
@@ -90,6 +107,12 @@ def linear(x: Tensor, w: Tensor | BSR, b: Tensor | None = None, *, activation: s
     >>> W = pt.BSR.from_dense(torch.eye(4), blocksize=2)
     >>> pt.linear(torch.tensor([-1.0, 2.0, -3.0, 4.0]), W, torch.ones(4), activation="relu")
     tensor([0., 3., 0., 5.])
+    >>> import prunus as pr
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> w = torch.tensor([[1.0, 1.0], [2.0, 0.0], [-1.0, -1.0], [0.0, -3.0]])
+    >>> h = pt.linear(x, w, activation="relu", prune=pr.Threshold(0.0), branch=2)
+    >>> h.nnzb, h @ torch.ones(4, 1)
+    (1, tensor([[5.]]))
     """
     act = activate(activation)
     w = _operand(w, "w")
@@ -104,6 +127,12 @@ def linear(x: Tensor, w: Tensor | BSR, b: Tensor | None = None, *, activation: s
     if b is not None and tuple(b.shape) != (w.shape[0],):
         raise ValueError(f"b must have shape ({w.shape[0]},), got {tuple(b.shape)}")
     _check_alike(x, w, b)
+    if prune is not None:
+        from prunus.torch.pruned import linear as pruned  # it builds on this module
+
+        if x.ndim == 0 or x.shape[-1] != w.shape[1]:
+            raise ValueError(f"x has shape {tuple(x.shape)}, the weights expect {w.shape[1]} features")
+        return pruned(x, w, b, activation, prune, branch, blockrows)
     if not isinstance(w, BSR):
         return act(torch.nn.functional.linear(x, w, b))
     return act(_product(w, x, b, flip=True))

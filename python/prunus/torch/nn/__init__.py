@@ -1,8 +1,16 @@
-"""Block-sparse layers as torch modules."""
+"""Layers with block-sparse weights and dynamic pruning, as ``torch.nn`` has dense ones."""
 
 from __future__ import annotations
 
 from prunus.torch.nn import init
+from prunus.torch.nn.ffn import PrunedFFN, live_penalty
 from prunus.torch.nn.linear import BlockSparseLinear
+from prunus.torch.nn.threshold import LearnedThreshold
 
-__all__ = ["BlockSparseLinear", "init"]
+__all__ = [
+    "BlockSparseLinear",
+    "LearnedThreshold",
+    "PrunedFFN",
+    "init",
+    "live_penalty",
+]

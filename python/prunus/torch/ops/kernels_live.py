@@ -18,15 +18,15 @@ from functools import cache
 from typing import Final, NamedTuple
 
 import numpy as np
-import torch
 
+import torch
 from prunus import engines
 from prunus._device import on_device
 from prunus.engines import Blocks
 from prunus.pruning.policies import largest as largest_on_host
 from prunus.torch.ops.kernels import host
 
-__all__ = ["largest", "live_combine", "live_linear", "live_outer", "spread"]
+__all__ = ["largest", "live_combine", "live_linear", "live_outer", "live_sums", "spread"]
 
 # Branches of so many units fill vectors.
 _WIDE: Final = 4
@@ -81,7 +81,24 @@ def live_linear(
     x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, live: torch.Tensor | None, branch: int
 ) -> torch.Tensor:
     """Return ``x @ w.T + bias`` where it is live, and 0 elsewhere; see :mod:`prunus.torch.ops.live`."""
-    out = x.new_empty((x.shape[0], w.shape[0]))
+    return _units(x, w, bias, live, branch, x.new_empty((x.shape[0], w.shape[0])))
+
+
+def live_sums(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return ``x @ w.T + bias`` in the dtype that sums are kept in."""
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return _units(x, w, bias, None, 1, x.new_empty((x.shape[0], w.shape[0]), dtype=kind))
+
+
+def _units(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    live: torch.Tensor | None,
+    branch: int,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Return units, in ``out`` or in another tensor of its dtype."""
     if 0 in out.shape:
         return out
     if on_device(x):
@@ -91,7 +108,7 @@ def live_linear(
         dots(place_of(x), x, w, out, live, branch, bias)
         return out
     if _dense_serves(x.dtype) and (live is None or _share(live) > _UNITS.of(branch, x.dtype)):
-        return _dense_linear(x, w, bias, live, branch)
+        return _dense_linear(x, w, bias, live, branch).to(out.dtype)
     engine, mask = engines.active(), None if live is None else host(live.contiguous())
     engine.dots(host(x), host(_rowwise(w)), host(out), mask, branch, None if bias is None else host(bias))
     return out

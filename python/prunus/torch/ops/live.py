@@ -20,12 +20,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from prunus.torch.ops import kernels_live as kernels
 from prunus.torch.ops.kernels_live import spread
+from torch import Tensor
 
-__all__ = ["largest", "live_combine", "live_known", "live_linear", "live_outer", "straight"]
+__all__ = [
+    "largest",
+    "live_combine",
+    "live_known",
+    "live_linear",
+    "live_outer",
+    "live_sums",
+    "step",
+    "straight",
+]
 
 
 # Units from inputs ---------------------------------------------------------------------------------------
@@ -91,16 +99,33 @@ live_linear.register_autograd(_linear_backward, setup_context=_save_linear)
 
 
 @torch.library.custom_op(
+    "prunus::live_sums", mutates_args=(), schema="(Tensor x, Tensor w, Tensor? bias) -> Tensor"
+)
+def live_sums(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """Return all of ``x @ w.T + bias`` in float32, or float64: what decides; it has no gradient.
+
+    See :func:`live_linear`; :func:`live_known` makes of it what gradients flow through.
+    """
+    return kernels.live_sums(x, w, bias)
+
+
+@live_sums.register_fake
+def _(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty((x.shape[0], w.shape[0]), dtype=kind)
+
+
+@torch.library.custom_op(
     "prunus::live_known",
     mutates_args=(),
     schema="(Tensor sums, Tensor x, Tensor w, Tensor? bias, Tensor live, int branch) -> Tensor",
 )
 def live_known(sums: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor, branch: int) -> Tensor:
-    """Return :func:`live_linear` of the rest, of which ``sums`` (rows, units) is all of ``x @ w.T + bias``.
+    """Return :func:`live_linear` of the rest, of which ``sums`` is what :func:`live_sums` gave.
 
     Nothing is multiplied. Gradients go to ``x``, ``w`` and ``bias``, not to ``sums``.
     """
-    return _masked(sums, live, branch)
+    return _masked(sums, live, branch).to(x.dtype)
 
 
 @live_known.register_fake
@@ -344,6 +369,7 @@ def _by_rows(op: Callable[..., Tensor], rows: tuple[int, ...]) -> Callable[..., 
 
 
 live_linear.register_vmap(_by_rows(live_linear, (0, 3)))
+live_sums.register_vmap(_by_rows(live_sums, (0,)))
 live_known.register_vmap(_by_rows(live_known, (0, 1, 4)))
 live_combine.register_vmap(_by_rows(live_combine, (0, 2)))
 live_outer.register_vmap(_by_rows(live_outer, ()))
