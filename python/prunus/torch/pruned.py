@@ -14,7 +14,11 @@ from prunus.torch.arrays import BSR
 from prunus.torch.deciding import as_prune, decide, foreseen, norms_of
 from prunus.torch.functional import _check_alike, _operand, _product, activate, cast
 from prunus.torch.ops import live as ops
+<<<<<<< HEAD
 from torch import Tensor
+=======
+from prunus.torch.ops.kernels_live import spread
+>>>>>>> 8c5f6fe (Tests of torch's products over a liveness mask)
 
 __all__ = ["Learned", "check_decide", "check_width", "feed_forward", "ffn", "gate", "linear"]
 
@@ -127,7 +131,7 @@ def gate(
         norms = norms_of(rows, branch, norm)
     tau = torch.as_tensor(tau, device=a.device)
     at = ops.step(norms, _threshold(tau, norms), bandwidth)
-    return (rows * ops.spread(at, branch, units).to(a.dtype)).reshape(a.shape)
+    return (rows * spread(at, branch, units).to(a.dtype)).reshape(a.shape)
 
 
 def linear(
@@ -366,7 +370,7 @@ def _units(x: Tensor, w: Tensor | BSR, b: Tensor | None, live: Tensor | None, br
 
 
 def _masked(h: Tensor, live: Tensor, branch: int) -> Tensor:
-    return h.masked_fill(~ops.spread(live, branch, h.shape[1]), 0)
+    return h.masked_fill(~spread(live, branch, h.shape[1]), 0)
 
 
 def _first(
@@ -417,7 +421,7 @@ def _first(
     assert value is not None
     gated = value
     if step is not None:
-        gated = value * ops.spread(step, branch, units).to(value.dtype)
+        gated = value * spread(step, branch, units).to(value.dtype)
     elif sums is None and not straight:
         gated = _masked(value, live, branch)
     return _First(live, reach, value, step, gated)
