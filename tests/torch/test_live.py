@@ -128,6 +128,7 @@ def test_what_torch_knows_of_them(name, dtype, grad):
 def test_what_torch_knows_of_decisions():
     norms = torch.rand(4, 6)
     torch.library.opcheck(ops.largest, (norms, 2))
+    torch.library.opcheck(ops.above, (norms, 0.3))
     torch.library.opcheck(ops.live_sums, (torch.randn(3, 4), torch.randn(6, 4), None))
     h = torch.randn(4, 17, requires_grad=True)
     torch.library.opcheck(ops.straight, (h, mask(4, 17, 3), 3))

@@ -117,7 +117,7 @@ def decide(policy: Policy, norms: Tensor) -> Tensor:
         at = torch.arange(groups * group, device=norms.device).clamp(max=rows - 1)
         norms = norms[at].reshape(groups, group, branches).amax(1)
     if kind is Threshold.select:
-        live = ~(norms <= _at_most(policy.tau, norms.dtype))  # type: ignore[attr-defined]
+        live = ops.above(norms, policy.tau)  # type: ignore[attr-defined]
     else:
         live = ops.largest(norms, _count(policy, branches))
     return live.repeat_interleave(group, 0)[:rows] if group > 1 and rows else live
@@ -166,19 +166,6 @@ def _foreseen(policy: Policy, x: Tensor, branches: int) -> Tensor | None:
     live = policies.foreseen(policy, host(x), branches)
     # A copy where it cannot be shared: masks of policies are read-only to torch.
     return None if live is None else torch.from_numpy(np.array(live))
-
-
-@torch.compiler.assume_constant_result
-def _at_most(tau: float, dtype: torch.dtype) -> float:
-    """Return the largest value of a dtype that is not above ``tau``: norms compare with it as with ``tau``.
-
-    A threshold that single precision cannot hold must not become a larger one.
-    """
-    if dtype == torch.float64:
-        return tau
-    with np.errstate(over="ignore"):
-        near = np.float32(tau)
-    return float(near if near <= tau else np.nextafter(near, np.float32(-np.inf)))
 
 
 def _count(policy: Any, branches: int) -> int:

@@ -179,8 +179,9 @@ class PrunedFFN(torch.nn.Module):
             self.decide,
             self.straight_through,
         )
-        with torch.no_grad():
-            self.live_fraction = passed.live.count_nonzero() / max(passed.live.numel(), 1)
+        if not _is_exported():  # a program has no attributes
+            with torch.no_grad():
+                self.live_fraction = passed.live.count_nonzero() / max(passed.live.numel(), 1)
         # What is recorded holds the graph: only where somebody trains.
         self._penalty = None
         if self.training and torch.is_grad_enabled():
@@ -295,6 +296,12 @@ class PrunedFFN(torch.nn.Module):
             "straight_through=True" if self.straight_through else "",
         ]
         return ", ".join(part for part in parts if part)
+
+
+def _is_exported() -> bool:
+    """Say whether torch.export is looking; older versions of torch do not say."""
+    ask = getattr(torch.compiler, "is_exporting", None)
+    return bool(ask()) if ask is not None else False
 
 
 def live_penalty(model: torch.nn.Module) -> Tensor:

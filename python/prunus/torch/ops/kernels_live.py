@@ -26,7 +26,7 @@ from prunus.engines import Blocks
 from prunus.pruning.policies import largest as largest_on_host
 from prunus.torch.ops.kernels import host
 
-__all__ = ["largest", "live_combine", "live_linear", "live_outer", "live_sums", "spread"]
+__all__ = ["above", "largest", "live_combine", "live_linear", "live_outer", "live_sums", "spread"]
 
 # Branches of so many units fill vectors.
 _WIDE: Final = 4
@@ -176,6 +176,20 @@ def largest(values: torch.Tensor, count: int) -> torch.Tensor:
     rows = values.shape[0]
     live = largest_on_host(host(values.contiguous()), np.full(rows, min(count, values.shape[1])), None)
     return torch.from_numpy(live)
+
+
+def above(norms: torch.Tensor, tau: float) -> torch.Tensor:
+    """Return ``not (norms <= tau)``, compared in double precision.
+
+    A threshold that single precision cannot hold must not become another one: norms are at most that where
+    they are at most the largest value of theirs below it.
+    """
+    if norms.dtype != torch.float64:
+        with np.errstate(over="ignore"):
+            near = np.float32(tau)
+        # As Python's floats: NumPy would round the threshold before it compares.
+        tau = float(near if float(near) <= tau else np.nextafter(near, np.float32(-np.inf)))
+    return (norms <= tau).logical_not_()
 
 
 # The routes ----------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from prunus.torch.ops.kernels_live import spread
 from torch import Tensor
 
 __all__ = [
+    "above",
     "largest",
     "live_combine",
     "live_known",
@@ -336,6 +337,17 @@ def _(values: Tensor, count: int) -> Tensor:
     return values.new_empty(values.shape, dtype=torch.bool)
 
 
+@torch.library.custom_op("prunus::above", mutates_args=(), schema="(Tensor norms, float tau) -> Tensor")
+def above(norms: Tensor, tau: float) -> Tensor:
+    """Return ``not (norms <= tau)`` in booleans, compared in double precision: NaN is above."""
+    return kernels.above(norms, tau)
+
+
+@above.register_fake
+def _(norms: Tensor, tau: float) -> Tensor:
+    return norms.new_empty(norms.shape, dtype=torch.bool)
+
+
 def _masked(h: Tensor, live: Tensor, branch: int) -> Tensor:
     """Return ``h`` where it is live; dead infinities and NaN are 0 as well."""
     return h.masked_fill(~spread(live, branch, h.shape[1]), 0)
@@ -374,5 +386,6 @@ live_known.register_vmap(_by_rows(live_known, (0, 1, 4)))
 live_combine.register_vmap(_by_rows(live_combine, (0, 2)))
 live_outer.register_vmap(_by_rows(live_outer, ()))
 straight.register_vmap(_by_rows(straight, (0, 1)))
+above.register_vmap(_by_rows(above, (0,)))
 largest.register_vmap(_by_rows(largest, (0,)))
 step.register_vmap(_by_rows(step, (0,)))
