@@ -131,7 +131,7 @@ def attention(
     with span("attention") as t:
         live = grid
         if policy is not None and all(call.q.shape[:-1]) and call.m:
-            live = _decide(policy, call, grid)
+            live = live_blocks(policy, call, grid)
         out = np.empty((*call.q.shape[:-1], call.v.shape[-1]), call.dtype)
         if out.size:
             engine = engines.active()
@@ -273,7 +273,7 @@ def check_blocks(name: str, mask: BlockMask, call: Call) -> None:
 # Deciding ------------------------------------------------------------------------------------------------
 
 
-def _decide(policy: Policy, call: Call, grid: Array | None) -> Array:
+def live_blocks(policy: Policy, call: Call, grid: Array | None) -> Array:
     """Return which blocks are live, (*batch, heads, blocks of queries, blocks of keys)."""
     lead, (rows, cols) = call.q.shape[:-2], call.blocks
     heads = math.prod(lead)

@@ -21,6 +21,7 @@ from __future__ import annotations
 from prunus.torch import _installed as _installed  # first: it tells where torch is missing
 from prunus.torch import learning, nn
 from prunus.torch.arrays import BSR
+from prunus.torch.attending import attention, softmax
 from prunus.torch.functional import linear, matmul, sddmm
 from prunus.torch.nn import LearnedThreshold, live_penalty
 from prunus.torch.pruned import ffn, gate
@@ -30,6 +31,7 @@ from prunus.torch.swapping import sparsify_
 __all__ = [
     "BSR",
     "LearnedThreshold",
+    "attention",
     "ffn",
     "gate",
     "learning",
@@ -40,5 +42,6 @@ __all__ = [
     "nn",
     "save_weights",
     "sddmm",
+    "softmax",
     "sparsify_",
 ]

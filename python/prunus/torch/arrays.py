@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+
 from prunus import _bsr
 from prunus import _layout as lay
 from prunus._construct import as_fraction, count_of

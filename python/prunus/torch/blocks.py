@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import torch
+
 from prunus._layout import blocks_along
 
 __all__ = ["check_pattern", "check_values", "gather", "keys_of", "pattern_of", "scatter"]

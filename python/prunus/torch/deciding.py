@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 import torch
+from torch import Tensor
+
 from prunus._device import on_device
 from prunus._layout import blocks_along
 from prunus.pruning import policies
 from prunus.pruning.policies import Fixed, Policy, Threshold, TopK
 from prunus.torch.ops import live as ops
 from prunus.torch.ops.kernels import host
-from torch import Tensor
 
 __all__ = ["as_prune", "decide", "foreseen", "norms_of", "sums_dtype"]
 

@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from prunus._mask import BlockMask
 from prunus.engines.base import ACTIVATIONS
 from prunus.torch.arrays import BSR
 from prunus.torch.ops import products
-from torch import Tensor
 
 __all__ = ["linear", "matmul", "sddmm"]
 

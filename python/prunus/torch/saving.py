@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from prunus import _bsr
 from prunus._errors import FormatError
 from prunus.interop.torch import as_array, as_tensor

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
+
 from prunus import _layout as lay
 from prunus._construct import as_fraction
 from prunus._table import format_table

@@ -84,7 +84,7 @@ def attention(
     with traced("attention", where) as t:
         live = grid
         if policy is not None and all(call.q.shape[:-1]) and call.m:
-            live = _decide(policy, call, grid, where)
+            live = live_blocks(policy, call, grid, where)
         out = empty((*call.q.shape[:-1], call.v.shape[-1]), kind, where)
         if 0 not in out.shape:
             kernels.attention(
@@ -153,7 +153,7 @@ def _grid(mask: Any, call: Call, where: Place) -> torch.Tensor | None:
         ) from None
 
 
-def _decide(policy: Policy | _Known, call: Call, grid: torch.Tensor | None, where: Place) -> torch.Tensor:
+def live_blocks(policy: Policy | _Known, call: Call, grid: torch.Tensor | None, where: Place) -> torch.Tensor:
     """Return which blocks are live, (*batch, heads, blocks of queries, blocks of keys)."""
     torch = libraries().torch
     lead, (rows, cols) = tuple(call.q.shape[:-2]), call.blocks

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
+
 from prunus.torch.learning.patterns import Change, check_states
 from prunus.torch.nn.linear import BlockSparseLinear
-from torch import Tensor
 
 __all__ = ["Layers", "Learner", "as_count", "strongest"]
 

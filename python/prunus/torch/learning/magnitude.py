@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from prunus._construct import as_fraction, count_of
 from prunus.torch.learning.learner import Layers, Learner, as_count, norms_of, strongest
 from prunus.torch.learning.patterns import Change, keys_of, move
 from prunus.torch.learning.schedules import cubic
-from torch import Tensor
 
 __all__ = ["GradualMagnitude"]
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import torch
+from torch import Tensor
+
 from prunus._mask import BlockMask
 from prunus.torch import blocks
 from prunus.torch.nn import init
 from prunus.torch.nn.linear import BlockSparseLinear
-from torch import Tensor
 
 __all__ = ["Change", "keys_of", "move", "set_pattern"]
 

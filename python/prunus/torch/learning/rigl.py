@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from prunus._construct import as_fraction, count_of
 from prunus.torch.learning.learner import Layers, Learner, as_count, norms_of, strongest
 from prunus.torch.learning.patterns import Change, absent_keys, keys_of, move, pattern_of
 from prunus.torch.learning.schedules import cosine
 from prunus.torch.nn.linear import BlockSparseLinear
 from prunus.torch.nn.probe import Probe
-from torch import Tensor
 
 __all__ = ["SET", "RigL"]
 

@@ -6,6 +6,8 @@ import math
 from typing import Any, Self
 
 import torch
+from torch import Tensor
+
 from prunus._device import on_device
 from prunus.interop.torch import as_array
 from prunus.pruning.ffn import FFN
@@ -18,7 +20,6 @@ from prunus.torch.pruned import (
     feed_forward,
     penalty_of,
 )
-from torch import Tensor
 
 __all__ = ["PrunedFFN", "live_penalty"]
 

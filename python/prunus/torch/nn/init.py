@@ -14,10 +14,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
 from prunus._layout import blocks_along
 from prunus.torch.arrays import BSR
 from prunus.torch.blocks import keys_of
-from torch import Tensor
 
 if TYPE_CHECKING:
     from prunus.torch.nn.linear import BlockSparseLinear

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
+from torch import Tensor
+
 from prunus import _layout as lay
 from prunus._construct import as_fraction, count_of
 from prunus._mask import BlockMask
@@ -15,7 +17,6 @@ from prunus.torch.functional import linear
 from prunus.torch.nn import init
 from prunus.torch.nn.balanced import balanced
 from prunus.torch.nn.probe import Probe
-from torch import Tensor
 
 __all__ = ["BlockSparseLinear"]
 

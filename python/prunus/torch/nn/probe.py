@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from prunus.torch.functional import cast
 from prunus.torch.ops.watching import watch
-from torch import Tensor
 
 __all__ = ["Probe"]
 

@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from prunus.pruning._checks import check_bound, check_count, check_norm
 from prunus.pruning.policies import Threshold
 from prunus.torch.pruned import check_window, gate
-from torch import Tensor
 
 __all__ = ["LearnedThreshold"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+
 from prunus import _layout as lay
 from prunus import engines
 from prunus._device import on_device
@@ -63,10 +64,15 @@ def host(tensor: torch.Tensor) -> Array:
     return as_array(tensor.resolve_neg() if tensor.is_neg() else tensor)
 
 
-def dsd(w: Parts, x: torch.Tensor, bias: torch.Tensor | None, flip: bool) -> torch.Tensor:
-    """Return ``w @ x``, or with ``flip`` ``x @ w.T``; see :func:`prunus.torch.ops.products.dsd`."""
+def dsd(
+    w: Parts, x: torch.Tensor, bias: torch.Tensor | None, flip: bool, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Return ``w @ x``, or with ``flip`` ``x @ w.T``; see :func:`prunus.torch.ops.products.dsd`.
+
+    ``dtype`` is the result's, the operands' unless told.
+    """
     m, n = w.size[0], int(x.shape[-2 if flip else -1])
-    out = x.new_empty((*w.members, n, m) if flip else (*w.members, m, n))
+    out = x.new_empty((*w.members, n, m) if flip else (*w.members, m, n), dtype=dtype)
     view, columns = (out.transpose(-1, -2), x.transpose(-1, -2)) if flip else (out, x)
     if 0 in out.shape:
         return out
@@ -83,11 +89,19 @@ def dsd(w: Parts, x: torch.Tensor, bias: torch.Tensor | None, flip: bool) -> tor
 
 
 def sdd(
-    a: torch.Tensor, b: torch.Tensor, indices: torch.Tensor, indptr: torch.Tensor, block: tuple[int, int]
+    a: torch.Tensor,
+    b: torch.Tensor,
+    indices: torch.Tensor,
+    indptr: torch.Tensor,
+    block: tuple[int, int],
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Return the blocks of ``a @ b`` at a pattern; see :func:`prunus.torch.ops.products.sdd`."""
+    """Return the blocks of ``a @ b`` at a pattern; see :func:`prunus.torch.ops.products.sdd`.
+
+    ``dtype`` is the result's, the operands' unless told.
+    """
     shared = tuple(a.shape[:-2]) if indptr.ndim == 1 else ()
-    out = a.new_empty((*shared, len(indices), *block))
+    out = a.new_empty((*shared, len(indices), *block), dtype=dtype)
     if 0 in out.shape:
         return out
     if on_device(a):

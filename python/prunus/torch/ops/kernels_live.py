@@ -18,8 +18,8 @@ from functools import cache
 from typing import Final, NamedTuple
 
 import numpy as np
-
 import torch
+
 from prunus import engines
 from prunus._device import on_device
 from prunus.engines import Blocks

@@ -20,9 +20,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from prunus.torch.ops import kernels_live as kernels
 from prunus.torch.ops.kernels_live import spread
-from torch import Tensor
 
 __all__ = [
     "above",

@@ -17,9 +17,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from prunus.torch.ops import kernels
 from prunus.torch.ops.kernels import Parts
-from torch import Tensor
 
 __all__ = ["dsd", "sdd", "ssd", "ssd_at"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from prunus.torch.ops.products import sdd
 from torch import Tensor
+
+from prunus.torch.ops.products import sdd
 
 __all__ = ["watch"]
 

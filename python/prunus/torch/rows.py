@@ -1,0 +1,42 @@
+"""Rows of block-sparse operands in plain torch operations: which block is in which, maxima, sums, softmax."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["rows_of", "softmax", "sums"]
+
+
+def rows_of(indices: torch.Tensor, indptr: torch.Tensor) -> torch.Tensor:
+    """Return the row of blocks that each block is in, int64, counted through all members of a batch."""
+    starts = indptr[..., 1:].reshape(-1).contiguous()
+    count = torch.arange(indices.shape[0], device=indices.device, dtype=indptr.dtype)
+    return torch.searchsorted(starts, count, right=True)
+
+
+def sums(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Return sums (count, br) of values (n, br), by the row of each."""
+    return values.new_zeros((count, *values.shape[1:])).index_add(0, rows, values)
+
+
+def softmax(scores: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the softmax along rows that are cut into blocks; 0 in rows that have nothing but -inf.
+
+    Parameters
+    ----------
+    scores : Tensor
+        Shape (n, br, bc).
+    rows : Tensor of int64
+        Shape (n,): the row of blocks that each block is in.
+    count : int
+        How many rows of blocks there are.
+    """
+    with torch.no_grad():  # what is subtracted changes no value
+        each = scores.amax(-1)
+        peak = each.new_full((count, each.shape[-1]), -torch.inf)
+        peak = peak.scatter_reduce(0, rows[:, None].expand_as(each), each, "amax")
+        peak = peak.masked_fill(peak == -torch.inf, 0)
+    power = (scores - peak[rows][..., None]).exp()
+    total = sums(power.sum(-1), rows, count)
+    total = total.masked_fill(total == 0, 1)
+    return power / total[rows][..., None]
