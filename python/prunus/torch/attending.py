@@ -1,4 +1,4 @@
-"""``attention`` of tensors with gradients: arguments are checked here, and live blocks decided."""
+"""``attention`` and ``softmax`` with gradients: arguments are checked here, and live blocks decided."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunus._layout import blocks_along
 from prunus._mask import BlockMask
 from prunus.pruning.attention import Call, check_blocks, checked, fixed_shape
 from prunus.pruning.policies import Fixed, Policy, as_policy
@@ -14,8 +15,10 @@ from prunus.torch.arrays import BSR
 from prunus.torch.functional import _check_alike, _operand, cast
 from prunus.torch.ops import attention as ops
 from prunus.torch.ops import kernels_attention as kernels
+from prunus.torch.rows import rows_of
+from prunus.torch.rows import softmax as softmax_of
 
-__all__ = ["attention"]
+__all__ = ["attention", "grid_of", "softmax"]
 
 
 def attention(
@@ -174,3 +177,56 @@ def _known(known: Tensor, call: Call, grid: Tensor | None) -> Tensor:
         live = live & (start <= last)
     live = live.expand(heads, rows, cols).reshape(*lead, rows, cols)
     return live if grid is None else live & grid
+
+
+def softmax(w: BSR) -> BSR:
+    """Return the softmax along rows, in which absent blocks count as -inf; with gradients.
+
+    Parameters
+    ----------
+    w : BSR
+        Scores, of any shape and pattern, each block at most once; such as :func:`sddmm` gives.
+
+    Returns
+    -------
+    BSR
+        Of the same pattern. Rows sum to 1; one in which nothing but -inf is stored holds 0. Under autocast in
+        float32, as torch's.
+
+    Raises
+    ------
+    TypeError
+        If ``w`` is no BSR.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import prunus as pr, prunus.torch as pt
+    >>> scores = pt.BSR.zeros(pr.BlockMask.causal(4, blocksize=2))
+    >>> pt.softmax(scores).toarray()[-1]
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    if not isinstance(w, BSR):
+        raise TypeError(f"w must be a prunus.torch.BSR, got {type(w).__name__}; torch.softmax takes tensors")
+    data, kind = w.data, w.dtype
+    if kind in (torch.float16, torch.bfloat16):
+        data = data.float()
+        kind = torch.float32 if torch.is_autocast_enabled(w.device.type) else kind
+    m, n = w._stored[-2:]
+    br, bc = data.shape[-2:]
+    down, across = blocks_along(m, br), blocks_along(n, bc)
+    members = w.indptr.shape[:-1].numel() if w.indptr.ndim > 1 else 1
+    rows = rows_of(w.indices, w.indptr)
+    data = data.movedim(-3, 0)
+    if m % br or n % bc:  # what hangs over
+        inner = [1] * (data.ndim - 3)
+        i = (rows % down * br)[:, None] + torch.arange(br, device=data.device)
+        j = (w.indices * bc)[:, None] + torch.arange(bc, device=data.device)
+        inside = (i < m)[:, :, None] & (j < n)[:, None, :]
+        data = data.masked_fill(~inside.reshape(-1, *inner, br, bc), -torch.inf)
+    if w._t:
+        columns = rows // down * across + w.indices
+        made = softmax_of(data.mT, columns, members * across).mT
+    else:
+        made = softmax_of(data, rows, members * down)
+    return w._with(made.movedim(0, -3).to(kind))

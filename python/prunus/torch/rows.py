@@ -15,7 +15,7 @@ def rows_of(indices: torch.Tensor, indptr: torch.Tensor) -> torch.Tensor:
 
 
 def sums(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Return sums (count, br) of values (n, br), by the row of each."""
+    """Return sums (count, *sizes) of values (n, *sizes), by the row of each."""
     return values.new_zeros((count, *values.shape[1:])).index_add(0, rows, values)
 
 
@@ -25,7 +25,7 @@ def softmax(scores: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tenso
     Parameters
     ----------
     scores : Tensor
-        Shape (n, br, bc).
+        Shape (n, *batch, br, bc).
     rows : Tensor of int64
         Shape (n,): the row of blocks that each block is in.
     count : int
@@ -33,8 +33,9 @@ def softmax(scores: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tenso
     """
     with torch.no_grad():  # what is subtracted changes no value
         each = scores.amax(-1)
-        peak = each.new_full((count, each.shape[-1]), -torch.inf)
-        peak = peak.scatter_reduce(0, rows[:, None].expand_as(each), each, "amax")
+        peak = each.new_full((count, *each.shape[1:]), -torch.inf)
+        at = rows.reshape(-1, *[1] * (each.ndim - 1)).expand_as(each)
+        peak = peak.scatter_reduce(0, at, each, "amax")
         peak = peak.masked_fill(peak == -torch.inf, 0)
     power = (scores - peak[rows][..., None]).exp()
     total = sums(power.sum(-1), rows, count)

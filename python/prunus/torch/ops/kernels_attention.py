@@ -4,8 +4,9 @@ With ``s`` the scale, ``P = softmax(s Q K^T)`` at the live blocks, ``O = P V`` a
 
     A = dO V^T,  dS = P * (A - rowsum(P * A)),  dQ = s dS K,  dK = s dS^T Q,  dV = P^T dO
 
-(Dao et al., "FlashAttention", 2022, appendix B.2). With gradients ``gQ, gK, gV`` of these in turn, ``B = s (gQ
-K^T + Q gK^T)`` and ``C = dO gV^T``, the derivatives of ``sum(B * dS) + sum(C * P)`` by A, P and S are
+(Dao et al., "FlashAttention", 2022, appendix B.2). With gradients ``gQ, gK, gV`` of these in turn,
+``B = s (gQ K^T + Q gK^T)`` and ``C = dO gV^T``, the derivatives of ``sum(B * dS) + sum(C * P)`` by A, P and
+S are
 
     dA = P * (B - beta),  dP = A * B - delta B - beta A + C,  H = P * (dP - rowsum(P * dP))
 
