@@ -5,10 +5,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="prunus.torch needs torch")
 
-import prunus as pr  # noqa: E402
-import prunus.torch as pt  # noqa: E402
-from helpers import interpreted  # noqa: E402
-from prunus import engines  # noqa: E402
+import prunus as pr
+import prunus.torch as pt
+from helpers import interpreted
+from prunus import engines
 
 OPS = torch.ops.prunus
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}

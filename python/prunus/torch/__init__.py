@@ -22,6 +22,7 @@ from prunus.torch import _installed as _installed  # first: it tells where torch
 from prunus.torch import learning, nn
 from prunus.torch.arrays import BSR
 from prunus.torch.attending import attention, softmax
+from prunus.torch.experts import load_balancing_loss, moe
 from prunus.torch.functional import linear, matmul, sddmm
 from prunus.torch.nn import LearnedThreshold, live_penalty
 from prunus.torch.pruned import ffn, gate
@@ -37,8 +38,10 @@ __all__ = [
     "learning",
     "linear",
     "live_penalty",
+    "load_balancing_loss",
     "load_weights_",
     "matmul",
+    "moe",
     "nn",
     "save_weights",
     "sddmm",

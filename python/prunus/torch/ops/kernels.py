@@ -20,7 +20,7 @@ from prunus.torch.blocks import keys_of
 if TYPE_CHECKING:
     from prunus.cuda.blocks import Operand
 
-__all__ = ["Parts", "dsd", "sdd", "ssd", "ssd_at"]
+__all__ = ["Parts", "dsd", "sdd", "ssd", "ssd_at", "write_dsd", "write_sdd"]
 
 
 class Parts(NamedTuple):
@@ -73,19 +73,24 @@ def dsd(
     """
     m, n = w.size[0], int(x.shape[-2 if flip else -1])
     out = x.new_empty((*w.members, n, m) if flip else (*w.members, m, n), dtype=dtype)
+    write_dsd(w, x, bias, flip, out)
+    return out
+
+
+def write_dsd(w: Parts, x: torch.Tensor, bias: torch.Tensor | None, flip: bool, out: torch.Tensor) -> None:
+    """Write what :func:`dsd` returns to a tensor of any strides."""
     view, columns = (out.transpose(-1, -2), x.transpose(-1, -2)) if flip else (out, x)
     if 0 in out.shape:
-        return out
+        return
     if on_device(x):
         from prunus.cuda.products import dsd as there
         from prunus.cuda.runtime import place_of
 
         operand = _operand(w)
         there(place_of(x), operand, columns, view, bias=bias)
-        return out
+        return
     engine = engines.active()
     engine.dsd(w.blocks(), host(columns), host(view), None if bias is None else host(bias), None)
-    return out
 
 
 def sdd(
@@ -102,16 +107,23 @@ def sdd(
     """
     shared = tuple(a.shape[:-2]) if indptr.ndim == 1 else ()
     out = a.new_empty((*shared, len(indices), *block), dtype=dtype)
+    write_sdd(a, b, indices, indptr, out)
+    return out
+
+
+def write_sdd(
+    a: torch.Tensor, b: torch.Tensor, indices: torch.Tensor, indptr: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Write what :func:`sdd` returns to contiguous blocks."""
     if 0 in out.shape:
-        return out
+        return
     if on_device(a):
         from prunus.cuda.runtime import place_of
         from prunus.cuda.sdd import sdd as there
 
         there(place_of(a), a, b, indices.contiguous(), indptr.contiguous(), out)
-        return out
+        return
     engines.active().sdd(host(a), host(b), host(indices.contiguous()), host(indptr.contiguous()), host(out))
-    return out
 
 
 def ssd(a: Parts, b: Parts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -146,7 +146,7 @@ class _Part(NamedTuple):
     size: int
 
     @property
-    def count(self) -> int:
+    def lines(self) -> int:
         """Rows of blocks."""
         return (self.indptr.shape[1] - 1) * self.indptr.shape[0]
 
@@ -166,11 +166,11 @@ class _Part(NamedTuple):
         scores = self.product(q, k).mul_(scale)
         at, hidden = self.hidden
         scores[at] = scores[at].masked_fill(hidden, -torch.inf)
-        return softmax(scores, self.rows, self.count)
+        return softmax(scores, self.rows, self.lines)
 
     def through(self, p: Tensor, d_p: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient ``P * (dP - rowsum(P * dP))`` through a softmax, and the sums."""
-        total = sums((p * d_p).sum(-1), self.rows, self.count)
+        total = sums((p * d_p).sum(-1), self.rows, self.lines)
         return (d_p - self.spread(total)).mul_(p), total
 
     def spread(self, values: Tensor) -> Tensor:
