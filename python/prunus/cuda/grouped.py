@@ -31,6 +31,7 @@ __all__ = [
     "constant",
     "everything",
     "gather_sum",
+    "outer",
     "project",
     "project_live",
     "route",
@@ -445,6 +446,55 @@ def gather_sum(where: Place, y: torch.Tensor, routes: Routes, out: torch.Tensor)
         SUMS=triton_of(torch.float64 if y.dtype == torch.float64 else torch.float32),
         TM=tile.m,
         TN=tile.n,
+        **tile.options,
+    )
+
+
+def outer(where: Place, a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
+    """Write ``a.T @ b`` over the rows of each expert: gradients of experts' matrices.
+
+    Each sum is over an expert's rows in their order, whatever other experts have.
+
+    Parameters
+    ----------
+    where : Place
+        Where the operands live.
+    a, b : Tensor
+        Shapes (copies, n) and (copies, k), any strides.
+    offsets : Tensor of int32
+        Shape (E + 1,): where each expert's rows begin.
+    out : Tensor
+        Shape (E, n, k), contiguous: written, 0 where an expert has no rows.
+    """
+    from prunus.cuda.kernels import grouped_outer as kernels
+
+    if 0 in out.shape:
+        return
+    experts, n, k = out.shape
+    kind = dtypes.result(a.dtype, b.dtype)
+    compute, sums = computed_in(kind, where)
+    tile = moe_configs.grouped_outer(where, n, k, kind.itemsize * 8)
+    down, across = blocks_along(n, tile.m), blocks_along(k, tile.n)
+    launch(
+        where,
+        kernels.grouped_outer,
+        (experts * down * across,),
+        a,
+        b,
+        offsets,
+        out,
+        n,
+        k,
+        down,
+        across,
+        *a.stride(),
+        *b.stride(),
+        COMPUTE=compute,
+        SUMS=sums,
+        PRECISION=precision(),
+        TM=tile.m,
+        TN=tile.n,
+        TK=tile.k,
         **tile.options,
     )
 

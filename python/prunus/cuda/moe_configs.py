@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunus.cuda.configs import Tile, power, within
 from prunus.cuda.runtime import Place
 
-__all__ = ["gather_sum", "grouped", "grouped_blocks", "routing"]
+__all__ = ["gather_sum", "grouped", "grouped_blocks", "grouped_outer", "routing"]
 
 
 def routing(where: Place, rows: int, experts: int, bits: int) -> Tile:
@@ -44,6 +44,17 @@ def grouped(
         tile = Tile(tm, tn, 64, 8 if tm * tn * (1 + gated) > 8192 else 4, 3)
         programs = where.multiprocessors
     return within(where, tile, bits, columns=tile.m + tile.n * (1 + gated)), programs
+
+
+def grouped_outer(where: Place, n: int, k: int, bits: int) -> Tile:
+    """Return the tile of ``grouped_outer``, of matrices (n, k); ``k`` of the tile are rows of a group."""
+    if where.interpreted:
+        return Tile(power(n, 16, 1024), power(k, 16, 1024), 64)
+    if bits <= 16:
+        tile = Tile(power(n, 64, 128), power(k, 64, 128), 64, 8 if min(n, k) > 64 else 4, 3)
+    else:
+        tile = Tile(64, 64, 32, 4, 2) if bits == 32 else Tile(32, 32, 16, 4, 2)
+    return within(where, tile, bits)
 
 
 def grouped_blocks(

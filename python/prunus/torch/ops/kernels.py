@@ -20,7 +20,7 @@ from prunus.torch.blocks import keys_of
 if TYPE_CHECKING:
     from prunus.cuda.blocks import Operand
 
-__all__ = ["Parts", "dsd", "sdd", "ssd", "ssd_at", "write_dsd", "write_sdd"]
+__all__ = ["Parts", "dsd", "operand", "sdd", "ssd", "ssd_at", "write_dsd", "write_sdd"]
 
 
 class Parts(NamedTuple):
@@ -86,8 +86,7 @@ def write_dsd(w: Parts, x: torch.Tensor, bias: torch.Tensor | None, flip: bool, 
         from prunus.cuda.products import dsd as there
         from prunus.cuda.runtime import place_of
 
-        operand = _operand(w)
-        there(place_of(x), operand, columns, view, bias=bias)
+        there(place_of(x), operand(w), columns, view, bias=bias)
         return
     engine = engines.active()
     engine.dsd(w.blocks(), host(columns), host(view), None if bias is None else host(bias), None)
@@ -132,7 +131,7 @@ def ssd(a: Parts, b: Parts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         from prunus.cuda.runtime import place_of
         from prunus.cuda.ssd import ssd as there
 
-        made = there(place_of(a.data), _operand(a), _operand(b), a.data.dtype)
+        made = there(place_of(a.data), operand(a), operand(b), a.data.dtype)
         count = int(made.indptr[-1])  # torch's tensors have the size that they say
         return (
             made.data[:count].clone(),
@@ -162,7 +161,7 @@ def ssd_at(
     return torch.where(found[:, None, None], data[at], out)
 
 
-def _operand(w: Parts) -> Operand:
+def operand(w: Parts) -> Operand:
     """Return an operand as kernels on a GPU see it."""
     from prunus.cuda.blocks import Operand
 

@@ -55,11 +55,20 @@ def outer(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
 
 
 def dsd(w: Parts, x: Tensor, offsets: Tensor) -> Tensor:
-    """Return ``x @ w[e].T`` for each group's rows, of block-sparse matrices.
-
-    How many rows a group has is read, on a GPU as well.
-    """
+    """Return ``x @ w[e].T`` for each group's rows, of block-sparse matrices."""
     out = x.new_zeros((x.shape[0], w.size[0]))
+    if 0 in out.shape:
+        return out
+    if on_device(x):
+        from prunus.cuda.grouped import Routes
+        from prunus.cuda.grouped_blocks import members, project_blocks, together
+        from prunus.cuda.runtime import place_of
+
+        where = place_of(x)
+        routes = Routes(offsets, None, None, None, None, x.shape[0])
+        every = members(kernels.operand(w), (offsets.shape[0] - 1,))
+        project_blocks(where, x, routes, together(every, where), out, gather=False)
+        return out
     ends = offsets.tolist()
     for e, (first, last) in enumerate(pairwise(ends)):
         if last > first:
@@ -68,7 +77,10 @@ def dsd(w: Parts, x: Tensor, offsets: Tensor) -> Tensor:
 
 
 def sdd(a: Tensor, b: Tensor, offsets: Tensor, indices: Tensor, indptr: Tensor, br: int, bc: int) -> Tensor:
-    """Return the blocks of ``a.T @ b`` of each group's rows at a pattern."""
+    """Return the blocks of ``a.T @ b`` of each group's rows at a pattern.
+
+    How many rows a group has is read, on a GPU as well.
+    """
     ends = offsets.tolist()
     shared = indptr.ndim == 1
     out = a.new_zeros((*((len(ends) - 1,) if shared else ()), indices.shape[0], br, bc))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunus.cuda.arrays import BSR
 from prunus.cuda.compiling.case import Case, Units, blocks, tensor
+from prunus.cuda.grouped import outer
 from prunus.cuda.layers.moe import moe
 from prunus.cuda.runtime import Place
 from prunus.pruning.policies import Threshold
@@ -64,6 +65,18 @@ def _moe(
     return Case(", ".join(told), dtype, call, kernels, more=more)
 
 
+def _outer(dtype: str, units: Units, *, sizes: tuple[int, int] = (4096, 14336), more: bool = False) -> Case:
+    """Return gradients of 8 experts' matrices."""
+
+    def call(where: Place) -> None:
+        d, f = sizes
+        a, b = tensor(where, 16384, f, dtype=dtype), tensor(where, 16384, d, dtype=dtype)
+        outer(where, a, b, tensor(where, 9, dtype="int32"), tensor(where, 8, f, d, dtype=dtype))
+
+    name = f"gradients of 8 experts {sizes[0]} x {sizes[1]}"
+    return Case(name, dtype, call, {"grouped_outer": units}, more=more)
+
+
 def _blocks(where: Place, w: torch.Tensor, block: int, turned: bool) -> BSR:
     """Return a block-sparse matrix of a dense one's shape."""
     shape = (int(w.shape[1]), int(w.shape[0])) if turned else (int(w.shape[0]), int(w.shape[1]))
@@ -93,4 +106,8 @@ CASES = [
     _moe("float32", 256, Units.PLAIN, sizes=(512, 1024), more=True),
     _moe("float32", 256, Units.PLAIN, sizes=(512, 1024), prune=0.1, more=True),
     _moe("float64", 256, Units.DOUBLE, sizes=(512, 1024), more=True),
+    _outer("bfloat16", Units.NATIVE),
+    _outer("float16", Units.NATIVE, sizes=(64, 48), more=True),
+    _outer("float32", Units.PLAIN, sizes=(512, 1024), more=True),
+    _outer("float64", Units.DOUBLE, sizes=(512, 1024), more=True),
 ]

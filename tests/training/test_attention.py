@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch", reason="prunus.torch needs torch")
+import torch
 
 import prunus as pr
 import prunus.torch as pt
 from helpers import interpreted
 from prunus import engines
+from support.torch_checks import opcheck
 
 OPS = torch.ops.prunus
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
@@ -73,20 +73,17 @@ def test_values_and_gradients_are_those_of_a_dense_mask(n, m, size, causal, head
     assert torch.autograd.gradgradcheck(attend, (q, k, v), fast_mode=True)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own check asks for it
 @pytest.mark.parametrize("grads", [False, True])
 def test_torch_takes_the_operations(grads):
     q, k, v = (x.detach().requires_grad_(grads) for x in operands())
     grid = torch.rand(2, 4, 3, 4) < 0.6
     rest = (grid, 0.3, True, 4)
-    torch.library.opcheck(OPS.attention.default, (q, k, v, *rest))
+    opcheck(OPS.attention.default, (q, k, v, *rest))
     grad = torch.randn(2, 4, 10, 3, dtype=q.dtype, requires_grad=grads)
-    torch.library.opcheck(OPS.attention_backward.default, (grad, q, k, v, *rest))
+    opcheck(OPS.attention_backward.default, (grad, q, k, v, *rest))
     given = [torch.randn_like(x) for x in (q, k, v, grad)] + [x.detach() for x in (q, k, v)]
-    torch.library.opcheck(OPS.attention_double_backward.default, (*given, *rest))
-    torch.library.opcheck(
-        OPS.attention_live.default, (q.detach(), k.detach(), grid, "count", 2.0, 1, 0.3, True, 4)
-    )
+    opcheck(OPS.attention_double_backward.default, (*given, *rest))
+    opcheck(OPS.attention_live.default, (q.detach(), k.detach(), grid, "count", 2.0, 1, 0.3, True, 4))
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
