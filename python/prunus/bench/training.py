@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import prunus.torch as pt
 import torch
+
+import prunus.torch as pt
 from prunus._progress import Progress
 from prunus._table import format_table
 from prunus.bench.machine import cpu, pinned

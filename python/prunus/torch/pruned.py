@@ -6,6 +6,8 @@ import math
 from typing import Any, Final, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
+
 from prunus._layout import blocks_along
 from prunus.pruning._checks import check_bound, check_count, check_norm
 from prunus.pruning.policies import Policy, Threshold
@@ -14,11 +16,7 @@ from prunus.torch.arrays import BSR
 from prunus.torch.deciding import as_prune, decide, foreseen, norms_of
 from prunus.torch.functional import _check_alike, _operand, _product, activate, cast
 from prunus.torch.ops import live as ops
-<<<<<<< HEAD
-from torch import Tensor
-=======
 from prunus.torch.ops.kernels_live import spread
->>>>>>> 8c5f6fe (Tests of torch's products over a liveness mask)
 
 __all__ = ["Learned", "check_decide", "check_width", "feed_forward", "ffn", "gate", "linear"]
 

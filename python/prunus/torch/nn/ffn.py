@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunus._device import on_device
 from prunus.interop.torch import as_array
-from prunus.pruning.ffn import FFN
+from prunus.pruning.packed import FFN
 from prunus.pruning.policies import Fixed, Policy
 from prunus.torch.functional import activate
 from prunus.torch.pruned import (
