@@ -11,6 +11,7 @@ import prunus as pr  # noqa: E402
 import prunus.torch as pt  # noqa: E402
 from prunus.torch.learning import SET, GradualMagnitude, RigL, cosine, cubic, erdos_renyi  # noqa: E402
 from prunus.torch.learning.patterns import absent_keys, keys_of  # noqa: E402
+from support.torch_checks import opcheck  # noqa: E402
 
 BLOCK = (4, 8)
 OUT, IN = 22, 36
@@ -464,8 +465,6 @@ def test_misuse_is_told():
         GradualMagnitude(layer, None, 0.1, 0, 5, 1).load_state_dict({"steps": 1, "initial": {"x": 1.0}})
 
 
-# What opcheck itself does.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_the_probe_as_torch_checks_operations():
     layer = layer_of()
     keys = absent_keys(layer)
@@ -476,7 +475,7 @@ def test_the_probe_as_torch_checks_operations():
         at = torch.zeros(len(keys), *BLOCK, dtype=dtype, requires_grad=True)
         x = torch.randn(7, IN, dtype=dtype, requires_grad=True)
         y = torch.randn(7, OUT, dtype=dtype, requires_grad=True)
-        torch.library.opcheck(watch, (y, x, at, *pattern_of(keys, GRID)))
+        opcheck(watch, (y, x, at, *pattern_of(keys, GRID)))
 
 
 @torch._dynamo.config.patch(force_parameter_static_shapes=False)

@@ -75,7 +75,7 @@ def save_weights(
     >>> pt.save_weights(model, path)
     >>> with pr.open(path) as f:
     ...     f["0"]
-    <prunus.paged.PagedBSR (64, 64) float32: 2 blocks of 16 x 16 on disk, density 0.125, 2.07 KiB>
+    <prunus.paged.PagedBSR (64, 64) float32: 2 blocks of 16 x 16 on disk, density 0.125, 2.0 KiB>
     """
     named = _of_model(model) if isinstance(model, torch.nn.Module) else dict(model)
     save(path, {name: _array(value, name) for name, value in named.items()}, metadata, checksums)
