@@ -18,8 +18,8 @@ from prunus._storage import BlockStorage
 
 if TYPE_CHECKING:
     import scipy.sparse
-
     import torch
+
     from prunus._mask import BlockMask
 
 __all__ = ["BSR"]

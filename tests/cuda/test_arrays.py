@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prunus as pr
-import torch
 from helpers import BF16, F16, F32, F64, I8, bound, check, close, dense, natural, sparse, values
 from prunus.cuda.dtypes import torch_of
 from prunus.cuda.transfer import download, upload

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
 import prunus as pr
-import torch
 from helpers import F32, sparse, values
 from prunus.cuda.transfer import upload
 

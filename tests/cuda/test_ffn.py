@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
 import prunus as pr
-import torch
 from prunus import PrunusError
 from prunus.cuda import plans, rows
 from prunus.cuda.compiling.recording import ahead, record

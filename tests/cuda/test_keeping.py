@@ -4,9 +4,9 @@ import gc
 
 import numpy as np
 import pytest
+import torch
 
 import prunus as pr
-import torch
 from helpers import F32, values
 from prunus.cuda import grouped, keeping
 from prunus.cuda.transfer import upload

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prunus as pr
-import torch
 from prunus import PrunusError
 from prunus.cuda.compaction import compact
 from prunus.cuda.compiling.recording import ahead, record

@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import prunus as pr
-import torch
 from prunus import PrunusError
 from prunus.cuda import BSR
 

@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
 import prunus as pr
-import torch
 from helpers import BF16, F16, F32, F64, values
 from prunus.cuda import rows, streaming
 from prunus.cuda.dtypes import numpy_of, torch_of

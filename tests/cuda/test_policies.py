@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prunus as pr
-import torch
 from prunus.cuda import policies as gpu
 from prunus.cuda.transfer import upload
 from prunus.pruning import policies as host

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 import torch
+
 from prunus.cuda import streaming
 from prunus.cuda.streaming import Ring, borrowed, held, release
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
 import prunus as pr
-import torch
 from helpers import scan_operands
 from prunus import PrunusError
 from prunus.cuda import scan as kernels

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prunus as pr
-import torch
 from prunus.cuda.runtime import RECORDER, Place, place
 from prunus.cuda.sdd import sdd
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import torch
 from prunus.cuda.blocks import Operand
 from prunus.cuda.runtime import RECORDER, Place, place
 from prunus.cuda.ssd import Capacity, ssd

@@ -4,11 +4,11 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prunus as pr
-import torch
 from helpers import BF16, F16, F32, F64, I8, sparse, values
 from prunus.cuda import dtypes, finishing, products, streaming
 from prunus.cuda.paged import sources

@@ -1,9 +1,9 @@
 """trace() of operations on the device: numbers that it has are read back when somebody looks."""
 
 import numpy as np
+import torch
 
 import prunus as pr
-import torch
 from helpers import F32, sparse, values
 from prunus import _trace
 from prunus.cuda.transfer import upload

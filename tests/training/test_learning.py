@@ -4,14 +4,13 @@ import copy
 import pickle
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="prunus.torch needs torch")
-
-import prunus as pr  # noqa: E402
-import prunus.torch as pt  # noqa: E402
-from prunus.torch.learning import SET, GradualMagnitude, RigL, cosine, cubic, erdos_renyi  # noqa: E402
-from prunus.torch.learning.patterns import absent_keys, keys_of  # noqa: E402
-from support.torch_checks import opcheck  # noqa: E402
+import prunus as pr
+import prunus.torch as pt
+from prunus.torch.learning import SET, GradualMagnitude, RigL, cosine, cubic, erdos_renyi
+from prunus.torch.learning.patterns import absent_keys, keys_of
+from support.torch_checks import opcheck
 
 BLOCK = (4, 8)
 OUT, IN = 22, 36

@@ -3,15 +3,15 @@
 import os
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="prunus.torch needs torch")
 pytest.importorskip("triton", reason="kernels of a GPU need triton")
 if os.environ.get("TRITON_INTERPRET", "0") != "1" and not torch.cuda.is_available():
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-import prunus as pr  # noqa: E402
-import prunus.torch as pt  # noqa: E402
-from prunus.torch.learning.patterns import absent_keys  # noqa: E402
+import prunus as pr
+import prunus.torch as pt
+from prunus.torch.learning.patterns import absent_keys
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """Patterns that learn in several processes: all of them find the same ones."""
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="prunus.torch needs torch")
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
 
-import prunus.torch as pt  # noqa: E402
+import prunus.torch as pt
 
 
 def trained(rank, world, path, results):

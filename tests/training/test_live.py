@@ -4,8 +4,7 @@ import os
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch", reason="prunus.torch needs torch")
+import torch
 
 import prunus as pr
 from prunus.torch.ops import kernels_live

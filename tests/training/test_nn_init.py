@@ -3,11 +3,10 @@
 import math
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="prunus.torch needs torch")
-
-import prunus as pr  # noqa: E402
-import prunus.torch as pt  # noqa: E402
+import prunus as pr
+import prunus.torch as pt
 
 init = pt.nn.init
 UNEVEN = [0.02, 0.1, 0.5, 1.0]

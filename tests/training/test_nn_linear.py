@@ -5,12 +5,11 @@ import io
 import pickle
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="prunus.torch needs torch")
-
-import prunus as pr  # noqa: E402
-import prunus.torch as pt  # noqa: E402
-from prunus.torch.nn.balanced import balanced  # noqa: E402
+import prunus as pr
+import prunus.torch as pt
+from prunus.torch.nn.balanced import balanced
 
 # in, out, block: ragged or not, single values, larger than the layer, one block
 SIZES = [(50, 70, (16, 8)), (64, 32, (8, 16)), (7, 5, (1, 1)), (3, 4, (8, 8)), (40, 24, (5, 7))]

@@ -6,8 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch", reason="prunus.torch needs torch")
+import torch
 
 import prunus as pr
 import prunus.torch as pt

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="prunus.torch needs torch")
-
-import prunus as pr  # noqa: E402
-import prunus.torch as pt  # noqa: E402
-from prunus.interop.torch import as_array  # noqa: E402
+import prunus as pr
+import prunus.torch as pt
+from prunus.interop.torch import as_array
 
 
 def model_of(dtype=torch.float32, density=0.4):

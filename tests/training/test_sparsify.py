@@ -3,10 +3,9 @@
 import copy
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="prunus.torch needs torch")
-
-import prunus.torch as pt  # noqa: E402
+import prunus.torch as pt
 
 nn = torch.nn
 

@@ -95,9 +95,8 @@ def libraries() -> Libraries:
                 f"pip install --upgrade 'prunus[cuda]'"
             )
         found.append(version)
-    import triton
-
     import torch
+    import triton
 
     # Kernels are decorated when they are imported, and are for the interpreter or for a GPU from then on.
     interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
