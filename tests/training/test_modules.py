@@ -74,10 +74,7 @@ def test_states_and_copies(layer):
     assert type(layer).__name__ in repr(layer)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled(layer, backend):
-    if backend == "inductor" and (layer.prune is not None or getattr(layer, "w_gate", None) is not None):
-        pytest.skip("one layer of each kind is enough for the compiler that takes long")
+def check_compiled(layer, backend):
     x = torch.randn(2, 33, 24)
     loss, gradients = trained(layer, x)
     compiled = torch.compile(layer, fullgraph=True, backend=backend)
@@ -87,6 +84,15 @@ def test_compiled(layer, backend):
     torch.testing.assert_close(found.detach(), loss)
     for one, exact in zip(layer.parameters(), gradients, strict=True):
         torch.testing.assert_close(one.grad, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_compiled(layer):
+    check_compiled(layer, "aot_eager")
+
+
+@pytest.mark.parametrize("name", ["causal", "experts"])
+def test_compiled_to_code(name):
+    check_compiled(LAYERS[name](), "inductor")
 
 
 def test_exported(layer):

@@ -13,7 +13,8 @@ from prunus.pruning._rows import check_branch
 from prunus.torch.arrays import BSR
 from prunus.torch.functional import _check_alike, _operand, activate, cast, linear
 from prunus.torch.ops import grouped
-from prunus.torch.units import check_policies, live_units, spread
+from prunus.torch.ops.kernels_live import spread
+from prunus.torch.units import check_policies, live_units
 
 __all__ = ["load_balancing_loss", "moe"]
 

@@ -1,8 +1,7 @@
-"""Which hidden units are live, decided by policies in plain torch operations; it has no gradient."""
+"""Which hidden units of experts are live: a policy for each expert; it has no gradient."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from prunus._layout import blocks_along
 from prunus.pruning.policies import Fixed, Policy, Threshold, TopK, as_policy
+from prunus.torch.deciding import decide, norms_of
 
-__all__ = ["check_policies", "live_units", "spread"]
+__all__ = ["check_policies", "live_units"]
 
 
 def check_policies(
@@ -101,30 +101,4 @@ def _live(policy: Policy | None, h: Tensor, branch: int, at: Tensor | None) -> T
         if mask.ndim == 1:
             return mask.expand(rows, branches)
         return mask if at is None else mask.index_select(0, at)
-    norms = _norms(h, branch, policy.norm)
-    if isinstance(policy, Threshold):
-        # In double precision: a threshold that single precision cannot hold must not become another one.
-        return ~(norms.double() <= policy.tau)
-    assert isinstance(policy, TopK)
-    wanted = policy.count
-    if wanted is None:
-        assert policy.fraction is not None
-        # A share such as 0.1 of 30 is 3: rounding up must not see the rounding of the share.
-        wanted = max(math.ceil(policy.fraction * branches * (1 - 1e-12)), 1)
-    # Of equal ones the first; NaN comes before all.
-    order = torch.sort(norms, dim=1, descending=True, stable=True).indices[:, : min(wanted, branches)]
-    return torch.zeros_like(norms, dtype=torch.bool).scatter(1, order, True)
-
-
-def _norms(h: Tensor, branch: int, norm: str) -> Tensor:
-    """Return the statistic of each branch (rows, branches), in float32 or float64."""
-    h = h if h.dtype == torch.float64 else h.float()
-    branches = blocks_along(h.shape[1], branch)
-    padded = torch.nn.functional.pad(h, (0, branches * branch - h.shape[1]))
-    each = padded.reshape(h.shape[0], branches, branch)
-    return each.abs().amax(-1) if norm == "max" else each.square().sum(-1).sqrt()
-
-
-def spread(live: Tensor, branch: int, units: int) -> Tensor:
-    """Return live units (rows, units) of live branches."""
-    return live if branch == 1 else live.repeat_interleave(branch, 1)[:, :units]
+    return decide(policy, norms_of(h, branch, policy.norm))
