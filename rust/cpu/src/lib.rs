@@ -12,6 +12,7 @@ pub mod scan;
 pub mod sdd;
 pub mod select;
 pub mod ssd;
+pub mod team;
 pub mod threads;
 pub mod transform;
 

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use prunus_core::{Error, Interrupt};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::team;
+
 /// How a call may run: on how many threads, and who may stop it.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
@@ -227,6 +229,10 @@ where
     // Only the calling thread asks: a binding's answer may need the interpreter's lock.
     let ask = || context.interrupt.interrupted();
     let help = || run(&|| false);
+    if let Some(team) = team::lent() {
+        team.run(threads, &|| run(&ask), &help)?;
+        return fault.into_inner().unwrap_or_else(|held| held.into_inner()).map_or(Ok(()), Err);
+    }
     let work: &(dyn Fn() + Sync) = &help;
     // SAFETY: only the lifetime changes; `Crew::close` below ends every use before `help` goes.
     let work: &'static (dyn Fn() + Sync) = unsafe { std::mem::transmute(work) };
@@ -253,10 +259,7 @@ where
         }
     });
     drop(closing);
-    match fault.into_inner().unwrap_or_else(|held| held.into_inner()) {
-        Some(error) => Err(error),
-        None => Ok(()),
-    }
+    fault.into_inner().unwrap_or_else(|held| held.into_inner()).map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

@@ -32,6 +32,17 @@ pub(crate) fn default_threads() -> PyResult<usize> {
     threads::default_threads().map_err(to_python)
 }
 
+/// Takes the threads of an OpenMP runtime from now on: the address of its `GOMP_parallel`; 0 for our own again.
+///
+/// The caller answers for the address: see `prunus.torch.teams`.
+#[pyfunction]
+pub(crate) fn lend_threads(address: usize) {
+    // SAFETY: zero is none; else it is that function of a loaded library, by what is asked of the caller.
+    unsafe {
+        prunus_cpu::team::lend(std::mem::transmute::<usize, Option<prunus_cpu::team::Parallel>>(address))
+    };
+}
+
 /// The kernel that the last product on this thread ran as.
 #[pyfunction]
 pub(crate) fn last_path() -> &'static str {
