@@ -227,6 +227,25 @@ def test_vmap(name):
         torch.testing.assert_close(got, torch.stack(want))
 
 
+@pytest.mark.parametrize("branch", [1, 4])
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_what_is_zero_already_need_not_be_cleared(route, branch, share):
+    """A promise about units, or about the gradient that comes back: the same results."""
+    o = operands(16, 24, 5)
+    live = mask(16, 24, branch, share)
+    each = spread(live, branch, 24)
+    h = (o["h"] * each).requires_grad_()
+    for op, other in ((ops.live_combine, o["w"]), (ops.live_outer, o["x"])):
+        made = [op(h, other.requires_grad_(), live, branch, zeroed) for zeroed in (False, True)]
+        torch.testing.assert_close(*made)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(one, (h, other), torch.ones_like(one)) for one in made)
+        )
+    inputs = [o[name].requires_grad_() for name in ("x", "w", "b")]
+    made = [ops.live_linear(*inputs, live, branch, zeroed) for zeroed in (False, True)]
+    torch.testing.assert_close(*(torch.autograd.grad(one, inputs, h.detach()) for one in made))
+
+
 def test_empty():
     for rows, units, features in ((0, 4, 3), (3, 0, 4), (3, 4, 0)):
         o = operands(rows, units, features, torch.float32, grad=True)

@@ -149,7 +149,8 @@ def linear(
     policy = as_prune(prune)
     lead, units = tuple(x.shape[:-1]), w.shape[0]
     rows = x.reshape(math.prod(lead), x.shape[-1])
-    first = _first(rows, w, b, act, policy, branch, straight=False)
+    # Of a stored block, rows that are dead have a gradient as well.
+    first = _first(rows, w, b, act, policy, branch, straight=False, ends=False)
     return _compact(first.gated, first.live, lead, units, branch, blockrows)
 
 
@@ -268,18 +269,20 @@ def feed_forward(
     else:
         deciding, other = (w_gate, None, act), (w_up, b_up, _same)
     must = decide == "predictor"
-    first = _first(rows, *deciding, prune, branch, straight=straight_through, must_foresee=must)
+    # A product with blocks has gradients for dead units, live_combine has not.
+    ends = not (straight_through or isinstance(w_down, BSR))
+    first = _first(rows, *deciding, prune, branch, straight=straight_through, ends=ends, must_foresee=must)
     h = first.value if straight_through else first.gated
     mask = None if straight_through else first.reach
     if other is not None:
         w, b, then = other
-        h = h * then(_units(rows, w, b, mask, branch))
+        h = h * then(_units(rows, w, b, mask, branch, ends))
     if straight_through:
         h = ops.straight(h, first.live, branch)
     if isinstance(w_down, BSR):
         y = _product(w_down, h, b_down, flip=True)
     else:
-        y = ops.live_combine(h, w_down.mT, mask, branch)
+        y = ops.live_combine(h, w_down.mT, mask, branch, mask is not None)
         y = y if b_down is None else y + b_down
     return Passed(y.reshape(*lead, w_down.shape[0]), first.live, first.value, first.step)
 
@@ -359,10 +362,12 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _units(x: Tensor, w: Tensor | BSR, b: Tensor | None, live: Tensor | None, branch: int) -> Tensor:
-    """Return units (rows, H), 0 where they are dead."""
+def _units(
+    x: Tensor, w: Tensor | BSR, b: Tensor | None, live: Tensor | None, branch: int, ends: bool
+) -> Tensor:
+    """Return units (rows, H), 0 where they are dead; ``ends`` as in :func:`_first`."""
     if not isinstance(w, BSR):
-        return ops.live_linear(x, w, b, live, branch)
+        return ops.live_linear(x, w, b, live, branch, ends)
     made = _product(w, x, b, flip=True)
     return made if live is None else _masked(made, live, branch)
 
@@ -380,9 +385,13 @@ def _first(
     branch: int,
     *,
     straight: bool,
+    ends: bool,
     must_foresee: bool = False,
 ) -> _First:
-    """Compute what decides, and decide."""
+    """Compute what decides, and decide.
+
+    ``ends`` says that what is made of the result has no gradient where it is dead, as nobody looks there.
+    """
     units = w.shape[0]
     policy = isinstance(prune, Policy)
     live = foreseen(prune, x, blocks_along(units, branch)) if policy else None
@@ -392,11 +401,11 @@ def _first(
             f"{prune!r}"
         )
     if live is not None:
-        value = act(_units(x, w, b, None if straight else live, branch))
+        value = act(_units(x, w, b, None if straight else live, branch, ends))
         return _First(live, live, value, None, value)
     if straight or isinstance(w, BSR):
         sums = None
-        value = act(_units(x, w, b, None, branch))
+        value = act(_units(x, w, b, None, branch, False))
         norms = norms_of(value.detach(), branch, prune.norm)
     else:
         with torch.no_grad():
@@ -415,7 +424,7 @@ def _first(
         reach = ~(norms <= (tau.detach() - prune.bandwidth / 2)) if wide else live
     if sums is not None:
         assert not isinstance(w, BSR)
-        value = act(ops.live_known(sums, x, w, b, reach, branch))
+        value = act(ops.live_known(sums, x, w, b, reach, branch, ends))
     assert value is not None
     gated = value
     if step is not None:

@@ -114,7 +114,9 @@ def _units(
     return out
 
 
-def live_combine(h: torch.Tensor, w: torch.Tensor, live: torch.Tensor | None, branch: int) -> torch.Tensor:
+def live_combine(
+    h: torch.Tensor, w: torch.Tensor, live: torch.Tensor | None, branch: int, zeroed: bool
+) -> torch.Tensor:
     """Return ``h @ w`` where only live units take part; see :mod:`prunus.torch.ops.live`."""
     out = h.new_empty((h.shape[0], w.shape[1]))
     if 0 in out.shape:
@@ -123,7 +125,7 @@ def live_combine(h: torch.Tensor, w: torch.Tensor, live: torch.Tensor | None, br
         from prunus.cuda.rows import combine
         from prunus.cuda.runtime import place_of
 
-        combine(place_of(h), h, w, out, live, branch)
+        combine(place_of(h), h, w, out, live, branch, zeroed=zeroed)
         return out
     dense = _dense_serves(h.dtype)
     if live is None:
@@ -132,7 +134,7 @@ def live_combine(h: torch.Tensor, w: torch.Tensor, live: torch.Tensor | None, br
     elif _share(live) <= (_ROWS if dense else _HALF).of(branch, h.dtype):
         return _by_blocks(h, w, out, live, branch, False)
     elif dense:
-        made = _dense_combine(h, w, live, branch)
+        made = _dense_combine(h, w, live, branch, zeroed)
         # A dead unit's 0 is harmless unless it meets an infinity or NaN.
         return made if bool(made.isfinite().all()) else _by_blocks(h, w, out, live, branch, False)
     mask = None if live is None else host(live.contiguous())
@@ -140,7 +142,9 @@ def live_combine(h: torch.Tensor, w: torch.Tensor, live: torch.Tensor | None, br
     return out
 
 
-def live_outer(h: torch.Tensor, x: torch.Tensor, live: torch.Tensor | None, branch: int) -> torch.Tensor:
+def live_outer(
+    h: torch.Tensor, x: torch.Tensor, live: torch.Tensor | None, branch: int, zeroed: bool
+) -> torch.Tensor:
     """Return ``h.T @ x`` where only live units take part; see :mod:`prunus.torch.ops.live`."""
     out = h.new_empty((h.shape[1], x.shape[1]))
     if 0 in out.shape:
@@ -150,7 +154,7 @@ def live_outer(h: torch.Tensor, x: torch.Tensor, live: torch.Tensor | None, bran
         from prunus.cuda.runtime import place_of
 
         units = None if live is None else spread(live, branch, h.shape[1]).mT.contiguous()
-        combine(place_of(h), h.mT.contiguous(), x, out, units)
+        combine(place_of(h), h.mT.contiguous(), x, out, units, zeroed=zeroed)
         return out
     dense = _dense_serves(h.dtype)
     if live is None:
@@ -159,7 +163,7 @@ def live_outer(h: torch.Tensor, x: torch.Tensor, live: torch.Tensor | None, bran
     elif _share(live) <= (_OUTER if dense else _HALF).of(branch, h.dtype):
         return _by_blocks(h, x, out, live, branch, True)
     elif dense:
-        made = _dense_outer(h, x, live, branch)
+        made = _dense_outer(h, x, live, branch, zeroed)
         return made if bool(made.isfinite().all()) else _by_blocks(h, x, out, live, branch, True)
     # A unit's row of the result is a sum over rows of x: the same product, with roles swapped.
     mask = None if live is None else host(spread(live, branch, h.shape[1]).mT.contiguous())
@@ -229,19 +233,33 @@ def _dense_linear(
     return out.index_copy_(1, at, some.masked_fill_(~spread(live, branch, w.shape[0])[:, at], 0))
 
 
-def _dense_combine(h: torch.Tensor, w: torch.Tensor, live: torch.Tensor, branch: int) -> torch.Tensor:
-    at, alive = _needed(live, branch, h.shape[1]), spread(live, branch, h.shape[1])
-    if at is None:
-        return h.masked_fill(~alive, 0) @ w
-    return h[:, at].masked_fill_(~alive[:, at], 0) @ w.index_select(0, at)
+def _dense_combine(
+    h: torch.Tensor, w: torch.Tensor, live: torch.Tensor, branch: int, zeroed: bool
+) -> torch.Tensor:
+    at = _needed(live, branch, h.shape[1])
+    h = _cleared(h, live, branch, at, zeroed)
+    return h @ w if at is None else h @ w.index_select(0, at)
 
 
-def _dense_outer(h: torch.Tensor, x: torch.Tensor, live: torch.Tensor, branch: int) -> torch.Tensor:
-    at, alive = _needed(live, branch, h.shape[1]), spread(live, branch, h.shape[1])
-    if at is None:
-        return h.masked_fill(~alive, 0).mT @ x
-    out = h.new_zeros((h.shape[1], x.shape[1]))
-    return out.index_copy_(0, at, h[:, at].masked_fill_(~alive[:, at], 0).mT @ x)
+def _dense_outer(
+    h: torch.Tensor, x: torch.Tensor, live: torch.Tensor, branch: int, zeroed: bool
+) -> torch.Tensor:
+    at = _needed(live, branch, h.shape[1])
+    made = _cleared(h, live, branch, at, zeroed).mT @ x
+    return made if at is None else h.new_zeros((h.shape[1], x.shape[1])).index_copy_(0, at, made)
+
+
+def _cleared(
+    h: torch.Tensor, live: torch.Tensor, branch: int, at: torch.Tensor | None, zeroed: bool
+) -> torch.Tensor:
+    """Return units, or those at some places, with 0 where they are dead."""
+    if at is not None:
+        h = h.index_select(1, at)
+    if zeroed:
+        return h
+    alive = spread(live, branch, live.shape[1] * branch)
+    alive = alive[:, : h.shape[1]] if at is None else alive.index_select(1, at)
+    return h.masked_fill(~alive, 0)
 
 
 def _needed(live: torch.Tensor, branch: int, units: int) -> torch.Tensor | None:

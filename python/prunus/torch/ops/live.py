@@ -44,9 +44,11 @@ __all__ = [
 @torch.library.custom_op(
     "prunus::live_linear",
     mutates_args=(),
-    schema="(Tensor x, Tensor w, Tensor? bias, Tensor? live, int branch) -> Tensor",
+    schema="(Tensor x, Tensor w, Tensor? bias, Tensor? live, int branch, bool zeroed=False) -> Tensor",
 )
-def live_linear(x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor | None, branch: int) -> Tensor:
+def live_linear(
+    x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor | None, branch: int, zeroed: bool = False
+) -> Tensor:
     """Return ``x @ w.T + bias`` where it is live, and 0 elsewhere.
 
     Parameters
@@ -59,6 +61,8 @@ def live_linear(x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor | None, 
         Shape (rows, branches); None: all.
     branch : int
         Units in a branch; the last one may have fewer.
+    zeroed : bool
+        A promise that the gradient which comes back is 0 where it is dead, so that nobody has to clear it.
 
     Returns
     -------
@@ -69,32 +73,35 @@ def live_linear(x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor | None, 
 
 
 @live_linear.register_fake
-def _(x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor | None, branch: int) -> Tensor:
+def _(
+    x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor | None, branch: int, zeroed: bool = False
+) -> Tensor:
     return x.new_empty((x.shape[0], w.shape[0]))
 
 
 def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, w, _, live, branch = inputs
+    x, w, _, live, branch, zeroed = inputs
     ctx.save_for_backward(
         x if ctx.needs_input_grad[1] else None, w if ctx.needs_input_grad[0] else None, live
     )
-    ctx.branch, ctx.first = branch, 0
+    ctx.branch, ctx.first, ctx.zeroed = branch, 0, zeroed
 
 
 def _linear_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, w and bias; ``ctx.first`` is where they begin among the inputs."""
     x, w, live = ctx.saved_tensors
     needs_x, needs_w, needs_bias = ctx.needs_input_grad[ctx.first : ctx.first + 3]
-    d_x = live_combine(grad, w, live, ctx.branch) if needs_x else None
-    d_w = live_outer(grad, x, live, ctx.branch) if needs_w else None
+    d_x = live_combine(grad, w, live, ctx.branch, ctx.zeroed) if needs_x else None
+    d_w = live_outer(grad, x, live, ctx.branch, ctx.zeroed) if needs_w else None
     d_bias = None
     if needs_bias:
-        d_bias = (grad if live is None else _masked(grad, live, ctx.branch)).sum(0)
+        whole = live is None or ctx.zeroed
+        d_bias = (grad if whole else _masked(grad, live, ctx.branch)).sum(0)
     return d_x, d_w, d_bias
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_linear_gradients(ctx, grad), None, None
+    return *_linear_gradients(ctx, grad), None, None, None
 
 
 live_linear.register_autograd(_linear_backward, setup_context=_save_linear)
@@ -120,9 +127,12 @@ def _(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
 @torch.library.custom_op(
     "prunus::live_known",
     mutates_args=(),
-    schema="(Tensor sums, Tensor x, Tensor w, Tensor? bias, Tensor live, int branch) -> Tensor",
+    schema="(Tensor sums, Tensor x, Tensor w, Tensor? bias, Tensor live, int branch, bool zeroed=False)"
+    " -> Tensor",
 )
-def live_known(sums: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor, branch: int) -> Tensor:
+def live_known(
+    sums: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor, branch: int, zeroed: bool = False
+) -> Tensor:
     """Return :func:`live_linear` of the rest, of which ``sums`` is what :func:`live_sums` gave.
 
     Nothing is multiplied. Gradients go to ``x``, ``w`` and ``bias``, not to ``sums``.
@@ -131,20 +141,22 @@ def live_known(sums: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, live: Te
 
 
 @live_known.register_fake
-def _(sums: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor, branch: int) -> Tensor:
+def _(
+    sums: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor, branch: int, zeroed: bool = False
+) -> Tensor:
     return x.new_empty((x.shape[0], w.shape[0]))
 
 
 def _save_known(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, x, w, _, live, branch = inputs
+    _, x, w, _, live, branch, zeroed = inputs
     ctx.save_for_backward(
         x if ctx.needs_input_grad[2] else None, w if ctx.needs_input_grad[1] else None, live
     )
-    ctx.branch, ctx.first = branch, 1
+    ctx.branch, ctx.first, ctx.zeroed = branch, 1, zeroed
 
 
 def _known_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return None, *_linear_gradients(ctx, grad), None, None
+    return None, *_linear_gradients(ctx, grad), None, None, None
 
 
 live_known.register_autograd(_known_backward, setup_context=_save_known)
@@ -156,9 +168,9 @@ live_known.register_autograd(_known_backward, setup_context=_save_known)
 @torch.library.custom_op(
     "prunus::live_combine",
     mutates_args=(),
-    schema="(Tensor h, Tensor w, Tensor? live, int branch) -> Tensor",
+    schema="(Tensor h, Tensor w, Tensor? live, int branch, bool zeroed=False) -> Tensor",
 )
-def live_combine(h: Tensor, w: Tensor, live: Tensor | None, branch: int) -> Tensor:
+def live_combine(h: Tensor, w: Tensor, live: Tensor | None, branch: int, zeroed: bool = False) -> Tensor:
     """Return ``h @ w`` where only live units take part, also against infinities and NaN.
 
     Parameters
@@ -169,33 +181,35 @@ def live_combine(h: Tensor, w: Tensor, live: Tensor | None, branch: int) -> Tens
         Shape (rows, branches); None: all.
     branch : int
         Units in a branch.
+    zeroed : bool
+        A promise that dead units hold 0, so that nobody has to clear them.
 
     Returns
     -------
     Tensor
         Shape (rows, d).
     """
-    return kernels.live_combine(h, w, live, branch)
+    return kernels.live_combine(h, w, live, branch, zeroed)
 
 
 @live_combine.register_fake
-def _(h: Tensor, w: Tensor, live: Tensor | None, branch: int) -> Tensor:
+def _(h: Tensor, w: Tensor, live: Tensor | None, branch: int, zeroed: bool = False) -> Tensor:
     return h.new_empty((h.shape[0], w.shape[1]))
 
 
 def _save_combine(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    h, w, live, branch = inputs
+    h, w, live, branch, zeroed = inputs
     ctx.save_for_backward(
         h if ctx.needs_input_grad[1] else None, w if ctx.needs_input_grad[0] else None, live
     )
-    ctx.branch = branch
+    ctx.branch, ctx.zeroed = branch, zeroed
 
 
 def _combine_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     h, w, live = ctx.saved_tensors
     d_h = live_linear(grad, w, None, live, ctx.branch) if ctx.needs_input_grad[0] else None
-    d_w = live_outer(h, grad, live, ctx.branch) if ctx.needs_input_grad[1] else None
-    return d_h, d_w, None, None
+    d_w = live_outer(h, grad, live, ctx.branch, ctx.zeroed) if ctx.needs_input_grad[1] else None
+    return d_h, d_w, None, None, None
 
 
 live_combine.register_autograd(_combine_backward, setup_context=_save_combine)
@@ -207,9 +221,9 @@ live_combine.register_autograd(_combine_backward, setup_context=_save_combine)
 @torch.library.custom_op(
     "prunus::live_outer",
     mutates_args=(),
-    schema="(Tensor h, Tensor x, Tensor? live, int branch) -> Tensor",
+    schema="(Tensor h, Tensor x, Tensor? live, int branch, bool zeroed=False) -> Tensor",
 )
-def live_outer(h: Tensor, x: Tensor, live: Tensor | None, branch: int) -> Tensor:
+def live_outer(h: Tensor, x: Tensor, live: Tensor | None, branch: int, zeroed: bool = False) -> Tensor:
     """Return ``h.T @ x`` where only live units of each row take part.
 
     Parameters
@@ -220,33 +234,35 @@ def live_outer(h: Tensor, x: Tensor, live: Tensor | None, branch: int) -> Tensor
         Shape (rows, branches); None: all.
     branch : int
         Units in a branch.
+    zeroed : bool
+        A promise that dead units hold 0, so that nobody has to clear them.
 
     Returns
     -------
     Tensor
         Shape (units, d).
     """
-    return kernels.live_outer(h, x, live, branch)
+    return kernels.live_outer(h, x, live, branch, zeroed)
 
 
 @live_outer.register_fake
-def _(h: Tensor, x: Tensor, live: Tensor | None, branch: int) -> Tensor:
+def _(h: Tensor, x: Tensor, live: Tensor | None, branch: int, zeroed: bool = False) -> Tensor:
     return h.new_empty((h.shape[1], x.shape[1]))
 
 
 def _save_outer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    h, x, live, branch = inputs
+    h, x, live, branch, zeroed = inputs
     ctx.save_for_backward(
         h if ctx.needs_input_grad[1] else None, x if ctx.needs_input_grad[0] else None, live
     )
-    ctx.branch = branch
+    ctx.branch, ctx.zeroed = branch, zeroed
 
 
 def _outer_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     h, x, live = ctx.saved_tensors
     d_h = live_linear(x, grad, None, live, ctx.branch) if ctx.needs_input_grad[0] else None
-    d_x = live_combine(h, grad, live, ctx.branch) if ctx.needs_input_grad[1] else None
-    return d_h, d_x, None, None
+    d_x = live_combine(h, grad, live, ctx.branch, ctx.zeroed) if ctx.needs_input_grad[1] else None
+    return d_h, d_x, None, None, None
 
 
 live_outer.register_autograd(_outer_backward, setup_context=_save_outer)
