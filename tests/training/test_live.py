@@ -246,6 +246,28 @@ def test_what_is_zero_already_need_not_be_cleared(route, branch, share):
     torch.testing.assert_close(*(torch.autograd.grad(one, inputs, h.detach()) for one in made))
 
 
+@pytest.mark.parametrize("share", [0.02, 0.5, None])
+def test_weights_that_lie_by_outputs(route, share):
+    o = operands(6, 10, 4, grad=True)
+    live = None if share is None else mask(6, 10, 3, share)
+    turned = o["w"].detach().T.contiguous().requires_grad_()
+    for op, other, plain, turn in (
+        (ops.live_combine, turned, o["w"], False),
+        (ops.live_outer, o["x"], o["x"], True),
+    ):
+        got, want = op(o["h"], other, live, 3, False, True), op(o["h"], plain, live, 3)
+        torch.testing.assert_close(got.T if turn else got, want)
+        dy = torch.randn_like(want)
+        mine = torch.autograd.grad(got, (o["h"], other), dy.T if turn else dy)
+        theirs = torch.autograd.grad(want, (o["h"], plain), dy)
+        torch.testing.assert_close(mine[0], theirs[0])
+        torch.testing.assert_close(mine[1] if turn else mine[1].T, theirs[1])
+        torch.library.opcheck(op, (o["h"], other, live, 3, False, True))
+        assert torch.autograd.gradgradcheck(
+            lambda h, x, op=op: op(h, x, live, 3, False, True), (o["h"], other)
+        )
+
+
 def test_empty():
     for rows, units, features in ((0, 4, 3), (3, 0, 4), (3, 4, 0)):
         o = operands(rows, units, features, torch.float32, grad=True)

@@ -19,7 +19,7 @@ from prunus.pruning.policies import Fixed, Policy, Threshold, TopK
 from prunus.torch.ops import live as ops
 from prunus.torch.ops.kernels import host
 
-__all__ = ["as_prune", "decide", "foreseen", "norms_of", "sums_dtype"]
+__all__ = ["as_prune", "decide", "foreseen", "largest_of", "norms_of", "sums_dtype"]
 
 
 class _Mask(Policy):
@@ -93,6 +93,17 @@ def norms_of(h: Tensor, branch: int, norm: str) -> Tensor:
     zero = inner == 0
     norms = torch.where(zero, 0, unit * torch.where(zero, 1, inner).sqrt())
     return torch.where(finite, norms, most)
+
+
+def largest_of(h: Tensor, branch: int) -> Tensor:
+    """Return the largest value of each branch of ``h`` (rows, units), in memory of its own."""
+    rows, units = h.shape
+    if branch == 1 or units == 0:
+        return h.clone()
+    branches = blocks_along(units, branch)
+    if branches * branch > units:
+        h = torch.nn.functional.pad(h, (0, branches * branch - units), value=-torch.inf)
+    return h.reshape(rows, branches, branch).amax(2)
 
 
 def decide(policy: Policy, norms: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from prunus.pruning._checks import check_bound, check_count, check_norm
 from prunus.pruning.policies import Policy, Threshold
 from prunus.torch import blocks
 from prunus.torch.arrays import BSR
-from prunus.torch.deciding import as_prune, decide, foreseen, norms_of
+from prunus.torch.deciding import as_prune, decide, foreseen, largest_of, norms_of, sums_dtype
 from prunus.torch.functional import _check_alike, _operand, _product, activate, cast
 from prunus.torch.ops import live as ops
 from prunus.torch.ops.kernels_live import spread
@@ -48,12 +48,15 @@ class Passed(NamedTuple):
         What was decided on: activations (rows, units), 0 where they were not computed.
     step : Tensor, optional
         Shape (rows, branches): ``live`` as 0 and 1, which gradients flow through to a threshold that learns.
+    cleared : bool
+        Whether ``decided`` is 0 where it is dead.
     """
 
     y: Tensor
     live: Tensor
     decided: Tensor
     step: Tensor | None
+    cleared: bool
 
 
 class _First(NamedTuple):
@@ -282,9 +285,11 @@ def feed_forward(
     if isinstance(w_down, BSR):
         y = _product(w_down, h, b_down, flip=True)
     else:
-        y = ops.live_combine(h, w_down.mT, mask, branch, mask is not None)
+        y = ops.live_combine(h, w_down, mask, branch, mask is not None, True)
         y = y if b_down is None else y + b_down
-    return Passed(y.reshape(*lead, w_down.shape[0]), first.live, first.value, first.step)
+    cleared = first.step is None and not straight_through
+    decided = first.gated if cleared else first.value
+    return Passed(y.reshape(*lead, w_down.shape[0]), first.live, decided, first.step, cleared)
 
 
 # Checks --------------------------------------------------------------------------------------------------
@@ -410,7 +415,10 @@ def _first(
     else:
         with torch.no_grad():
             sums = ops.live_sums(x, w, b)
-            norms = norms_of(act(sums), branch, prune.norm)
+            if act is torch.nn.functional.relu and prune.norm == "max":
+                norms = largest_of(sums, branch).relu_()  # as of what ReLU leaves, in one pass less
+            else:
+                norms = norms_of(act(sums), branch, prune.norm)
         value = None
     if policy:
         live = reach = decide(prune, norms)
@@ -424,7 +432,9 @@ def _first(
         reach = ~(norms <= (tau.detach() - prune.bandwidth / 2)) if wide else live
     if sums is not None:
         assert not isinstance(w, BSR)
-        value = act(ops.live_known(sums, x, w, b, reach, branch, ends))
+        value = ops.live_known(sums, x, w, b, reach, branch, ends)
+        # Nobody else has it: as much memory less.
+        value = value.relu_() if act is torch.nn.functional.relu else act(value)
     assert value is not None
     gated = value
     if step is not None:
@@ -436,9 +446,15 @@ def _first(
 
 def penalty_of(passed: Passed, branch: int, norm: str) -> Tensor:
     """Return the mean over rows and branches of the norms of what is live."""
+    count = max(passed.live.numel(), 1)
+    if branch == 1 and passed.cleared:
+        return torch.linalg.vector_norm(passed.decided, 1, dtype=sums_dtype(passed.decided.dtype)) / count
     norms = norms_of(passed.decided, branch, norm)
-    kept = norms * passed.step if passed.step is not None else torch.where(passed.live, norms, 0)
-    return kept.sum() / max(kept.numel(), 1)
+    if passed.step is not None:
+        norms = norms * passed.step
+    elif not passed.cleared:
+        norms = torch.where(passed.live, norms, 0)
+    return norms.sum() / count
 
 
 def _compact(h: Tensor, live: Tensor, lead: tuple[int, ...], units: int, branch: int, blockrows: int) -> BSR:

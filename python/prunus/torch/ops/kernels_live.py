@@ -143,32 +143,39 @@ def live_combine(
 
 
 def live_outer(
-    h: torch.Tensor, x: torch.Tensor, live: torch.Tensor | None, branch: int, zeroed: bool
+    h: torch.Tensor, x: torch.Tensor, live: torch.Tensor | None, branch: int, zeroed: bool, flip: bool
 ) -> torch.Tensor:
     """Return ``h.T @ x`` where only live units take part; see :mod:`prunus.torch.ops.live`."""
-    out = h.new_empty((h.shape[1], x.shape[1]))
+    out = h.new_empty((x.shape[1], h.shape[1]) if flip else (h.shape[1], x.shape[1]))
     if 0 in out.shape:
         return out
+    view = out.mT if flip else out  # (units, d), however it lies
     if on_device(h):
         from prunus.cuda.rows import combine
         from prunus.cuda.runtime import place_of
 
         units = None if live is None else spread(live, branch, h.shape[1]).mT.contiguous()
-        combine(place_of(h), h.mT.contiguous(), x, out, units, zeroed=zeroed)
-        return out
+        made = view.new_empty(view.shape) if flip else out
+        combine(place_of(h), h.mT.contiguous(), x, made, units, zeroed=zeroed)
+        return view.copy_(made).mT if flip else out
     dense = _dense_serves(h.dtype)
     if live is None:
         if dense:
-            return h.mT @ x
+            return x.mT @ h if flip else h.mT @ x
     elif _share(live) <= (_OUTER if dense else _HALF).of(branch, h.dtype):
-        return _by_blocks(h, x, out, live, branch, True)
+        _by_blocks(h, x, view, live, branch, True)
+        return out
     elif dense:
-        made = _dense_outer(h, x, live, branch, zeroed)
-        return made if bool(made.isfinite().all()) else _by_blocks(h, x, out, live, branch, True)
+        made = _dense_outer(h, x, live, branch, zeroed, flip)
+        if not bool(made.isfinite().all()):
+            _by_blocks(h, x, view, live, branch, True)
+            return out
+        return made
     # A unit's row of the result is a sum over rows of x: the same product, with roles swapped.
     mask = None if live is None else host(spread(live, branch, h.shape[1]).mT.contiguous())
-    engines.active().combine(host(h.mT.contiguous()), host(_rowwise(x)), host(out), mask, 1)
-    return out
+    made = view.new_empty(view.shape) if flip else out
+    engines.active().combine(host(h.mT.contiguous()), host(_rowwise(x)), host(made), mask, 1)
+    return view.copy_(made).mT if flip else out
 
 
 def largest(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -242,11 +249,15 @@ def _dense_combine(
 
 
 def _dense_outer(
-    h: torch.Tensor, x: torch.Tensor, live: torch.Tensor, branch: int, zeroed: bool
+    h: torch.Tensor, x: torch.Tensor, live: torch.Tensor, branch: int, zeroed: bool, flip: bool
 ) -> torch.Tensor:
-    at = _needed(live, branch, h.shape[1])
-    made = _cleared(h, live, branch, at, zeroed).mT @ x
-    return made if at is None else h.new_zeros((h.shape[1], x.shape[1])).index_copy_(0, at, made)
+    units, at = h.shape[1], _needed(live, branch, h.shape[1])
+    h = _cleared(h, live, branch, at, zeroed)
+    made = x.mT @ h if flip else h.mT @ x
+    if at is None:
+        return made
+    shape = (x.shape[1], units) if flip else (units, x.shape[1])
+    return h.new_zeros(shape).index_copy_(1 if flip else 0, at, made)
 
 
 def _cleared(

@@ -168,9 +168,11 @@ live_known.register_autograd(_known_backward, setup_context=_save_known)
 @torch.library.custom_op(
     "prunus::live_combine",
     mutates_args=(),
-    schema="(Tensor h, Tensor w, Tensor? live, int branch, bool zeroed=False) -> Tensor",
+    schema="(Tensor h, Tensor w, Tensor? live, int branch, bool zeroed=False, bool flip=False) -> Tensor",
 )
-def live_combine(h: Tensor, w: Tensor, live: Tensor | None, branch: int, zeroed: bool = False) -> Tensor:
+def live_combine(
+    h: Tensor, w: Tensor, live: Tensor | None, branch: int, zeroed: bool = False, flip: bool = False
+) -> Tensor:
     """Return ``h @ w`` where only live units take part, also against infinities and NaN.
 
     Parameters
@@ -183,33 +185,40 @@ def live_combine(h: Tensor, w: Tensor, live: Tensor | None, branch: int, zeroed:
         Units in a branch.
     zeroed : bool
         A promise that dead units hold 0, so that nobody has to clear them.
+    flip : bool
+        ``w`` lies by outputs: (d, units), and so does its gradient.
 
     Returns
     -------
     Tensor
         Shape (rows, d).
     """
-    return kernels.live_combine(h, w, live, branch, zeroed)
+    return kernels.live_combine(h, w.mT if flip else w, live, branch, zeroed)
 
 
 @live_combine.register_fake
-def _(h: Tensor, w: Tensor, live: Tensor | None, branch: int, zeroed: bool = False) -> Tensor:
-    return h.new_empty((h.shape[0], w.shape[1]))
+def _(
+    h: Tensor, w: Tensor, live: Tensor | None, branch: int, zeroed: bool = False, flip: bool = False
+) -> Tensor:
+    return h.new_empty((h.shape[0], w.shape[0 if flip else 1]))
 
 
 def _save_combine(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    h, w, live, branch, zeroed = inputs
+    h, w, live, branch, zeroed, flip = inputs
     ctx.save_for_backward(
         h if ctx.needs_input_grad[1] else None, w if ctx.needs_input_grad[0] else None, live
     )
-    ctx.branch, ctx.zeroed = branch, zeroed
+    ctx.branch, ctx.zeroed, ctx.flip = branch, zeroed, flip
 
 
 def _combine_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     h, w, live = ctx.saved_tensors
-    d_h = live_linear(grad, w, None, live, ctx.branch) if ctx.needs_input_grad[0] else None
-    d_w = live_outer(h, grad, live, ctx.branch, ctx.zeroed) if ctx.needs_input_grad[1] else None
-    return d_h, d_w, None, None, None
+    d_h = d_w = None
+    if ctx.needs_input_grad[0]:
+        d_h = live_linear(grad, w.mT if ctx.flip else w, None, live, ctx.branch)
+    if ctx.needs_input_grad[1]:
+        d_w = live_outer(h, grad, live, ctx.branch, ctx.zeroed, ctx.flip)
+    return d_h, d_w, None, None, None, None
 
 
 live_combine.register_autograd(_combine_backward, setup_context=_save_combine)
@@ -221,9 +230,11 @@ live_combine.register_autograd(_combine_backward, setup_context=_save_combine)
 @torch.library.custom_op(
     "prunus::live_outer",
     mutates_args=(),
-    schema="(Tensor h, Tensor x, Tensor? live, int branch, bool zeroed=False) -> Tensor",
+    schema="(Tensor h, Tensor x, Tensor? live, int branch, bool zeroed=False, bool flip=False) -> Tensor",
 )
-def live_outer(h: Tensor, x: Tensor, live: Tensor | None, branch: int, zeroed: bool = False) -> Tensor:
+def live_outer(
+    h: Tensor, x: Tensor, live: Tensor | None, branch: int, zeroed: bool = False, flip: bool = False
+) -> Tensor:
     """Return ``h.T @ x`` where only live units of each row take part.
 
     Parameters
@@ -236,33 +247,40 @@ def live_outer(h: Tensor, x: Tensor, live: Tensor | None, branch: int, zeroed: b
         Units in a branch.
     zeroed : bool
         A promise that dead units hold 0, so that nobody has to clear them.
+    flip : bool
+        Return the transpose.
 
     Returns
     -------
     Tensor
-        Shape (units, d).
+        Shape (units, d), with ``flip`` (d, units).
     """
-    return kernels.live_outer(h, x, live, branch, zeroed)
+    return kernels.live_outer(h, x, live, branch, zeroed, flip)
 
 
 @live_outer.register_fake
-def _(h: Tensor, x: Tensor, live: Tensor | None, branch: int, zeroed: bool = False) -> Tensor:
-    return h.new_empty((h.shape[1], x.shape[1]))
+def _(
+    h: Tensor, x: Tensor, live: Tensor | None, branch: int, zeroed: bool = False, flip: bool = False
+) -> Tensor:
+    return h.new_empty((x.shape[1], h.shape[1]) if flip else (h.shape[1], x.shape[1]))
 
 
 def _save_outer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    h, x, live, branch, zeroed = inputs
+    h, x, live, branch, zeroed, flip = inputs
     ctx.save_for_backward(
         h if ctx.needs_input_grad[1] else None, x if ctx.needs_input_grad[0] else None, live
     )
-    ctx.branch, ctx.zeroed = branch, zeroed
+    ctx.branch, ctx.zeroed, ctx.flip = branch, zeroed, flip
 
 
 def _outer_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     h, x, live = ctx.saved_tensors
-    d_h = live_linear(x, grad, None, live, ctx.branch) if ctx.needs_input_grad[0] else None
-    d_x = live_combine(h, grad, live, ctx.branch, ctx.zeroed) if ctx.needs_input_grad[1] else None
-    return d_h, d_x, None, None, None
+    d_h = d_x = None
+    if ctx.needs_input_grad[0]:
+        d_h = live_linear(x, grad.mT if ctx.flip else grad, None, live, ctx.branch)
+    if ctx.needs_input_grad[1]:
+        d_x = live_combine(h, grad, live, ctx.branch, ctx.zeroed, ctx.flip)
+    return d_h, d_x, None, None, None, None
 
 
 live_outer.register_autograd(_outer_backward, setup_context=_save_outer)
@@ -367,7 +385,7 @@ def _(norms: Tensor, tau: float) -> Tensor:
 
 def _masked(h: Tensor, live: Tensor, branch: int) -> Tensor:
     """Return ``h`` where it is live; dead infinities and NaN are 0 as well."""
-    return h.masked_fill(~spread(live, branch, h.shape[1]), 0)
+    return torch.where(spread(live, branch, h.shape[1]), h, 0)
 
 
 # Batches -------------------------------------------------------------------------------------------------
