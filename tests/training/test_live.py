@@ -246,6 +246,7 @@ def test_what_is_zero_already_need_not_be_cleared(route, branch, share):
     torch.testing.assert_close(*(torch.autograd.grad(one, inputs, h.detach()) for one in made))
 
 
+@CHECKS
 @pytest.mark.parametrize("share", [0.02, 0.5, None])
 def test_weights_that_lie_by_outputs(route, share):
     o = operands(6, 10, 4, grad=True)

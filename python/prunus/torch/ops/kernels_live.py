@@ -136,7 +136,7 @@ def live_combine(
     elif dense:
         made = _dense_combine(h, w, live, branch, zeroed)
         # A dead unit's 0 is harmless unless it meets an infinity or NaN.
-        return made if bool(made.isfinite().all()) else _by_blocks(h, w, out, live, branch, False)
+        return made if _is_finite(made) else _by_blocks(h, w, out, live, branch, False)
     mask = None if live is None else host(live.contiguous())
     engines.active().combine(host(_rowwise(h)), host(_rowwise(w)), host(out), mask, branch)
     return out
@@ -167,7 +167,7 @@ def live_outer(
         return out
     elif dense:
         made = _dense_outer(h, x, live, branch, zeroed, flip)
-        if not bool(made.isfinite().all()):
+        if not _is_finite(made):
             _by_blocks(h, x, view, live, branch, True)
             return out
         return made
@@ -271,6 +271,11 @@ def _cleared(
     alive = spread(live, branch, live.shape[1] * branch)
     alive = alive[:, : h.shape[1]] if at is None else alive.index_select(1, at)
     return h.masked_fill(~alive, 0)
+
+
+def _is_finite(made: torch.Tensor) -> bool:
+    """Say whether all values are finite; mostly their sum tells, which takes one pass."""
+    return bool(made.sum().isfinite()) or bool(made.isfinite().all())
 
 
 def _needed(live: torch.Tensor, branch: int, units: int) -> torch.Tensor | None:
