@@ -30,6 +30,8 @@ __all__ = ["above", "largest", "live_combine", "live_linear", "live_outer", "liv
 
 # Branches of so many units fill vectors.
 _WIDE: Final = 4
+# Features from which on a product's sums are long.
+_LONG: Final = 512
 
 
 class _Limits(NamedTuple):
@@ -42,8 +44,9 @@ class _Limits(NamedTuple):
     narrow: float
     wide: float
 
-    def of(self, branch: int, dtype: torch.dtype) -> float:
+    def of(self, branch: int, dtype: torch.dtype, features: int) -> float:
         share = self.wide if branch >= _WIDE else self.narrow
+        share *= min(features / _LONG, 1)  # what skipping costs by itself, a short sum does not pay
         # Matrix units multiply many times as fast as vectors do.
         return share / 5 if dtype.itemsize == 2 and _dense_is_fast(dtype) else share
 
@@ -107,7 +110,7 @@ def _units(
 
         dots(place_of(x), x, w, out, live, branch, bias)
         return out
-    if _dense_serves(x.dtype) and (live is None or _share(live) > _UNITS.of(branch, x.dtype)):
+    if _dense_serves(x.dtype) and (live is None or _share(live) > _UNITS.of(branch, x.dtype, x.shape[1])):
         return _dense_linear(x, w, bias, live, branch).to(out.dtype)
     engine, mask = engines.active(), None if live is None else host(live.contiguous())
     engine.dots(host(x), host(_rowwise(w)), host(out), mask, branch, None if bias is None else host(bias))
@@ -131,7 +134,7 @@ def live_combine(
     if live is None:
         if dense:
             return h @ w
-    elif _share(live) <= (_ROWS if dense else _HALF).of(branch, h.dtype):
+    elif _share(live) <= (_ROWS if dense else _HALF).of(branch, h.dtype, w.shape[1]):
         return _by_blocks(h, w, out, live, branch, False)
     elif dense:
         made = _dense_combine(h, w, live, branch, zeroed)
@@ -162,7 +165,7 @@ def live_outer(
     if live is None:
         if dense:
             return x.mT @ h if flip else h.mT @ x
-    elif _share(live) <= (_OUTER if dense else _HALF).of(branch, h.dtype):
+    elif _share(live) <= (_OUTER if dense else _HALF).of(branch, h.dtype, x.shape[1]):
         _by_blocks(h, x, view, live, branch, True)
         return out
     elif dense:
