@@ -19,7 +19,7 @@ tensor([[3., 3.],
 from __future__ import annotations
 
 from prunus.torch import _installed as _installed  # first: it tells where torch is missing
-from prunus.torch import learning, nn
+from prunus.torch import learning, nn, teams
 from prunus.torch.arrays import BSR
 from prunus.torch.attending import attention, softmax
 from prunus.torch.experts import load_balancing_loss, moe
@@ -48,3 +48,5 @@ __all__ = [
     "softmax",
     "sparsify_",
 ]
+
+teams.borrow()
