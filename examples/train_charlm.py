@@ -371,7 +371,7 @@ def plot(path: Path, runs: list[Run]) -> None:
 def main() -> None:
     """Train, and tell."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--rows", type=int, default=16, help="texts in a batch")
     parser.add_argument("--length", type=int, default=64, help="characters in a text")
     parser.add_argument("--layers", type=int, default=2)
