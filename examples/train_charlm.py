@@ -10,8 +10,8 @@ sparse
     wider for it. Which blocks there are is learned (RigL: Evci et al. 2020): now and then the weakest are
     dropped, and those grow where the loss would gain most.
 pruned
-    The dense model with a penalty on live hidden units, the mean of their activations. Which units are dead for
-    a character is found while a layer runs, and what is dead is not multiplied, forward or backward.
+    The dense model with a penalty on live hidden units, the mean of their activations. Which units are dead
+    for a character is found while a layer runs, and what is dead is not multiplied, forward or backward.
 
 All see the same batches in the same order, and are judged by text that none was trained on.
 
@@ -249,7 +249,7 @@ def autocast(settings: Settings, device: torch.device) -> torch.autocast:
 
 
 def multiplied(model: Model) -> tuple[float, int]:
-    """Return multiply-adds a character of the layers' linear parts, forward, and how many weights they have."""
+    """Return multiply-adds a character of the layers' linear parts, forward, and their weights."""
     products, weights = 0.0, 0
     for layer in model.layers:
         for part in layer.modules():
@@ -316,7 +316,7 @@ def train(kind: str, text: Text, sizes: Sizes, settings: Settings) -> Run:
             run.losses.append(loss_out)
             run.live.append(live)
             print(
-                f"{kind:7} step {step:4}  loss {loss_out:.4f}  live {live:6.1%}  {run.rate:7,.0f} characters/s",
+                f"{kind:7} step {step:4}  loss {loss_out:.4f}  live {live:6.1%}  {run.rate:7,.0f} chars/s",
                 file=sys.stderr,
             )
             clock = time.perf_counter()
@@ -340,8 +340,8 @@ def table(runs: list[Run]) -> str:
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for run in runs:
         lines.append(
-            f"| {run.kind} | {run.loss:.4f} | {run.loss / first.loss - 1:+.1%} | {run.flops / first.flops:.0%} | "
-            f"{run.weights:,} | {run.live[-1]:.1%} | {run.rate:,.0f} |"
+            f"| {run.kind} | {run.loss:.4f} | {run.loss / first.loss - 1:+.1%} "
+            f"| {run.flops / first.flops:.0%} | {run.weights:,} | {run.live[-1]:.1%} | {run.rate:,.0f} |"
         )
     return "\n".join(lines)
 

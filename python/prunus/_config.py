@@ -100,6 +100,12 @@ def cpu() -> Cpu:
     )
 
 
+def _whose_threads() -> str:
+    """Say whose threads tasks run on where they are not the engine's own."""
+    teams = sys.modules.get("prunus.torch.teams")
+    return ", torch's: it has an OpenMP runtime" if teams is not None and teams.borrowed() else ""
+
+
 def show_config(verbose: bool = False, file: TextIO | None = None) -> None:
     """Print versions, the SIMD level in use and why, threads, the CPU and its caches.
 
@@ -139,7 +145,7 @@ def config_lines(verbose: bool = False) -> list[str]:
     lines += [
         f"SIMD level  {this.level} ({why})",
         f"available   {', '.join(_core.available_levels())}",
-        f"threads     {get_num_threads()} of {this.cores} cores ({threads})",
+        f"threads     {get_num_threads()} of {this.cores} cores ({threads}){_whose_threads()}",
         f"CPU         {this.name}",
         f"features    {', '.join(this.features) or 'unknown'}",
         f"caches      {this.caches_text}",

@@ -13,7 +13,7 @@ import pytest
 import prunus as pr
 from prunus.torch import teams
 
-pytestmark = pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs an OpenMP runtime of Linux")
     not sys.platform.startswith("linux"), reason="needs an OpenMP runtime of Linux"
 )
 

@@ -1,8 +1,8 @@
 """One set of threads for torch's operations and this package's: those that torch has.
 
-A training step alternates between both. Threads of torch's OpenMP team look for work for milliseconds after an
-operation; threads of our own would share the processors with them. So the engine runs its tasks as regions of the
-same team, wherever torch's runtime has the entry for it: libgomp, LLVM's and Intel's on Linux.
+A training step alternates between both. Threads of torch's OpenMP team look for work for milliseconds after
+an operation; threads of our own would share the processors with them. So the engine runs its tasks as regions
+of the same team, wherever torch's runtime has the entry for it: libgomp, LLVM's and Intel's on Linux.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Final
 
 from prunus import _core
 
-__all__ = ["borrow", "give_back"]
+__all__ = ["borrow", "borrowed", "give_back"]
 
 _ENTRY: Final = "GOMP_parallel"
 _RUNTIMES: Final = ("libgomp", "libiomp5", "libomp")
 _MAPS: Final = Path("/proc/self/maps")
-# What is lent must stay loaded.
+# What is lent.
 _LOADED: Final[list[ctypes.CDLL]] = []
 
 
@@ -44,9 +44,15 @@ def borrow() -> bool:
     return False
 
 
+def borrowed() -> bool:
+    """Say whether tasks run on torch's threads."""
+    return bool(_LOADED)
+
+
 def give_back() -> None:
     """Run tasks on the engine's own threads again."""
     _core.lend_threads(0)
+    _LOADED.clear()  # the runtime stays loaded, by torch
 
 
 def _runtimes() -> list[str]:
