@@ -14,8 +14,6 @@ import prunus as pr
 from prunus.torch import teams
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs an OpenMP runtime of Linux")
-    not sys.platform.startswith("linux"), reason="needs an OpenMP runtime of Linux"
-)
 
 
 @pytest.fixture
