@@ -166,7 +166,7 @@ def test_compiled_in_one_graph(generator):
 
     def step(x, data, bias):
         y = pt.linear(x, pt.BSR((data, w.indices, w.indptr), (40, 50)), bias, activation="gelu")
-        return y.square().sum() + (y @ pt.BSR((data, w.indices, w.indptr), (40, 50))).sum()
+        return y.square().sum() + pt.matmul(y, pt.BSR((data, w.indices, w.indptr), (40, 50))).sum()
 
     grads = []
     for call in (step, torch.compile(step, fullgraph=True)):
@@ -177,6 +177,20 @@ def test_compiled_in_one_graph(generator):
         bias.grad = None
     for eager, compiled in zip(*grads, strict=True):
         torch.testing.assert_close(eager, compiled)
+
+
+def test_compiled_operators_never_swap_operands(generator):
+    w, x = make(16, 16, (4, 4), generator), torch.randn(16, 16, dtype=F64, generator=generator)
+    for call in (lambda w, x: w @ x, lambda w, x: x @ w):
+        torch._dynamo.reset()
+        torch.testing.assert_close(torch.compile(call, backend="eager")(w, x), call(w, x))
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"prunus\.torch\.matmul"):
+            torch.compile(call, backend="eager", fullgraph=True)(w, x)
+    for call in (pt.matmul, lambda w, x: torch.matmul(x, w), lambda w, x: (w @ w.T).data):
+        torch._dynamo.reset()
+        compiled = torch.compile(call, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(w, x), call(w, x))
 
 
 def test_autocast(generator):

@@ -347,6 +347,9 @@ def _sparse(a: BSR, b: BSR) -> BSR:
 
 def torch_function(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Do what torch asks of a BSR among its operands; NotImplemented where it is no product."""
+    if function in (Tensor.matmul, Tensor.__matmul__) and torch.compiler.is_dynamo_compiling():
+        # Dynamo knows no reverse of `@`: it hands over `W @ x` as it does `x @ W`, operands swapped.
+        raise TypeError("torch.compile swaps the operands of @ with a BSR: write prunus.torch.matmul(a, b)")
     if function in (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm) and len(args) == 2:
         return matmul(*args, **kwargs)
     if function is Tensor.__rmatmul__ and len(args) == 2:
