@@ -24,7 +24,14 @@ def here(tmp_path, monkeypatch):
 
 def test_all_are_tested():
     names = sorted(path.name for path in DOCS.glob("*.md"))
-    assert names == ["cuda-runs.md", "cuda.md", "language-models.md", "tensix-validation.md", "tensix.md"]
+    assert names == [
+        "cuda-runs.md",
+        "cuda.md",
+        "language-models.md",
+        "tensix-validation.md",
+        "tensix.md",
+        "torch.md",
+    ]
 
 
 def test_language_models(here, capsys):
@@ -78,6 +85,28 @@ def test_tensix(monkeypatch, capsys):
         assert words[:3] == ["python", "-m", "prunus"]
         assert main(words[3:]) == 0
         assert capsys.readouterr().out.strip() in text
+
+
+def test_torch(tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip("torch", reason="docs/torch.md needs torch")
+    monkeypatch.chdir(tmp_path)
+    page = DOCS / "torch.md"
+    # The page sets what torch compiles by; it is as it was afterwards.
+    with torch._dynamo.config.patch(force_parameter_static_shapes=True):
+        failed, tried = doctest.testfile(str(page), module_relative=False)
+    assert tried > 60
+    assert not failed, capsys.readouterr().out
+    lines = "".join(re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.S)).splitlines()
+    kinds = {"pip": [], "examples/train_charlm.py": [], "-m": []}
+    for line in lines:
+        words = shlex.split(line)
+        kinds["pip" if words[0] == "pip" else words[1]].append(words)
+    # The others take minutes: that they are what the parsers take.
+    (words,) = kinds["-m"]
+    assert parser().parse_args(words[3:]).size == 4096
+    (words,) = kinds["examples/train_charlm.py"]
+    source = (DOCS.parent / words[1]).read_text(encoding="utf-8")
+    assert all(f'"{word}"' in source for word in words if word.startswith("--"))
 
 
 def test_links():

@@ -1,6 +1,7 @@
 """Every example runs, and finds what it says it finds."""
 
 import importlib.util
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,37 +11,50 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PATHS = sorted(EXAMPLES.rglob("*.py"))
+NEEDS = {"graph_network": ("networkx", "scipy"), "train_charlm": ("torch",)}
 
 
-def run(name):
-    """Run an example at its small size; returns what its ``main`` returns."""
-    if name == "graph_network":
-        pytest.importorskip("networkx")
-        pytest.importorskip("scipy")
+def need(name):
+    """Skip where a library is missing that an example needs."""
+    for library in NEEDS.get(name, ()):
+        pytest.importorskip(library, reason=f"examples/{name}.py needs {library}")
+
+
+def run(name, *size):
+    """Run an example, at its small size unless told; returns what its ``main`` returns."""
+    need(name)
     spec = importlib.util.spec_from_file_location(Path(name).name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main("small")
+    # Its dataclasses look for their module there.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        if not size:
+            return module.main("small")
+        patch.setattr(sys, "argv", [f"{name}.py", *size])
+        return module.main()
 
 
 def test_all_are_tested():
     here = Path(__file__).read_text(encoding="utf-8")
     names = [path.relative_to(EXAMPLES).with_suffix("").as_posix() for path in PATHS]
-    missing = [name for name in names if f'run("{name}")' not in here]
+    missing = [name for name in names if f'run("{name}"' not in here]
     assert not missing
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_help(path):
-    if path.stem == "graph_network":
-        pytest.importorskip("networkx")
-        pytest.importorskip("scipy")
+    need(path.stem)
     shown = subprocess.run(
         [sys.executable, path, "--help"], capture_output=True, text=True, check=True
     ).stdout
     first = path.read_text(encoding="utf-8").splitlines()[0].strip('"')
-    assert "{small,full}" in shown
     assert first in shown
+    if path.stem == "train_charlm":  # it has sizes of a model
+        assert "--steps" in shown
+        assert "{docstrings,licences}" in shown
+        return
+    assert "{small,full}" in shown
     wrong = subprocess.run([sys.executable, path, "huge"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "invalid choice: 'huge'" in wrong.stderr
@@ -228,3 +242,23 @@ def test_tensix_chips_all_reduce(capsys):
         assert line["bytes"] == 2 * (int(name[0]) - 1) * 16 * 2048
     assert found["4 p150, 16 tiles"]["cycles"] > 0
     assert "Ethernet MB" in capsys.readouterr().out
+
+
+def test_train_charlm(capsys):
+    torch = pytest.importorskip("torch", reason="examples/train_charlm.py needs torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sizes at which threads only wait for each other
+    try:
+        run("train_charlm", *"--steps 4 --width 32 --wide 64 --rows 2 --length 16".split())
+    finally:
+        torch.set_num_threads(threads)
+    _, rule, *rows = capsys.readouterr().out.splitlines()
+    assert set(rule) <= set("|-: ")
+    table = {cells[0]: cells for cells in ([cell.strip() for cell in row.split("|")[1:-1]] for row in rows)}
+    assert list(table) == ["dense", "sparse", "pruned"]
+    # Of characters that are all alike it would be the logarithm of 128, which four steps hardly change.
+    assert all(3 < float(cells[1]) < math.log(128) + 1 for cells in table.values())
+    share = {name: float(cells[3].rstrip("%")) for name, cells in table.items()}
+    assert share["sparse"] < share["pruned"] < share["dense"] == 100
+    weights = {name: int(cells[4].replace(",", "")) for name, cells in table.items()}
+    assert weights["sparse"] < weights["pruned"] == weights["dense"]
