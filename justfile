@@ -74,7 +74,7 @@ peers *arguments:
 
 # Kernels for GPUs, without one: compiled ahead of time for three architectures, and run in Triton's interpreter. Most
 # of the latter runs on one core, so the former goes beside it; its table is printed when it is whole.
-cuda *tests='tests/cuda tests/engines':
+cuda *tests='tests/cuda tests/engines tests/training':
     #!/usr/bin/env bash
     set -euo pipefail
     table=$(mktemp)
@@ -82,12 +82,12 @@ cuda *tests='tests/cuda tests/engines':
     python -m prunus cuda compile --jobs 1 >"$table" 2>&1 &
     compiling=$!
     status=0
-    TRITON_INTERPRET=1 PRUNUS_BRIEF=1 pytest -q -k cuda {{tests}} || status=$?
+    TRITON_INTERPRET=1 PRUNUS_BRIEF=1 pytest -q -k "cuda or on_the_device or learning_device" {{tests}} || status=$?
     wait "$compiling" || status=$?
     cat "$table"
     exit "$status"
 
 # All of the engine suite in Triton's interpreter, in every dtype, and everything that may be compiled.
 cuda-all:
-    TRITON_INTERPRET=1 pytest -q -k cuda tests/cuda tests/engines
+    TRITON_INTERPRET=1 pytest -q -k "cuda or on_the_device or learning_device" tests/cuda tests/engines tests/training
     python -m prunus cuda compile --all

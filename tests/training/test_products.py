@@ -6,6 +6,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import prunus as pr
 import prunus.torch as pt
+from prunus import engines
+from prunus.torch import blocks
 from prunus.torch.ops import products
 from support.torch_checks import opcheck
 
@@ -104,8 +106,8 @@ def test_dtypes(dtype, generator):
     near = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 1e-1}
     torch.testing.assert_close(y.float(), expected, **near)
     torch.testing.assert_close(x.grad.float(), wide.grad, **near)
-    blocks = pt.blocks.gather(dense.grad, w.indices, w.indptr, w.blocksize)
-    torch.testing.assert_close(w.grad.float(), blocks, **near)
+    at = blocks.gather(dense.grad, w.indices, w.indptr, w.blocksize)
+    torch.testing.assert_close(w.grad.float(), at, **near)
 
 
 def test_batches_broadcast(generator):
@@ -280,3 +282,33 @@ def test_bad_input(generator):
     for call, error, words in cases:
         with pytest.raises(error, match=words):
             call()
+
+
+@pytest.mark.skipif("cuda" not in engines.names(), reason="needs a GPU, or TRITON_INTERPRET=1")
+def test_on_the_device(generator):
+    with pr.device("cuda") as engine:
+        where = engine.where.device
+        w = make(40, 50, (16, 16), generator, dtype=torch.float32).to(where)
+        v = make(50, 30, (16, 16), generator, dtype=torch.float32).to(where)
+        x = torch.randn(9, 50, generator=generator).to(where).requires_grad_()
+        parts = w.data.clone().requires_grad_(), v.data.clone().requires_grad_()
+        left, right = (
+            pt.BSR((data, one.indices, one.indptr), one.shape)
+            for data, one in zip(parts, (w, v), strict=True)
+        )
+        y = pt.linear(x, left)
+        chosen = pt.sddmm(y.mT, x, left)
+        (y.square().sum() + chosen.data.square().sum() + (left @ right).data.square().sum()).backward()
+        found = [x.grad, *(one.grad for one in parts)]
+    dense = [one.detach().to("cpu", F64).toarray().requires_grad_() for one in (w, v)]
+    again = x.detach().cpu().double().requires_grad_()
+    y = again @ dense[0].T
+    there = pt.BSR((torch.ones_like(w.data.cpu()), w.indices.cpu(), w.indptr.cpu()), w.shape).toarray()
+    total = y.square().sum() + (y.T @ again * there).square().sum() + (dense[0] @ dense[1]).square().sum()
+    total.backward()
+    at = [
+        blocks.gather(one.grad, w_.indices.cpu(), w_.indptr.cpu(), w_.blocksize)
+        for one, w_ in zip(dense, (w, v), strict=True)
+    ]
+    for one, expected in zip(found, [again.grad, *at], strict=True):
+        torch.testing.assert_close(one.cpu().double(), expected, rtol=1e-4, atol=1e-3)
