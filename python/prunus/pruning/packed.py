@@ -192,6 +192,21 @@ class FFN(FeedForward):
         self._freeze((bundle,) if panel is None else (panel, bundle), decide)
         return self
 
+    @classmethod
+    def _over(
+        cls, up: Array, down: Array, gate: Array | None, decide: str, b_up: Array | None, b_down: Array | None
+    ) -> Self:
+        """Return a layer over matrices as :meth:`pack` takes them, which stay where they are; to be saved.
+
+        Nothing is copied: what it holds changes with them.
+        """
+        self = object.__new__(cls)
+        self._up, self._gate, self._sums = up.view(), None if gate is None else gate.view(), down.T
+        self._out = len(down)
+        self._b_up, self._b_down = b_up, b_down
+        self._freeze(tuple(one for one in (self._gate, self._up, self._sums) if one is not None), decide)
+        return self
+
     def _freeze(self, kept: tuple[Array, ...], decide: str) -> None:
         self._kept, self.decide = kept, decide
         for array in (*kept, self._up, self._sums, self._gate):

@@ -13,9 +13,13 @@ from prunus._errors import FormatError
 from prunus.interop.torch import as_array, as_tensor
 from prunus.paged.array import PagedArray
 from prunus.paged.files import File, open_file
+from prunus.paged.layers import PagedFFN
 from prunus.paged.save import save
 from prunus.paged.sparse import PagedBSR
+from prunus.pruning.feed_forward import FeedForward
+from prunus.pruning.packed import FFN
 from prunus.torch.arrays import BSR
+from prunus.torch.nn.ffn import PrunedFFN
 from prunus.torch.nn.linear import BlockSparseLinear
 
 if TYPE_CHECKING:
@@ -24,12 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["load_weights_", "save_weights"]
 
 _PARTS = ("values", "indices", "indptr")
+_MATRICES = ("w_up", "w_down", "w_gate", "b_up", "b_down")
 # What a layer that is the whole model is called in a file.
 _ROOT = "weight"
+_ROOT_FFN = "ffn"
 
 
 def save_weights(
-    model: torch.nn.Module | Mapping[str, torch.Tensor | BSR],
+    model: torch.nn.Module | Mapping[str, torch.Tensor | BSR | FeedForward],
     path: PathLike,
     metadata: Mapping[str, str] | None = None,
     checksums: bool = False,
@@ -38,13 +44,16 @@ def save_weights(
 
     A :class:`BlockSparseLinear` at ``layers.0.up`` is the block-sparse array ``"layers.0.up"`` of the file,
     (out, in), beside its bias ``"layers.0.up.bias"``: ``prunus.open(path)["layers.0.up"] @ x`` computes from
-    the disk, without torch. To any other reader of safetensors the file has the tensors of the model's state
-    dict under their names.
+    the disk, without torch. A :class:`PrunedFFN` at ``layers.0.ffn`` is the layer ``"layers.0.ffn"``, packed
+    as its ``decide`` says: ``prunus.open(path)["layers.0.ffn"](x, activation, prune, branch)`` reads what is
+    live. A layer that is the whole model is called ``"weight"``, or ``"ffn"``. To any other reader of
+    safetensors the file has the tensors of the model's state dict under their names, but for the matrices of
+    PrunedFFNs, which are the tables ``panel`` and ``bundle`` there.
 
     Parameters
     ----------
     model : Module or mapping
-        The model; or tensors and :class:`BSR` by name.
+        The model; or tensors, :class:`BSR` and ``prunus.FFN`` by name.
     path : str, bytes or path-like
         Where to; the name ends in ``.safetensors``.
     metadata : mapping of str to str, optional
@@ -55,7 +64,8 @@ def save_weights(
     Raises
     ------
     TypeError
-        If something is no tensor, such as a module's extra state, or of a dtype that files do not have.
+        If something is no tensor, such as a module's extra state, or of a dtype that files do not have, or
+        the matrices of a PrunedFFN have several dtypes.
     ValueError
         If the path has another ending, or a BSR is a transpose.
     OSError
@@ -63,8 +73,9 @@ def save_weights(
 
     Notes
     -----
-    Tensors on a GPU are copied to the host, one after the other. Tensors that modules share are written
-    under each of their names.
+    Tensors in host memory are written from where they are; those on a GPU are copied to the host before.
+    Tensors that modules share are written under each of their names. What is no weight (activation, policy,
+    branch, and a mask) is not in the file; thresholds that learn are, as ``"layers.0.ffn.prune.log_tau"``.
 
     Examples
     --------
@@ -108,7 +119,7 @@ def load_weights_(model: torch.nn.Module, path: PathLike, strict: bool = True) -
         If it cannot be read.
     """
     state: dict[str, torch.Tensor] = {}
-    root = isinstance(model, BlockSparseLinear)
+    root, alone = isinstance(model, BlockSparseLinear), isinstance(model, PrunedFFN)
     with _opened(path) as file:
         for name in file:
             found = file[name]
@@ -117,6 +128,9 @@ def load_weights_(model: torch.nn.Module, path: PathLike, strict: bool = True) -
                 prefix = "" if root and name == _ROOT else f"{name}."
                 parts = array._values(), array._indices, array._indptr
                 state.update((prefix + part, as_tensor(one)) for part, one in zip(_PARTS, parts, strict=True))
+            elif isinstance(found, PagedFFN):
+                prefix = "" if alone and name == _ROOT_FFN else f"{name}."
+                state.update((prefix + key, one) for key, one in _matrices(found.load()).items())
             elif isinstance(found, PagedArray):
                 state[name] = as_tensor(found.load())
             else:
@@ -132,19 +146,43 @@ def _opened(path: PathLike) -> File:
 
 
 def _of_model(model: torch.nn.Module) -> dict[str, Any]:
-    """Return what to save, by name: the state dict, with the parts of each block-sparse layer together."""
+    """Return what to save, by name: the state dict, with what belongs to a block-sparse layer together."""
     named: dict[str, Any] = dict(model.state_dict())
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, BlockSparseLinear):
-            prefix = f"{name}." if name else ""
+        prefix = f"{name}." if name else ""
+        # A parametrised layer keeps its parts under other names: they stay what they are.
+        if isinstance(module, BlockSparseLinear) and all(prefix + part in named for part in _PARTS):
             for part in _PARTS:
                 del named[prefix + part]
             named[name or _ROOT] = module.weight
+        elif isinstance(module, PrunedFFN) and all(prefix + part in named for part in _MATRICES[:2]):
+            parts = {part: named.pop(prefix + part, None) for part in _MATRICES}
+            named[name or _ROOT_FFN] = _layer(parts, module.decide, name or type(module).__name__)
     return named
 
 
+def _layer(parts: Mapping[str, torch.Tensor | None], decide: str, name: str) -> FFN:
+    """Return a layer to be saved, of the matrices where they are."""
+    there = {key: one for key, one in parts.items() if one is not None}
+    kinds = {str(there[key].dtype) for key in _MATRICES[:3] if key in there}
+    if len(kinds) > 1:
+        raise TypeError(f"{name}: expected matrices of one dtype, got {' and '.join(sorted(kinds))}")
+    given = {key: _array(one, f"{name}.{key}") for key, one in there.items()}
+    rest = given.get("w_gate"), decide, given.get("b_up"), given.get("b_down")
+    return FFN._over(given["w_up"], given["w_down"], *rest)
+
+
+def _matrices(layer: FFN) -> dict[str, torch.Tensor]:
+    """Return the tensors of a layer under the names that a PrunedFFN has for them."""
+    found = (layer._up, layer._down.T, layer._gate, layer._b_up, layer._b_down)
+    # Copies: what belongs to a layer is read-only.
+    return {key: as_tensor(one.copy()) for key, one in zip(_MATRICES, found, strict=True) if one is not None}
+
+
 def _array(value: Any, name: str) -> Any:
-    """Return a tensor or BSR as an array in host memory."""
+    """Return a tensor, BSR or layer as something in host memory that can be saved."""
+    if isinstance(value, FeedForward):
+        return value
     if isinstance(value, BSR):
         if value._t:
             raise ValueError(f"{name}: a transpose is not stored; save the BSR that it is of")
