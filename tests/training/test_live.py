@@ -128,6 +128,11 @@ def test_what_torch_knows_of_decisions():
     norms = torch.rand(4, 6)
     torch.library.opcheck(ops.largest, (norms, 2))
     torch.library.opcheck(ops.above, (norms, 0.3))
+    # What comes out lies as the fake kernels say, whatever lies how.
+    columns = torch.rand(6, 4).mT
+    torch.library.opcheck(ops.above, (columns, 0.3))
+    torch.library.opcheck(ops.largest, (columns, 2))
+    torch.library.opcheck(ops.step, (columns, torch.full((), 0.5, requires_grad=True), 0.2))
     torch.library.opcheck(ops.live_sums, (torch.randn(3, 4), torch.randn(6, 4), None))
     h = torch.randn(4, 17, requires_grad=True)
     torch.library.opcheck(ops.straight, (h, mask(4, 17, 3), 3))

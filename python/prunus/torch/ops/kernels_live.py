@@ -203,7 +203,7 @@ def above(norms: torch.Tensor, tau: float) -> torch.Tensor:
             near = np.float32(tau)
         # As Python's floats: NumPy would round the threshold before it compares.
         tau = float(near if float(near) <= tau else np.nextafter(near, np.float32(-np.inf)))
-    return (norms <= tau).logical_not_()
+    return (norms <= tau).logical_not_().contiguous()  # whatever strides norms have
 
 
 # The routes ----------------------------------------------------------------------------------------------
