@@ -633,3 +633,55 @@ def test_on_the_device(make):
     on_host = pt.linear(x, model.w_up, activation="relu", prune=pr.Threshold(0.1), branch=4)
     assert torch.equal(h.indices, on_host.indices)
     torch.testing.assert_close(h.data, on_host.data, rtol=1e-4, atol=1e-5)
+
+
+# What torch does with operations of libraries.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+@pytest.mark.parametrize("which", ["x", "w_up", "w_down", "values"])
+def test_forward_mode_raises_where_torch_would_say_zero(which):
+    o = layer(grad=False)
+    values = pt.BSR.from_dense(o["w_down"], 2)
+    with torch.autograd.forward_ad.dual_level():
+        if which == "values":
+            tangent = torch.ones_like(values.data)
+            dual = pt.BSR(
+                (torch.autograd.forward_ad.make_dual(values.data, tangent), values.indices, values.indptr),
+                values.shape,
+            )
+            with pytest.raises(NotImplementedError, match="w has a tangent"):
+                pt.linear(torch.randn(2, 14, dtype=F64), dual)
+        else:
+            o[which] = torch.autograd.forward_ad.make_dual(o[which], torch.ones_like(o[which]))
+            with pytest.raises(NotImplementedError, match=f"{which} has a tangent"):
+                pt.ffn(o["x"], o["w_up"], o["w_down"])
+
+
+def test_modules_on_the_meta_device():
+    x = torch.empty(3, 5, 16, device="meta", requires_grad=True)
+    for module in (
+        pt.nn.BlockSparseLinear(16, 24, blocksize=8, device="meta"),
+        pt.nn.PrunedFFN(16, 32, 24, gated=True, device="meta"),
+        pt.nn.PrunedFFN(16, 32, 24, prune=pt.LearnedThreshold(device="meta"), device="meta"),
+    ):
+        y = module(x)
+        assert (y.device.type, y.shape) == ("meta", (3, 5, 24))
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_gate_of_columns_compiled(backend):
+    a = torch.randn(6, 5, dtype=F64)
+    tau = torch.tensor(0.3, dtype=F64)
+
+    def run(a, tau):
+        y = pt.gate(a.mT, tau, bandwidth=0.5)
+        return y, *torch.autograd.grad(y.square().sum(), (a, tau))
+
+    expected = run(a.clone().requires_grad_(), tau.clone().requires_grad_())
+    compiled = torch.compile(
+        lambda a, tau: pt.gate(a.mT, tau, bandwidth=0.5), fullgraph=True, backend=backend
+    )
+    a.requires_grad_(), tau.requires_grad_()
+    y = compiled(a, tau)
+    for one, other in zip((y, *torch.autograd.grad(y.square().sum(), (a, tau))), expected, strict=True):
+        torch.testing.assert_close(one, other)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from prunus._mask import BlockMask
 from prunus.engines.base import ACTIVATIONS
@@ -230,7 +231,8 @@ def _same(x: Tensor) -> Tensor:
 def cast(*operands: Any) -> tuple[Any, ...]:
     """Return operands as they are, or in autocast's dtype where it is on; float64 stays, as in torch."""
     kind = next(one.device.type for one in operands if one is not None)
-    if not torch.is_autocast_enabled(kind):
+    # The meta device has no autocast, and torch raises when asked.
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return operands
     dtype = torch.get_autocast_dtype(kind)
     return tuple(
@@ -238,8 +240,26 @@ def cast(*operands: Any) -> tuple[Any, ...]:
     )
 
 
+def refuse_tangent(value: Tensor, name: str) -> None:
+    """Raise where forward-mode differentiation comes: operations of libraries have none in torch.
+
+    Without a word torch would take their derivatives for 0.
+
+    Raises
+    ------
+    NotImplementedError
+        If the tensor has a tangent.
+    """
+    if unpack_dual(value).tangent is not None:
+        raise NotImplementedError(
+            f"{name} has a tangent, but forward-mode differentiation (torch.func.jvp, jacfwd) is not there; "
+            "torch.autograd.grad differentiates backward, twice if need be"
+        )
+
+
 def _operand(value: Any, name: str) -> Any:
     if isinstance(value, BSR):
+        refuse_tangent(value.data, name)
         return value
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -250,6 +270,7 @@ def _operand(value: Any, name: str) -> Any:
         raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must hold floats, got {value.dtype}")
+    refuse_tangent(value, name)
     return value
 
 
