@@ -490,3 +490,33 @@ def test_patterns_change_under_compilation():
         torch.testing.assert_close(y, layer(x))
         y.sum().backward()
         assert layer.values.grad.shape == (count, *BLOCK)
+
+
+def test_a_conversion_that_changes_nothing_keeps_recorded_gradients():
+    layer = layer_of()
+    rigl = RigL(layer, None, every=1, end=10)
+    layer(torch.randn(4, IN, dtype=torch.float64)).square().sum().backward()
+    layer.to("cpu").double()
+    assert [change.grown for change in rigl.step()] == [3]
+    layer(torch.randn(4, IN, dtype=torch.float64)).square().sum().backward()
+    layer.float()
+    with pytest.raises(RuntimeError, match="changed or moved"):
+        rigl.step()
+
+
+def test_copies_of_a_layer_hold_no_gradients_of_absent_blocks():
+    layer = layer_of()
+    plain = len(pickle.dumps(layer))
+    rigl = RigL(layer, torch.optim.SGD(layer.parameters(), lr=0.1), every=1, end=10)
+    assert layer._probe is not None
+    assert copy.deepcopy(layer)._probe is None
+    assert len(pickle.dumps(layer)) == plain
+    # A copy of the learner goes on with the copies of its layers.
+    x = torch.randn(4, IN, dtype=torch.float64)
+    for two, other in (copy.deepcopy((layer, rigl)), pickle.loads(pickle.dumps((layer, rigl)))):
+        assert other.layers["" if "" in other.layers else "0"] is two
+        two(x).square().sum().backward()
+        assert [change.grown for change in other.step()] == [3]
+    layer(x).square().sum().backward()
+    rigl.step()
+    assert layer.mask == two.mask

@@ -324,3 +324,19 @@ def test_encoders_of_torch_take_it():
     x = torch.randn(2, 5, 32)
     with torch.no_grad():
         torch.testing.assert_close(model(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [lambda layer: layer.to("cpu"), lambda layer: layer.double(), lambda layer: layer.share_memory()],
+    ids=["to", "double", "share_memory"],
+)
+def test_conversions_that_change_nothing_between_passes(convert):
+    layer = layer_of()
+    x = torch.randn(3, 50, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(layer(x).square().sum(), layer.values)
+    # torch.nn.Linear goes on from there, too.
+    y = layer(x)
+    assert convert(layer) is layer
+    (got,) = torch.autograd.grad(y.square().sum(), layer.values)
+    same(got, expected)

@@ -243,6 +243,13 @@ class RigL(_DropAndGrow):
             return torch.zeros(0, dtype=torch.int64, device=layer.values.device)
         return probe.keys[strongest(norms_of(grad), count)]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a copy, whose layers come without places of gradients."""
+        self.__dict__.update(state)
+        if self._armed:
+            for name, layer in self.layers.items():
+                layer._probe = self._probes[name]
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a later run needs to go on; patterns are in the model's state."""
         state = super().state_dict()

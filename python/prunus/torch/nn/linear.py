@@ -284,6 +284,7 @@ class BlockSparseLinear(torch.nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert parameters, and move the pattern, which no conversion of dtype or memory changes."""
         pattern = self._host or (self.indices, self.indptr)
+        before = self.values.device, self.values.dtype
         super()._apply(fn, recurse)
         device = self.indices.device
         if self.indices.is_meta:
@@ -291,14 +292,20 @@ class BlockSparseLinear(torch.nn.Module):
             kept = tuple(part.to("meta") for part in pattern)
         else:
             self._host = None
-            # `to_empty` gives memory without values, `type` another dtype.
+            # `to_empty` gives memory without values, `type` another dtype. What stays is not written: a graph
+            # that saved it would take it for changed.
             kept = tuple(
-                now.copy_(part) if now.dtype == part.dtype else part.to(device)
+                now if now is part else now.copy_(part) if now.dtype == part.dtype else part.to(device)
                 for now, part in zip((self.indices, self.indptr), pattern, strict=True)
             )
         self.indices, self.indptr = kept
-        self._probe = None
+        if (self.values.device, self.values.dtype) != before:
+            self._probe = None
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied and pickled: not the place of gradients, which is a learner's."""
+        return {**self.__dict__, "_probe": None}
 
     def _load_from_state_dict(
         self,
