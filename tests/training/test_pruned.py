@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import prunus as pr
 import prunus.torch as pt
@@ -685,3 +686,64 @@ def test_gate_of_columns_compiled(backend):
     y = compiled(a, tau)
     for one, other in zip((y, *torch.autograd.grad(y.square().sum(), (a, tau))), expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_thresholds_of_gate_that_are_none():
+    a = torch.randn(3, 4)
+    for tau, error, match in [
+        (float("nan"), ValueError, "got nan"),
+        ("much", TypeError, "tau must be a number or a tensor, got 'much'"),
+        (None, TypeError, "tau must be a number"),
+        (torch.tensor(1j), TypeError, "real numbers, got torch.complex64"),
+        (torch.tensor(True), TypeError, "real numbers, got torch.bool"),
+        (torch.tensor(0.5, device="meta"), ValueError, "a on cpu and tau on meta"),
+    ]:
+        with pytest.raises(error, match=match):
+            pt.gate(a, tau)
+    compiled = torch.compile(pt.gate, fullgraph=True, backend="aot_eager")
+    for tau in (0.25, 0.5, 0.75, 1, torch.tensor(1)):
+        torch.testing.assert_close(compiled(a, tau), torch.where(a.abs() > tau, a, 0))
+
+
+@pytest.mark.parametrize("prune", [pr.Fixed(np.arange(4) % 2 == 0), torch.arange(4) % 2 == 0])
+def test_masks_survive_the_meta_device_and_other_dtypes(prune):
+    expected = [True, False, True, False]
+    model = pt.nn.PrunedFFN(6, 8, prune=prune, branch=2, device="meta")
+    twice = copy.deepcopy(model).to("meta").to_empty(device="cpu").to("meta").to_empty(device="cpu")
+    for one in (model.to_empty(device="cpu"), twice):
+        assert one.mask.tolist() == expected
+        one.reset_parameters()
+        assert one(torch.randn(3, 6)).shape == (3, 6)
+        assert one.live_fraction == 0.5
+    kept = model.mask
+    assert model.to("cpu").mask is kept
+    model.type(F64)
+    assert (model.mask.dtype, model.mask.tolist(), model.w_up.dtype) == (torch.bool, expected, F64)
+    assert model(torch.randn(3, 6, dtype=F64)).dtype == F64
+
+
+def test_a_mask_and_a_policy_and_masks_of_other_sizes_are_refused():
+    model = pt.nn.PrunedFFN(6, 8, prune=torch.zeros(8, dtype=torch.bool))
+    model.prune = pr.Threshold(0.0)
+    with pytest.raises(ValueError, match="there are a mask and a policy"):
+        model(torch.randn(3, 6))
+    model.mask = None
+    model(torch.randn(3, 6))
+    assert model.live_fraction > 0
+    seven = torch.ones(3, 7, dtype=torch.bool)
+    for mask in (seven[0], seven, pr.Fixed(seven[0].numpy())):
+        with pytest.raises(ValueError, match="there are 8 branches"):
+            pt.nn.PrunedFFN(6, 8, prune=mask)
+
+
+def test_a_checkpoint_spares_the_graph_that_the_penalty_holds():
+    model = pt.nn.PrunedFFN(6, 8, prune=pt.LearnedThreshold(0.3, bandwidth=0.5))
+    x = torch.randn(5, 6, requires_grad=True)
+    inputs = (x, *model.parameters())
+    expected = torch.autograd.grad(model(x).square().sum() + pt.live_penalty(model), inputs)
+    y = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)
+    got = torch.autograd.grad(y.square().sum() + pt.live_penalty(model), inputs)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    # What ran again in the backward pass has left nothing.
+    assert model._penalty is None

@@ -14,7 +14,7 @@ from prunus.pruning.policies import Policy, Threshold
 from prunus.torch import blocks
 from prunus.torch.arrays import BSR
 from prunus.torch.deciding import as_prune, decide, foreseen, largest_of, norms_of, sums_dtype
-from prunus.torch.functional import _check_alike, _operand, _product, activate, cast
+from prunus.torch.functional import _check_alike, _operand, _product, activate, cast, refuse_tangent
 from prunus.torch.ops import live as ops
 from prunus.torch.ops.kernels_live import spread
 
@@ -103,9 +103,10 @@ def gate(
     Raises
     ------
     ValueError
-        If ``tau`` has another shape, or a number is out of range.
+        If ``tau`` has another shape, is not a number, or lives on another device; or a number is out of
+        range.
     TypeError
-        If an operand holds no floats.
+        If an operand holds no floats, or ``tau`` no real numbers.
 
     Examples
     --------
@@ -130,7 +131,7 @@ def gate(
     rows = a.reshape(-1, units) if units else a.reshape(math.prod(a.shape[:-1]), 0)
     with torch.no_grad():
         norms = norms_of(rows, branch, norm)
-    tau = torch.as_tensor(tau, device=a.device)
+    tau = _as_tau(tau, a)
     at = ops.step(norms, _threshold(tau, norms), bandwidth)
     return (rows * spread(at, branch, units).to(a.dtype)).reshape(a.shape)
 
@@ -352,6 +353,25 @@ def _check_shapes(
     for b, length, name in ((b_up, units, "b_up"), (b_down, down.shape[0], "b_down")):
         if b is not None and tuple(b.shape) != (length,):
             raise ValueError(f"{name} must have shape ({length},), got {tuple(b.shape)}")
+
+
+def _as_tau(tau: Any, a: Tensor) -> Tensor:
+    """Return a threshold as a tensor where the activations are."""
+    if not isinstance(tau, Tensor):
+        try:
+            number = float(tau)
+        except (TypeError, ValueError):
+            raise TypeError(f"tau must be a number or a tensor, got {tau!r}") from None
+        # Numbers that torch.compile keeps open have no such question.
+        if not torch.compiler.is_compiling() and math.isnan(number):
+            raise ValueError("tau must be a number, got nan: everything would be live")
+        return torch.full((), number, dtype=sums_dtype(a.dtype), device=a.device)
+    if tau.is_complex() or tau.dtype == torch.bool:
+        raise TypeError(f"tau must hold real numbers, got {tau.dtype}")
+    if tau.device != a.device:
+        raise ValueError(f"expected operands on one device, got a on {a.device} and tau on {tau.device}")
+    refuse_tangent(tau, "tau")
+    return tau
 
 
 def _threshold(tau: Tensor, norms: Tensor) -> Tensor:

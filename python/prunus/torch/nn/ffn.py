@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from prunus._device import on_device
+from prunus._layout import blocks_along
 from prunus.interop.torch import as_array
 from prunus.pruning.packed import FFN
 from prunus.pruning.policies import Fixed, Policy
@@ -86,6 +88,8 @@ class PrunedFFN(torch.nn.Module):
     mask: Tensor | None
     live_fraction: Tensor | None
     _penalty: Tensor | None
+    # The mask in host memory while the buffer is on the meta device, which holds no values.
+    _host: Tensor | None
 
     def __init__(
         self,
@@ -133,14 +137,20 @@ class PrunedFFN(torch.nn.Module):
         self.straight_through = bool(straight_through)
         mask: Tensor | None = None
         prune = as_policy_or_learned(prune)
+        self._host = None
         if type(prune) is Fixed:
             mask = torch.tensor(prune.mask, device=device)
+            if mask.is_meta:
+                self._host = torch.tensor(prune.mask, device="cpu")
         elif isinstance(getattr(prune, "mask", None), Tensor):
             mask = prune.mask
         if straight_through and not isinstance(prune, Policy):
             raise ValueError(
                 "straight_through is for policies: a LearnedThreshold has an estimate of its own"
             )
+        branches = blocks_along(self.hidden, self.branch)
+        if mask is not None and mask.shape[-1:] != (branches,):
+            raise ValueError(f"the mask has shape {tuple(mask.shape)}; there are {branches} branches")
         self.register_buffer("mask", mask, persistent=False)
         self.prune = None if mask is not None else prune
         self.live_fraction = self._penalty = None
@@ -166,7 +176,15 @@ class PrunedFFN(torch.nn.Module):
                 torch.nn.init.uniform_(b, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output (*lead, d_out) for ``x`` (*lead, d_model)."""
+        """Return the layer's output (*lead, d_out) for ``x`` (*lead, d_model).
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :func:`prunus.torch.ffn`; and if there are both a mask and a policy.
+        """
+        if self.mask is not None and self.prune is not None:
+            raise ValueError("there are a mask and a policy: set layer.mask or layer.prune to None")
         passed = feed_forward(
             x,
             self.w_up,
@@ -187,7 +205,11 @@ class PrunedFFN(torch.nn.Module):
         self._penalty = None
         if self.training and torch.is_grad_enabled():
             norm = getattr(self.prune, "norm", "max")
-            self._penalty = penalty_of(passed, self.branch, norm)
+            penalty = penalty_of(passed, self.branch, norm)
+            # A checkpoint that runs it again, in the backward pass, has saved this much and wants it again.
+            # Kept, it would be the very graph that was to be spared.
+            if not _is_in_backward():
+                self._penalty = penalty
         return passed.y
 
     # Other forms -------------------------------------------------------------------------------------
@@ -272,6 +294,22 @@ class PrunedFFN(torch.nn.Module):
 
     # Module ------------------------------------------------------------------------------------------
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert parameters, and move the mask, which no conversion of dtype or memory changes."""
+        mask = self.mask if self._host is None else self._host
+        super()._apply(fn, recurse)
+        if self.mask is None or mask is None:
+            return self
+        if self.mask.is_meta:  # it holds no values there
+            self._host = None if mask.is_meta else mask.cpu()
+            self.mask = mask.to("meta")
+        else:
+            self._host = None
+            # `to_empty` gives memory without values, `type` another dtype.
+            if self.mask is not mask and not mask.is_meta:
+                self.mask = mask.to(self.mask.device)
+        return self
+
     def train(self, mode: bool = True) -> Self:
         """Set whether it trains; in evaluation what was recorded goes, and its graph with it."""
         if not mode:
@@ -297,6 +335,11 @@ class PrunedFFN(torch.nn.Module):
             "straight_through=True" if self.straight_through else "",
         ]
         return ", ".join(part for part in parts if part)
+
+
+def _is_in_backward() -> bool:
+    """Say whether a backward pass is running: a checkpoint computes again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _is_exported() -> bool:
