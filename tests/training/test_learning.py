@@ -520,3 +520,17 @@ def test_copies_of_a_layer_hold_no_gradients_of_absent_blocks():
     layer(x).square().sum().backward()
     rigl.step()
     assert layer.mask == two.mask
+
+
+def test_an_optimizer_of_other_parameters_is_refused():
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    early = torch.optim.SGD(model.parameters(), lr=0.1)
+    pt.sparsify_(model, 0.5, 16)
+    for make in (
+        lambda: RigL(model, early, every=1, end=10),
+        lambda: GradualMagnitude(model, early, 0.2, begin=0, end=4, every=1),
+    ):
+        with pytest.raises(ValueError, match="make it after sparsify_"):
+            make()
+    with pytest.raises(TypeError, match="every must be a whole number, got True"):
+        RigL(model, None, every=True, end=10)

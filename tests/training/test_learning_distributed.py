@@ -40,3 +40,29 @@ def test_two_processes_learn_what_one_does(tmp_path):
     first, second, alone = (torch.load(tmp_path / f"{name}.pt") for name in ("two0", "two1", "one0"))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     torch.testing.assert_close(first, alone)
+
+
+def drawn(rank, world, path):
+    """Grow at random, with random numbers that are another process's own."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{path}/meet", rank=rank, world_size=world
+    )
+    torch.manual_seed(0)
+    layers = [pt.nn.BlockSparseLinear(40, 48, blocksize=8, density=0.3) for _ in range(2)]
+    model = torch.nn.Sequential(*layers[:1], torch.nn.Linear(48, 40), *layers[1:])
+    torch.manual_seed(100 + rank)
+    moving = pt.learning.SET(layers[:1], None, every=1, end=10, grown="kaiming_uniform")
+    rigl = pt.learning.RigL(layers[1:], None, every=1, end=10, candidates=4)
+    for _ in range(2):
+        model(torch.randn(3, 40)).square().sum().backward()
+        moving.step()
+        rigl.step()
+    torch.save([layer.weight.detach().toarray() for layer in layers], f"{path}/drawn{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_what_is_drawn_is_the_same_in_all_processes(tmp_path):
+    torch.multiprocessing.spawn(drawn, (2, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"drawn{rank}.pt") for rank in (0, 1))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)

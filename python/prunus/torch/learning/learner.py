@@ -37,6 +37,13 @@ class Learner:
         self.steps = 0
         for layer in self.layers.values():
             check_states(layer, optimizer)
+        if optimizer is not None:
+            known = {id(one) for group in optimizer.param_groups for one in group["params"]}
+            if not any(id(layer.values) in known for layer in self.layers.values()):
+                raise ValueError(
+                    "the optimizer has no parameter of these layers: make it after sparsify_, which makes "
+                    "new ones, or pass None"
+                )
 
     def step(self) -> list[Change]:
         """Count a step, and change patterns where it is time; call it after each ``optimizer.step()``.
@@ -91,7 +98,9 @@ def as_count(value: Any, name: str, least: int) -> int:
     try:
         count = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+        count = None
+    if count is None or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
     if count < least:
         raise ValueError(f"{name} must be at least {least}, got {count}")
     return count

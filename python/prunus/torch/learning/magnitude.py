@@ -44,7 +44,8 @@ class GradualMagnitude(Learner):
     Raises
     ------
     ValueError, TypeError
-        If numbers are out of range, ``end`` is not after ``begin``, or an optimiser's states cannot follow.
+        If numbers are out of range, ``end`` is not after ``begin``, an optimiser's states cannot follow, or
+        it has none of the parameters.
 
     Notes
     -----

@@ -139,8 +139,12 @@ def move(
     keys: Tensor,
     optimizer: torch.optim.Optimizer | None,
     grown: str = "zeros",
+    together: bool = False,
 ) -> None:
-    """Give a layer the blocks at ascending places, and have everything follow that belongs to them."""
+    """Give a layer the blocks at ascending places, and have everything follow that belongs to them.
+
+    ``together``: all processes do, and draw the same values.
+    """
     old, parameter = keys_of(layer), layer.values
     states = [] if optimizer is None else _states(optimizer, parameter)
     source = torch.searchsorted(old, keys).clamp(max=max(len(old) - 1, 0))
@@ -160,6 +164,7 @@ def move(
         layer._set_blocks(values, indices.to(layer.indices.dtype), indptr.to(layer.indptr.dtype))
         if grown == "kaiming_uniform":
             drawn = init.kaiming_uniform_(layer.weight.detach().clone(), a=5**0.5).data
+            drawn = agreed(drawn) if together else drawn
             parameter.copy_(torch.where(found[:, None, None], parameter, drawn))
         if grad is not None and new_grad is not None:
             if same:  # DistributedDataParallel's buckets may share its memory
@@ -171,6 +176,15 @@ def move(
                 tensor.copy_(new)
             else:
                 state[name] = new
+
+
+def agreed(drawn: Tensor) -> Tensor:
+    """Return what process 0 drew, in all of them: random numbers differ, replicas must not."""
+    group = torch.distributed
+    if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
+        drawn = drawn.contiguous()
+        group.broadcast(drawn, 0)
+    return drawn
 
 
 def check_states(layer: BlockSparseLinear, optimizer: torch.optim.Optimizer | None) -> None:

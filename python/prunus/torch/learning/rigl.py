@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunus._construct import as_fraction, count_of
 from prunus.torch.learning.learner import Layers, Learner, as_count, norms_of, strongest
-from prunus.torch.learning.patterns import Change, absent_keys, keys_of, move, pattern_of
+from prunus.torch.learning.patterns import Change, absent_keys, agreed, keys_of, move, pattern_of
 from prunus.torch.learning.schedules import cosine
 from prunus.torch.nn.linear import BlockSparseLinear
 from prunus.torch.nn.probe import Probe
@@ -58,7 +58,8 @@ class _DropAndGrow(Learner):
         moved = len(new)
         if moved:
             kept = keys_of(layer)[strongest(norms_of(layer.values), count - moved)]
-            move(layer, torch.sort(torch.cat([kept, new])).values, self.optimizer, self.grown)
+            keys = torch.sort(torch.cat([kept, new])).values
+            move(layer, keys, self.optimizer, self.grown, together=True)
         return Change(name, self.steps, count, count, moved, moved, layer.density)
 
     def _grow(self, layer: BlockSparseLinear, count: int) -> Tensor:
@@ -66,10 +67,10 @@ class _DropAndGrow(Learner):
         raise NotImplementedError
 
     def _drawn(self, keys: Tensor, count: int) -> Tensor:
-        """Return so many places of some, at random, in order."""
+        """Return so many places of some, at random, in order; the same in all processes."""
         device = "cpu" if self.generator is None else self.generator.device
         order = torch.randperm(len(keys), generator=self.generator, device=device)[:count]
-        return keys[torch.sort(order).values.to(keys.device)]
+        return agreed(keys[torch.sort(order).values.to(keys.device)])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later run needs to go on; patterns are in the model's state."""
@@ -117,13 +118,14 @@ class RigL(_DropAndGrow):
     Raises
     ------
     ValueError, TypeError
-        If numbers are out of range, or an optimiser's states cannot follow.
+        If numbers are out of range, an optimiser's states cannot follow, or it has none of the parameters.
 
     Notes
     -----
     While another step follows in which patterns change, layers hold a gradient for all candidates: memory of
     the dense weights for one step if all are. Where ``torch.distributed`` is initialised, it is summed over
-    all processes, so that patterns stay equal; a generator must be seeded alike everywhere.
+    all processes, and what is drawn at random is drawn by process 0 for all, so that layers stay equal: each
+    process must have such a learner, and call it as often.
     :meth:`close` ends that without a change.
 
     Examples
@@ -283,6 +285,10 @@ class SET(_DropAndGrow):
     ------
     ValueError, TypeError
         As for :class:`RigL`.
+
+    Notes
+    -----
+    Where ``torch.distributed`` is initialised, process 0 draws for all, as for :class:`RigL`.
 
     Examples
     --------
