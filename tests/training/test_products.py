@@ -263,6 +263,40 @@ def test_strides_and_zero_sizes(generator):
     assert empty.grad.shape == (0, 3, 4)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_no_blocks_and_nothing_at_all_in_batches(own, generator):
+    for m, k in ((6, 5), (0, 5), (6, 0)):
+        empty = pr.BlockMask.random((2, m, k) if own else (m, k), (4, 2), 0.0)
+        data = torch.zeros(*(() if own else (2,)), 0, 4, 2, dtype=F64, requires_grad=True)
+        indptr = torch.tensor(empty.indptr.tolist(), dtype=torch.int64).reshape(empty.indptr.shape)
+        w = pt.BSR((data, torch.zeros(0, dtype=torch.int64), indptr), (2, m, k))
+        for shape in ((2, k, 3), (k,), (3, 2, k, 0)):
+            x = leaf(*shape, generator=generator)
+            y = w @ x
+            torch.testing.assert_close(y, w.toarray() @ x)
+            y.sum().backward()
+            assert not x.grad.any()
+
+
+def test_blocks_that_offsets_do_not_tell_of_have_no_gradient(generator):
+    """Memory is filled with NaN before it is written, so that nothing left as it was goes unseen."""
+    part = torch.tensor([0, 1, 1]), torch.tensor([[0, 1, 1], [2, 2, 3]])
+    torch.use_deterministic_algorithms(True)
+    try:
+        for indptr, shape, known in ((part[0], (4, 4), [0]), (part[1], (2, 4, 4), [0, 2])):
+            count = 2 if indptr.ndim == 1 else 3
+            data = leaf(count, 2, 2, generator=generator)
+            y = pt.BSR((data, torch.tensor([0, 1, 1][:count]), indptr), shape) @ torch.ones(4, 3, dtype=F64)
+            y.sum().backward()
+            there = torch.zeros(count, dtype=torch.bool)
+            there[known] = True
+            torch.testing.assert_close(
+                data.grad, torch.where(there[:, None, None], 3.0, 0.0).expand(-1, 2, 2).double()
+            )
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_bad_input(generator):
     w, x = make(7, 10, (3, 4), generator), torch.ones(10, 2, dtype=F64)
     cases = [

@@ -346,7 +346,11 @@ class BSR:
     # Operators ---------------------------------------------------------------------------------------
 
     def __matmul__(self, other: Any) -> Any:
-        """Multiply by a tensor or another BSR: see :func:`prunus.torch.matmul`."""
+        """Multiply by a tensor or another BSR: see :func:`prunus.torch.matmul`.
+
+        What ``torch.compile`` compiles says ``matmul``: it swaps the operands of ``W @ x``, and an error says
+        so.
+        """
         from prunus.torch.functional import matmul
 
         return matmul(self, other)

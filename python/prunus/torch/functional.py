@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -333,16 +334,18 @@ def _members(w: BSR, x: Tensor, bias: Tensor | None, flip: bool) -> Tensor:
     x = x.expand(*whole, *x.shape[-2:])
     data, indptr = w.data, w.indptr
     if own:
-        indptr = indptr.reshape(-1, indptr.shape[-1])
+        indptr = indptr.reshape(math.prod(batch), indptr.shape[-1])
     else:
-        data = data.expand(*whole[extra:], *data.shape[-3:]).reshape(-1, *data.shape[-3:])
+        data = data.expand(*whole[extra:], *data.shape[-3:])
+        data = data.reshape(math.prod(whole[extra:]), *data.shape[-3:])
     inner = len(batch)
     # Dimensions that w has not are more columns of the same product.
     front, columns = tuple(range(extra)), x.shape[-2 if flip else -1]
     place = tuple(range(inner, inner + extra)) if flip else tuple(range(inner + 1, inner + 1 + extra))
+    wide = math.prod(whole[:extra]) * columns
     x = x.movedim(front, place).reshape(
         math.prod(batch_of_w := whole[extra:]),
-        *((-1, x.shape[-1]) if flip else (x.shape[-2], -1)),
+        *((wide, x.shape[-1]) if flip else (x.shape[-2], wide)),
     )
     y = products.dsd(data, w.indices, indptr, *stored, x, bias, flip)
     sizes = (*whole[:extra], columns)
@@ -371,7 +374,8 @@ def torch_function(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     if function in (Tensor.matmul, Tensor.__matmul__) and torch.compiler.is_dynamo_compiling():
         # Dynamo knows no reverse of `@`: it hands over `W @ x` as it does `x @ W`, operands swapped.
         raise TypeError("torch.compile swaps the operands of @ with a BSR: write prunus.torch.matmul(a, b)")
-    if function in (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm) and len(args) == 2:
+    products = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, operator.matmul)
+    if function in products and len(args) == 2:  # the last one is what a strict export asks for
         return matmul(*args, **kwargs)
     if function is Tensor.__rmatmul__ and len(args) == 2:
         return matmul(args[1], args[0])

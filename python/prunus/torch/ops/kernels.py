@@ -106,6 +106,8 @@ def sdd(
     """
     shared = tuple(a.shape[:-2]) if indptr.ndim == 1 else ()
     out = a.new_empty((*shared, len(indices), *block), dtype=dtype)
+    if not on_device(a) and int((indptr[..., -1] - indptr[..., 0]).sum()) != len(indices):
+        out.zero_()  # blocks that offsets do not tell of are in no product
     write_sdd(a, b, indices, indptr, out)
     return out
 
