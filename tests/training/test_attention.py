@@ -253,6 +253,11 @@ def test_bad_operands():
         pt.attention(q, k, v, prune=3)
     with pytest.raises(ValueError, match="scale"):
         pt.attention(q, k, v, scale=float("nan"))
+    with pytest.raises(TypeError, match="without a gradient"):
+        pt.attention(q, k, v, scale=torch.tensor(0.5, requires_grad=True))
+    for shape in ((1, 2, 3, 4), (5, 3, 4), ()):
+        with pytest.raises(ValueError, match="Fixed has a mask of shape"):
+            pt.attention(q, k, v, prune=torch.ones(shape, dtype=torch.bool), blocksize=4)
 
 
 @pytest.mark.skipif("cuda" not in engines.names(), reason="needs a GPU, or TRITON_INTERPRET=1")

@@ -166,6 +166,8 @@ def test_bad_attention():
         ({"mask": torch.ones(3, 3, 3, dtype=torch.bool)}, ValueError, "4 heads"),
         ({"mask": torch.ones(3, 3)}, TypeError, "booleans"),
         ({"prune": 3}, TypeError, "policy"),
+        ({"scale": float("nan")}, ValueError, "scale must be finite"),
+        ({"kdim": 0}, ValueError, "kdim must be at least 1"),
     ):
         with pytest.raises(error, match=match):
             make(**{"embed_dim": 24, "num_heads": 4, "blocksize": 8, **options})

@@ -251,6 +251,10 @@ def test_leading_dimensions_ties_and_no_rows():
     torch.testing.assert_close(pt.moe(x, None, up, down, logits=same), first)
 
 
+def _cut(w, e):
+    return pt.BSR.from_dense(w if e else w.float(), 3)
+
+
 def test_bad_operands():
     x, router, up, down, gate = (one.detach() for one in operands())
     for wrong, error, match in (
@@ -270,7 +274,11 @@ def test_bad_operands():
         ({"prune": [None]}, ValueError, "1 policies for 4 experts"),
         ({"prune": lambda seen: seen.norms > 0}, TypeError, "a Threshold, a TopK or a Fixed"),
         ({"prune": pr.Fixed(np.ones((2, F), bool))}, ValueError, "each of the 7 rows"),
+        ({"w_up": [_cut(one, e) for e, one in enumerate(up)]}, TypeError, "one dtype"),
         ({"shared": up}, TypeError, "a shared expert is a tuple"),
+        ({"shared": (up[0].numpy(), down[0])}, TypeError, "w_up of a shared expert must be a tensor"),
+        ({"shared": (up[0], down[0, :1])}, ValueError, "a shared expert takes w_up"),
+        ({"shared": (up[0], down[0], gate[0, :1])}, ValueError, "w_gate of a shared expert"),
         ({"activation": "tanh"}, ValueError, "activation"),
     ):
         given = {"x": x, "router": router, "w_up": up, "w_down": down, "w_gate": gate, **wrong}

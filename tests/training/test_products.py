@@ -1,5 +1,8 @@
 """The operations that torch knows: values, gradients of gradients, what compiles, what is mapped over."""
 
+import io
+
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -193,6 +196,21 @@ def test_compiled_operators_never_swap_operands(generator):
         torch._dynamo.reset()
         compiled = torch.compile(call, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(w, x), call(w, x))
+    torch._dynamo.reset()
+    layer = Operators(w)
+    found = torch.export.export(layer, (x,), strict=True).module()(x)
+    torch.testing.assert_close(found, layer(x))
+
+
+class Operators(torch.nn.Module):
+    """A BSR on both sides."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w = w
+
+    def forward(self, x):
+        return self.w @ x, x @ self.w
 
 
 def test_autocast(generator):
@@ -312,6 +330,12 @@ def test_bad_input(generator):
         (lambda: pt.sddmm(x, x.T, x), TypeError, "mask must be"),
         (lambda: pt.sddmm(x, x.T, pr.BlockMask.full((9, 9), 3)), ValueError, "the mask"),
         (lambda: pt.BSR((w.data, w.indices + 9, w.indptr), (7, 10)) @ x, ValueError, "ind"),
+        (lambda: pt.BSR.from_dense(x.long(), 2), TypeError, "w must hold .*int64"),
+        (lambda: pt.BSR.from_dense(x.to_sparse(), 2), TypeError, "dense tensor, got layout"),
+        (lambda: pt.BSR.zeros(pr.BlockMask.full((4, 4), 2), dtype=torch.int32), TypeError, "int32"),
+        (lambda: w.to(torch.int32), TypeError, "int32"),
+        (lambda: w * torch.tensor(1j), TypeError, "unsupported operand"),
+        (lambda: w * torch.ones(2), TypeError, "unsupported operand"),
     ]
     for call, error, words in cases:
         with pytest.raises(error, match=words):
@@ -346,3 +370,68 @@ def test_on_the_device(generator):
     ]
     for one, expected in zip(found, [again.grad, *at], strict=True):
         torch.testing.assert_close(one.cpu().double(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_scaled_by_one_value_of_any_shape(generator):
+    w = make(7, 10, (3, 4), generator, dtype=torch.float32)
+    double = w.data * 2
+    for scale in (2, 2.0, np.float32(2), torch.tensor(2.0), torch.full((1, 1, 1, 1), 2.0, dtype=F64)):
+        for made in (w * scale, scale * w):
+            assert made.dtype == w.dtype
+            torch.testing.assert_close(made.data, double)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda w, s: (s * w).data, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(w, torch.tensor(2.0)), double)
+
+
+def test_members_of_a_shared_pattern_are_results(generator):
+    w = make(7, 10, (3, 4), generator)
+    three = pt.BSR((torch.ones(3, *w.data.shape, dtype=F64), w.indices, w.indptr), (3, 7, 10))
+    a, b = leaf(2, 1, 7, 5, generator=generator), leaf(5, 10, generator=generator)
+    made = pt.sddmm(a, b, three)
+    assert made.shape == (2, 3, 7, 10)
+    torch.testing.assert_close(made.toarray(), (a @ b) * three.toarray())
+    with pytest.raises(ValueError, match="do not broadcast"):
+        pt.sddmm(a[:, 0], b, three)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.script:FutureWarning")
+def test_forward_mode_raises_and_gives_no_zeros(generator):
+    w = make(8, 8, (4, 4), generator)
+    x, q = torch.randn(8, dtype=F64), torch.randn(2, 6, 4, dtype=F64)
+    experts = torch.randn(3, 4, dtype=F64), torch.randn(3, 5, 4, dtype=F64), torch.randn(3, 4, 5, dtype=F64)
+    for call, at in (
+        (lambda x: w @ x, x),
+        (lambda data: w._with(data) @ x, w.data),
+        (lambda q: pt.attention(q, q, q), q),
+        (lambda q: pt.moe(q, *experts), q),
+    ):
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            torch.func.jvp(call, (at,), (at,))
+
+
+def test_shapes_on_the_meta_device(generator):
+    w = make(7, 10, (3, 4), generator).to("meta")
+    x = torch.ones(5, 10, dtype=F64, device="meta")
+    assert pt.linear(x, w).shape == (5, 7)
+    assert pt.attention(x, x, x).shape == (5, 10)
+    assert pt.nn.MoE(10, 6, 4, device="meta", dtype=F64)(x).shape == (5, 10)
+
+
+class Product(torch.nn.Module):
+    """A program that takes a BSR and returns one."""
+
+    def forward(self, w, x):
+        return pt.matmul(w, x), w.T
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_of_a_bsr_is_saved(generator):
+    w, x = make(7, 10, (3, 4), generator), torch.randn(10, 2, dtype=F64)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(Product(), (w, x)), file)
+    file.seek(0)
+    product, turned = torch.export.load(file).module()(w, x)
+    torch.testing.assert_close(product, w @ x)
+    assert turned.shape == (10, 7)
+    assert isinstance(turned._stored, tuple)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -141,6 +142,9 @@ class BSR:
         """
         if not isinstance(w, torch.Tensor):
             raise TypeError(f"w must be a tensor, got {type(w).__name__}")
+        if w.layout != torch.strided:
+            raise TypeError(f"w must be a dense tensor, got layout {w.layout}")
+        blocks.check_floats(w.dtype, "w")
         if w.ndim != 2:
             raise ValueError(f"w must have two dimensions, got shape {tuple(w.shape)}")
         block = lay.as_blocksize(blocksize)
@@ -177,6 +181,8 @@ class BSR:
         """Return an operand of zeros at a mask's blocks, of its shape."""
         if not isinstance(mask, BlockMask):
             raise TypeError(f"mask must be a BlockMask, got {type(mask).__name__}")
+        if dtype is not None:
+            blocks.check_floats(dtype, "the operand")
         own = mask.indptr.ndim > 1
         lead = () if own else mask.shape[:-2]
         data = torch.zeros(*lead, len(mask.indices), *mask.blocksize, dtype=dtype, device=device)
@@ -297,6 +303,7 @@ class BSR:
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Return it with ``data`` converted as by ``torch.Tensor.to``, and the pattern on the same device."""
         data = self.data.to(*args, **kwargs)
+        blocks.check_floats(data.dtype, "the operand")
         parts = (self.indices.to(data.device), self.indptr.to(data.device))
         return self._wrap(data, *parts, self._stored, self._t)
 
@@ -363,17 +370,20 @@ class BSR:
 
     def __mul__(self, scale: Any) -> Self:
         """Scale by a number, or a tensor of one value."""
-        if isinstance(scale, torch.Tensor) and scale.numel() != 1:
+        if isinstance(scale, torch.Tensor):
+            if scale.numel() != 1 or scale.is_complex():
+                return NotImplemented
+            # Without dimensions, so that the values keep theirs, and their dtype.
+            return self._with(self.data * scale.reshape(()))
+        if not isinstance(scale, Real):
             return NotImplemented
-        if not isinstance(scale, (int, float, torch.Tensor)):
-            return NotImplemented
-        return self._with(self.data * scale)
+        return self._with(self.data * float(scale))
 
     __rmul__ = __mul__
 
     def __truediv__(self, scale: Any) -> Self:
         """Divide by a number."""
-        return self._with(self.data / scale) if isinstance(scale, (int, float)) else NotImplemented
+        return self._with(self.data / float(scale)) if isinstance(scale, Real) else NotImplemented
 
     def __neg__(self) -> Self:
         """Change all signs."""
@@ -414,11 +424,18 @@ def _flatten_with_keys(w: BSR) -> tuple[list[Any], Any]:
     return [(key, getattr(w, name)) for key, name in zip(keys, names, strict=True)], (w._stored, w._t)
 
 
+def _context_from_json(context: Any) -> Any:
+    stored, transposed = context
+    return tuple(stored), transposed  # JSON has lists only
+
+
 # What torch.compile, torch.export and torch.func need, to see tensors within.
 torch.utils._pytree.register_pytree_node(
     BSR,
     _flatten,
     _unflatten,
     serialized_type_name="prunus.torch.BSR",
+    to_dumpable_context=lambda context: context,
+    from_dumpable_context=_context_from_json,
     flatten_with_keys_fn=_flatten_with_keys,
 )

@@ -81,6 +81,8 @@ def attention(
     >>> torch.allclose(v.grad.sum(-2), torch.tensor(256.0))  # each query gives away a weight of 1
     True
     """
+    if isinstance(scale, Tensor) and scale.requires_grad:
+        raise TypeError("scale is a number, without a gradient: for a learnt one, multiply q by it")
     for x, name in ((q, "q"), (k, "k"), (v, "v")):
         if isinstance(x, BSR):
             raise TypeError(f"{name} is a BSR: attention takes dense tensors")
@@ -166,7 +168,7 @@ def _known(known: Tensor, call: Call, grid: Tensor | None) -> Tensor:
     heads = 1
     for size in lead:
         heads *= size
-    if known.ndim < 3:
+    if known.shape != (1, rows, cols):  # the same for all heads
         known = known.reshape(fixed_shape(tuple(known.shape), call, heads))
     size, shift = call.blocksize, call.m - call.n
     first = torch.arange(rows, device=known.device)[:, None] * size

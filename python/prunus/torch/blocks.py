@@ -8,7 +8,7 @@ import torch
 
 from prunus._layout import blocks_along
 
-__all__ = ["check_pattern", "check_values", "gather", "keys_of", "pattern_of", "scatter"]
+__all__ = ["check_floats", "check_pattern", "check_values", "gather", "keys_of", "pattern_of", "scatter"]
 
 _FLOATS: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -74,6 +74,12 @@ def gather(
     return tiled.reshape(*lead, down * across, br, bc).index_select(len(lead), keys)
 
 
+def check_floats(dtype: torch.dtype, name: str) -> None:
+    """Raise TypeError unless a dtype is one that operands have."""
+    if dtype not in _FLOATS:
+        raise TypeError(f"{name} must hold float32, float64, float16 or bfloat16, got {dtype}")
+
+
 def check_pattern(
     data: torch.Tensor, indices: torch.Tensor, indptr: torch.Tensor, shape: tuple[int, ...]
 ) -> None:
@@ -84,8 +90,7 @@ def check_pattern(
     ValueError, TypeError
         Saying what was expected, and what came.
     """
-    if not (data.is_floating_point() and data.dtype in _FLOATS):
-        raise TypeError(f"data must hold float32, float64, float16 or bfloat16, got {data.dtype}")
+    check_floats(data.dtype, "data")
     for part, name in ((indices, "indices"), (indptr, "indptr")):
         if part.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"{name} must be int32 or int64, got {part.dtype}")

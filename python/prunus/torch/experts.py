@@ -11,7 +11,7 @@ from torch import Tensor
 from prunus.pruning._checks import check_count
 from prunus.pruning._rows import check_branch
 from prunus.torch.arrays import BSR
-from prunus.torch.functional import _check_alike, _operand, activate, cast, linear
+from prunus.torch.functional import _check_alike, _operand, activate, cast, linear, without_autocast
 from prunus.torch.ops import grouped
 from prunus.torch.ops.kernels_live import spread
 from prunus.torch.units import check_policies, live_units
@@ -133,7 +133,7 @@ def moe(
         hidden = torch.where(spread(live, branch, sizes.units), hidden, 0)
     y = _project(hidden, down, offsets)
     out = _weighted(y, place, weights)
-    for one in _shared(shared):
+    for one in _shared(shared, sizes.width):
         out = out + _run(rows, one, act, common, branch)
     return out.to(rows.dtype).reshape(*lead, sizes.width)
 
@@ -164,6 +164,8 @@ def load_balancing_loss(logits: Tensor, top_k: int = 2) -> Tensor:
     >>> pt.load_balancing_loss(10 * torch.eye(4), top_k=1)
     tensor(1.)
     """
+    if isinstance(logits, BSR):
+        raise TypeError("logits is a BSR: expected a dense tensor")
     _operand(logits, "logits")
     if not logits.ndim or check_count(top_k, "top_k") > logits.shape[-1]:
         raise ValueError(
@@ -211,6 +213,7 @@ def _experts(w: Any, name: str) -> list[Any]:
 def _joined(matrices: Sequence[BSR], name: str) -> BSR:
     """Return BSRs as one with a pattern for each member."""
     first = matrices[0]
+    _check_alike(*matrices)
     for e, one in enumerate(matrices):
         if one._t != first._t or one.blocksize != first.blocksize:
             raise ValueError(
@@ -266,8 +269,7 @@ def _logits(
         return given.reshape(-1, experts).to(wide)
     if given.dtype not in (x.dtype, torch.float32):
         raise TypeError(f"router must be {x.dtype} as x, or float32, got {given.dtype}")
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.nn.functional.linear(x.to(wide), given.to(wide))
+    return without_autocast(x.to(wide), given.to(wide))
 
 
 def _weights(logits: Tensor, experts: Tensor, renormalize: bool) -> Tensor:
@@ -302,7 +304,8 @@ def _weighted(y: Tensor, place: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
-def _shared(shared: Any) -> list[tuple[Any, ...]]:
+def _shared(shared: Any, width: int) -> list[tuple[Any, ...]]:
+    """Return shared experts, checked: what does not fit must not broadcast."""
     if shared is None:
         return []
     found = shared if isinstance(shared, list) else [shared]
@@ -311,6 +314,19 @@ def _shared(shared: Any) -> list[tuple[Any, ...]]:
             raise TypeError(
                 "a shared expert is a tuple (w_up, w_down) or (w_up, w_down, w_gate); got "
                 + (f"a tuple of {len(one)}" if isinstance(one, tuple) else type(one).__name__)
+            )
+        up, down, *gates = (
+            _operand(w, f"{name} of a shared expert")
+            for w, name in zip(one, ("w_up", "w_down", "w_gate"), strict=False)
+        )
+        if up.ndim != 2 or tuple(down.shape) != (width, up.shape[0]):
+            raise ValueError(
+                f"a shared expert takes w_up (units, d) and w_down ({width}, units), got {tuple(up.shape)} "
+                f"and {tuple(down.shape)}"
+            )
+        if gates and tuple(gates[0].shape) != tuple(up.shape):
+            raise ValueError(
+                f"w_gate of a shared expert has shape {tuple(gates[0].shape)}, its w_up {tuple(up.shape)}"
             )
     return found
 

@@ -188,7 +188,9 @@ def sddmm(a: Tensor, b: Tensor, mask: BlockMask | BSR) -> BSR:
         raise ValueError(f"sddmm: the operands live on {a.device}, the mask on {at.device}")
     batch = _broadcast(tuple(a.shape[:-2]), tuple(b.shape[:-2]))
     own = at.indptr.ndim > 1
-    if own:
+    if not own:  # members that share a pattern are as many results
+        batch = _broadcast(batch, at.shape[:-2])
+    else:
         if _broadcast(batch, at.shape[:-2]) != at.shape[:-2]:
             raise ValueError(
                 f"sddmm: batch dimensions {batch} do not broadcast to the mask's {at.shape[:-2]}"
@@ -232,8 +234,8 @@ def _same(x: Tensor) -> Tensor:
 def cast(*operands: Any) -> tuple[Any, ...]:
     """Return operands as they are, or in autocast's dtype where it is on; float64 stays, as in torch."""
     kind = next(one.device.type for one in operands if one is not None)
-    # The meta device has no autocast, and torch raises when asked.
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
+    # There is none on devices that compute nothing, such as "meta".
+    if not torch.amp.autocast_mode.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return operands
     dtype = torch.get_autocast_dtype(kind)
     return tuple(
@@ -256,6 +258,15 @@ def refuse_tangent(value: Tensor, name: str) -> None:
             f"{name} has a tangent, but forward-mode differentiation (torch.func.jvp, jacfwd) is not there; "
             "torch.autograd.grad differentiates backward, twice if need be"
         )
+
+
+def without_autocast(x: Tensor, w: Tensor) -> Tensor:
+    """Return ``x @ w.T`` in the operands' dtype, under autocast as well."""
+    kind = x.device.type
+    if not torch.amp.autocast_mode.is_autocast_available(kind):
+        return torch.nn.functional.linear(x, w)
+    with torch.autocast(kind, enabled=False):
+        return torch.nn.functional.linear(x, w)
 
 
 def _operand(value: Any, name: str) -> Any:
@@ -379,6 +390,9 @@ def torch_function(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         return matmul(*args, **kwargs)
     if function is Tensor.__rmatmul__ and len(args) == 2:
         return matmul(args[1], args[0])
+    if function in (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__) and len(args) == 2:
+        w, scale = args if isinstance(args[0], BSR) else args[::-1]
+        return w.__mul__(scale)
     if function is torch.nn.functional.linear:
         return _linear(*args, **kwargs)
     return NotImplemented

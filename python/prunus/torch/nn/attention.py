@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -99,12 +100,20 @@ class BlockSparseAttention(torch.nn.Module):
         self.head_dim = self.embed_dim // self.num_heads
         self.blocksize = check_count(blocksize, "blocksize")
         as_policy(prune)  # raises where it is none
-        self.causal, self.prune, self.scale = bool(causal), prune, scale
+        kdim, vdim = (
+            self.embed_dim if size is None else check_count(size, name)
+            for size, name in ((kdim, "kdim"), (vdim, "vdim"))
+        )
+        # A tensor would stay behind where the module moves.
+        self.prune = as_policy(prune) if isinstance(prune, Tensor) else prune
+        self.causal, self.scale = bool(causal), None if scale is None else float(scale)
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise ValueError(f"scale must be finite, got {scale!r}")
         self.register_buffer("grid", None if mask is None else self._grid(mask, device))
         inner, made = self.num_kv_heads * self.head_dim, {"bias": bias, "device": device, "dtype": dtype}
         self.q_proj = torch.nn.Linear(self.embed_dim, self.embed_dim, **made)
-        self.k_proj = torch.nn.Linear(kdim or self.embed_dim, inner, **made)
-        self.v_proj = torch.nn.Linear(vdim or self.embed_dim, inner, **made)
+        self.k_proj = torch.nn.Linear(kdim, inner, **made)
+        self.v_proj = torch.nn.Linear(vdim, inner, **made)
         self.out_proj = torch.nn.Linear(self.embed_dim, self.embed_dim, **made)
 
     def _grid(self, mask: Any, device: Any) -> Tensor:

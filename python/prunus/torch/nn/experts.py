@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunus.pruning._checks import check_count
 from prunus.torch.experts import load_balancing_loss, moe
-from prunus.torch.functional import activate
+from prunus.torch.functional import activate, without_autocast
 from prunus.torch.units import check_policies
 
 __all__ = ["MoE"]
@@ -118,8 +118,7 @@ class MoE(torch.nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """Return the router's logits (*B, experts) of rows (*B, d_model), in float32 or float64."""
         wide = torch.float64 if torch.float64 in (x.dtype, self.router.dtype) else torch.float32
-        with torch.autocast(x.device.type, enabled=False):
-            return torch.nn.functional.linear(x.to(wide), self.router.to(wide))
+        return without_autocast(x.to(wide), self.router.to(wide))
 
     def forward(self, x: Tensor, with_loss: bool = False) -> Any:
         """Return the experts' mixture for rows, and if asked how unevenly they were chosen.
@@ -136,7 +135,7 @@ class MoE(torch.nn.Module):
         Tensor, or tuple of Tensor
             Shape (*B, d_model); with ``with_loss`` also one value.
         """
-        if x.shape[-1] != self.d_model:
+        if not x.ndim or x.shape[-1] != self.d_model:
             raise ValueError(f"expected x (*B, {self.d_model}), got shape {tuple(x.shape)}")
         logits = self.logits(x)
         y = moe(
