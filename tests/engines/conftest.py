@@ -16,7 +16,7 @@ NAMES = (
 
 
 # Variants of a test that stay where few are asked for.
-FEW = 4
+FEW = 2
 
 
 @pytest.fixture(params=NAMES, autouse=True)

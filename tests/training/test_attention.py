@@ -8,7 +8,7 @@ import prunus as pr
 import prunus.torch as pt
 from helpers import interpreted
 from prunus import engines
-from support.torch_checks import opcheck
+from support.torch_checks import gradgradcheck, opcheck
 
 OPS = torch.ops.prunus
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
@@ -70,7 +70,7 @@ def test_values_and_gradients_are_those_of_a_dense_mask(n, m, size, causal, head
     for got, exact in pairs:
         near(got, exact)
     assert torch.autograd.gradcheck(attend, (q, k, v))
-    assert torch.autograd.gradgradcheck(attend, (q, k, v), fast_mode=True)
+    assert gradgradcheck(attend, (q, k, v), fast_mode=True)
 
 
 @pytest.mark.parametrize("grads", [False, True])
@@ -323,7 +323,7 @@ def test_softmax(shape, own, transposed):
         return pt.softmax(w._with(data)).data
 
     assert torch.autograd.gradcheck(values, (w.data,), fast_mode=True)
-    assert torch.autograd.gradgradcheck(values, (w.data,), fast_mode=True)
+    assert gradgradcheck(values, (w.data,), fast_mode=True)
     compiled = torch.compile(lambda data: pt.softmax(w._with(data)).data, fullgraph=True, backend="aot_eager")
     near(compiled(w.data), made.data)
 

@@ -1,5 +1,7 @@
 """Patterns that learn in several processes: all of them find the same ones."""
 
+import os
+
 import pytest
 import torch
 
@@ -7,6 +9,12 @@ if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
 
 import prunus.torch as pt
+
+
+@pytest.fixture(autouse=True)
+def found(request, monkeypatch):
+    """Have processes that are started find this file's functions, wherever pytest was called."""
+    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath), prepend=os.pathsep)
 
 
 def trained(rank, world, path, results):

@@ -8,6 +8,7 @@ import torch
 
 import prunus as pr
 import prunus.torch as pt
+from support.torch_checks import gradgradcheck
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +127,7 @@ def test_gradients_of_a_layer(layer):
         layer.prune = None  # what is live may change between two evaluations
     x = torch.randn(1, 10, 24, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, (x,), fast_mode=True)
-    assert torch.autograd.gradgradcheck(layer, (x,), fast_mode=True)
+    assert gradgradcheck(layer, (x,), fast_mode=True)
 
 
 def dense(layer, query, key, value, seen):

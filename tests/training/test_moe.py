@@ -10,7 +10,7 @@ import prunus as pr
 import prunus.torch as pt
 from prunus import engines
 from prunus.torch.ops import grouped
-from support.torch_checks import opcheck
+from support.torch_checks import gradgradcheck, opcheck
 
 F64 = torch.float64
 E, D, F, OUT, ROWS = 4, 6, 9, 5, 7
@@ -72,7 +72,7 @@ def test_values_and_gradients(options, gated, apart):
     for one, exact in zip(got, torch.autograd.grad(expected, parts, weight), strict=True):
         torch.testing.assert_close(one, exact)
     assert torch.autograd.gradcheck(mixture, parts, fast_mode=True)
-    assert torch.autograd.gradgradcheck(mixture, parts, fast_mode=True)
+    assert gradgradcheck(mixture, parts, fast_mode=True)
 
 
 def sparse(w, turned=False):
@@ -123,7 +123,7 @@ def test_block_sparse_operations(own, transposed):
     args = (data, w.indices, w.indptr, F, D, transposed, x, offsets)
     opcheck(grouped.grouped_dsd, args)
     assert torch.autograd.gradcheck(grouped.grouped_dsd, args)
-    assert torch.autograd.gradgradcheck(grouped.grouped_dsd, args, fast_mode=True)
+    assert gradgradcheck(grouped.grouped_dsd, args, fast_mode=True)
     a = torch.randn(ROWS, F, dtype=F64, requires_grad=True)
     b = torch.randn(ROWS, D, dtype=F64, requires_grad=True)
     opcheck(grouped.grouped_sdd, (a, b, offsets, w.indices, w.indptr, 3, 2))
@@ -147,7 +147,7 @@ def test_operations():
     ):
         opcheck(op, args)
         assert torch.autograd.gradcheck(op, args)
-        assert torch.autograd.gradgradcheck(op, args, fast_mode=True)
+        assert gradgradcheck(op, args, fast_mode=True)
     opcheck(grouped.grouped_mm_each, (x, each, offsets))
     torch.testing.assert_close(grouped.grouped_mm_each(x, each, offsets), grouped.grouped_mm(x, w, offsets))
     opcheck(grouped.route, (torch.randn(ROWS, E), 2))

@@ -5,14 +5,14 @@ import io
 import numpy as np
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import gradcheck
 
 import prunus as pr
 import prunus.torch as pt
 from prunus import engines
 from prunus.torch import blocks
 from prunus.torch.ops import products
-from support.torch_checks import opcheck
+from support.torch_checks import gradgradcheck, opcheck
 
 F64 = torch.float64
 # Shape and block: divided and ragged, square and not, down to single values.

@@ -15,6 +15,7 @@ from prunus.interop.torch import as_array
 from prunus.pruning import policies
 from prunus.torch import deciding
 from prunus.torch.ops.kernels_live import spread
+from support.torch_checks import gradgradcheck
 
 F64 = torch.float64
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
@@ -262,7 +263,7 @@ def test_ffn_has_second_derivatives(prune, gated):
         return pt.ffn(**dict(zip(o, inputs, strict=True)), prune=prune, branch=3, activation="silu")
 
     assert torch.autograd.gradcheck(function, tuple(o.values()))
-    assert torch.autograd.gradgradcheck(function, tuple(o.values()))
+    assert gradgradcheck(function, tuple(o.values()))
 
 
 @pytest.mark.parametrize("gated", [False, True])
