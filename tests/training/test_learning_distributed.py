@@ -1,7 +1,5 @@
 """Patterns that learn in several processes: all of them find the same ones."""
 
-import os
-
 import pytest
 import torch
 
@@ -14,7 +12,7 @@ import prunus.torch as pt
 @pytest.fixture(autouse=True)
 def found(request, monkeypatch):
     """Have processes that are started find this file's functions, wherever pytest was called."""
-    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath), prepend=os.pathsep)
+    monkeypatch.syspath_prepend(request.config.rootpath)  # which processes take over
 
 
 def trained(rank, world, path, results):
