@@ -63,7 +63,6 @@ class BSR:
     """
 
     __slots__ = ("_stored", "_t", "data", "indices", "indptr")
-    __hash__: ClassVar[None]  # type: ignore[assignment]
     # NumPy's arrays leave operators to this class.
     __array_ufunc__: ClassVar[None] = None
 
@@ -79,7 +78,7 @@ class BSR:
                 "expected (data, indices, indptr) of tensors; BSR.from_dense(tensor, blocksize) cuts a dense "
                 f"one, BSR.from_array takes a prunus.BSR. Got {type(arg).__name__}"
             )
-        shape = tuple(int(size) for size in shape)
+        shape = lay.as_shape(shape)
         blocks.check_pattern(*arg, shape)
         self._fill(*arg, shape)
 
@@ -151,13 +150,15 @@ class BSR:
         if mask is not None:
             if density is not None:
                 raise ValueError("density and mask are two ways to say which blocks: pass one")
-            made = cls.zeros(mask, dtype=w.dtype, device=w.device)
+            if not isinstance(mask, BlockMask):
+                raise TypeError(f"mask must be a BlockMask, got {type(mask).__name__}")
             if mask.shape != tuple(w.shape) or mask.blocksize != block:
                 raise ValueError(
                     f"mask has shape {mask.shape} in blocks of {mask.blocksize}, w has {tuple(w.shape)} and "
                     f"blocksize is {block}"
                 )
-            return made._with(blocks.gather(w, made.indices, made.indptr, block))
+            indices, indptr = blocks.from_mask(mask, w.device)
+            return cls._wrap(blocks.gather(w, indices, indptr, block), indices, indptr, mask.shape)
         down, across = (lay.blocks_along(length, size) for length, size in zip(w.shape, block, strict=True))
         everything = torch.ones(down, across, dtype=torch.bool, device=w.device)
         indices, indptr = blocks.pattern_of(everything)
@@ -186,12 +187,7 @@ class BSR:
         own = mask.indptr.ndim > 1
         lead = () if own else mask.shape[:-2]
         data = torch.zeros(*lead, len(mask.indices), *mask.blocksize, dtype=dtype, device=device)
-        # Tensors of its own: a mask does not change.
-        indices, indptr = (
-            torch.tensor(part.tolist(), dtype=torch.int32, device=device).reshape(part.shape)
-            for part in (mask.indices, mask.indptr)
-        )
-        return cls._wrap(data, indices, indptr, tuple(mask.shape))
+        return cls._wrap(data, *blocks.from_mask(mask, device), tuple(mask.shape))
 
     @classmethod
     def from_array(cls, array: _bsr.BSR | cuda.BSR) -> Self:

@@ -12,10 +12,10 @@ from prunus._mask import BlockMask
 from prunus.pruning.attention import Call, check_blocks, checked, fixed_shape
 from prunus.pruning.policies import Fixed, Policy, as_policy
 from prunus.torch.arrays import BSR
-from prunus.torch.functional import _check_alike, _operand, cast
+from prunus.torch.blocks import rows_of
+from prunus.torch.functional import as_operand, cast, check_alike
 from prunus.torch.ops import attention as ops
 from prunus.torch.ops import kernels_attention as kernels
-from prunus.torch.rows import rows_of
 from prunus.torch.rows import softmax as softmax_of
 
 __all__ = ["attention", "grid_of", "softmax"]
@@ -86,9 +86,9 @@ def attention(
     for x, name in ((q, "q"), (k, "k"), (v, "v")):
         if isinstance(x, BSR):
             raise TypeError(f"{name} is a BSR: attention takes dense tensors")
-        _operand(x, name)
+        as_operand(x, name)
     q, k, v = cast(q, k, v)
-    _check_alike(q, k, v)
+    check_alike(q, k, v)
     call = checked(q, k, v, scale, causal, blocksize)
     live = _grid(mask, call)
     policy = None if isinstance(prune, Tensor) else as_policy(prune)

@@ -7,21 +7,39 @@ from typing import Final
 import torch
 
 from prunus._layout import blocks_along
+from prunus._mask import BlockMask
 
-__all__ = ["check_floats", "check_pattern", "check_values", "gather", "keys_of", "pattern_of", "scatter"]
+__all__ = [
+    "check_floats",
+    "check_pattern",
+    "check_values",
+    "from_mask",
+    "gather",
+    "keys_of",
+    "pattern_of",
+    "rows_of",
+    "scatter",
+]
 
 _FLOATS: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def keys_of(indices: torch.Tensor, indptr: torch.Tensor, across: int) -> torch.Tensor:
-    """Return each block's place: its row times ``across`` plus its column, in int64.
-
-    Rows count through all members of a batch where each has a pattern of its own.
-    """
-    starts = indptr[..., 1:].reshape(-1) if indptr.ndim > 1 else indptr[1:]
+def rows_of(indices: torch.Tensor, indptr: torch.Tensor) -> torch.Tensor:
+    """Return the row of blocks that each block is in, in int64, counted through all members of a batch."""
+    starts = indptr[..., 1:].reshape(-1).contiguous()
     count = torch.arange(indices.shape[0], device=indices.device, dtype=indptr.dtype)
-    row = torch.searchsorted(starts.contiguous(), count, right=True)
-    return row * across + indices
+    return torch.searchsorted(starts, count, right=True)
+
+
+def keys_of(indices: torch.Tensor, indptr: torch.Tensor, across: int) -> torch.Tensor:
+    """Return each block's place: its row, as :func:`rows_of` counts, times ``across`` plus its column."""
+    return rows_of(indices, indptr) * across + indices
+
+
+def from_mask(mask: BlockMask, device: torch.device | str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return indices and indptr of a mask as tensors of their own: a mask does not change."""
+    indices, indptr = (torch.tensor(part, device=device) for part in (mask.indices, mask.indptr))
+    return indices, indptr
 
 
 def pattern_of(grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from prunus.pruning._checks import check_count
 from prunus.pruning._rows import check_branch
 from prunus.torch.arrays import BSR
-from prunus.torch.functional import _check_alike, _operand, activate, cast, linear, without_autocast
+from prunus.torch.functional import activate, as_operand, cast, check_alike, linear, without_autocast
 from prunus.torch.ops import grouped
 from prunus.torch.ops.kernels_live import spread
 from prunus.torch.units import check_policies, live_units
@@ -101,7 +101,7 @@ def moe(
     act = activate(activation)
     if isinstance(x, BSR):
         raise TypeError("x is a BSR: moe takes dense rows")
-    if not _operand(x, "x").ndim:
+    if not as_operand(x, "x").ndim:
         raise ValueError("x must have at least one dimension")
     branch = check_branch(branch)
     lead, features = x.shape[:-1], x.shape[-1]
@@ -117,7 +117,7 @@ def moe(
     weights = _weights(scores, experts, renormalize)
 
     rows, *parts = cast(rows, *up, *down, *(gate or ()))
-    _check_alike(rows, *parts)
+    check_alike(rows, *parts)
     up, down = parts[: len(up)], parts[len(up) : len(up) + len(down)]
     gate = parts[len(up) + len(down) :] if gate is not None else None
     at = torch.div(order, top_k, rounding_mode="floor")
@@ -166,7 +166,7 @@ def load_balancing_loss(logits: Tensor, top_k: int = 2) -> Tensor:
     """
     if isinstance(logits, BSR):
         raise TypeError("logits is a BSR: expected a dense tensor")
-    _operand(logits, "logits")
+    as_operand(logits, "logits")
     if not logits.ndim or check_count(top_k, "top_k") > logits.shape[-1]:
         raise ValueError(
             f"logits must have shape (*B, E) with at least top_k={top_k} experts, got {tuple(logits.shape)}"
@@ -190,11 +190,11 @@ class _Sizes(NamedTuple):
 def _experts(w: Any, name: str) -> list[Any]:
     """Return one operand (E, n, k) as a list of it alone, or the matrices of a list, checked."""
     if not isinstance(w, (list, tuple, torch.nn.ParameterList)):
-        _operand(w, name)
+        as_operand(w, name)
         if w.ndim != 3:
             raise ValueError(f"{name} must have the experts on axis 0 of three, got shape {tuple(w.shape)}")
         return [w]
-    matrices = [_operand(one, f"{name} of expert {e}") for e, one in enumerate(w)]
+    matrices = [as_operand(one, f"{name} of expert {e}") for e, one in enumerate(w)]
     if not matrices:
         raise ValueError(f"there are no experts: {name} is empty")
     first = matrices[0]
@@ -213,7 +213,7 @@ def _experts(w: Any, name: str) -> list[Any]:
 def _joined(matrices: Sequence[BSR], name: str) -> BSR:
     """Return BSRs as one with a pattern for each member."""
     first = matrices[0]
-    _check_alike(*matrices)
+    check_alike(*matrices)
     for e, one in enumerate(matrices):
         if one._t != first._t or one.blocksize != first.blocksize:
             raise ValueError(
@@ -257,7 +257,7 @@ def _logits(
     """Return logits (rows, E) in float32 or float64."""
     if (router is None) == (logits is None):
         raise TypeError("moe takes either a router or logits=")
-    given = _operand(router if logits is None else logits, "router" if logits is None else "logits")
+    given = as_operand(router if logits is None else logits, "router" if logits is None else "logits")
     name = "router" if logits is None else "logits"
     expected = (experts, x.shape[1]) if logits is None else (*lead, experts)
     if tuple(given.shape) != tuple(expected):
@@ -316,7 +316,7 @@ def _shared(shared: Any, width: int) -> list[tuple[Any, ...]]:
                 + (f"a tuple of {len(one)}" if isinstance(one, tuple) else type(one).__name__)
             )
         up, down, *gates = (
-            _operand(w, f"{name} of a shared expert")
+            as_operand(w, f"{name} of a shared expert")
             for w, name in zip(one, ("w_up", "w_down", "w_gate"), strict=False)
         )
         if up.ndim != 2 or tuple(down.shape) != (width, up.shape[0]):

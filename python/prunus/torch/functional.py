@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -12,10 +12,15 @@ from torch.autograd.forward_ad import unpack_dual
 
 from prunus._mask import BlockMask
 from prunus.engines.base import ACTIVATIONS
+from prunus.torch import blocks
 from prunus.torch.arrays import BSR
 from prunus.torch.ops import products
 
 __all__ = ["linear", "matmul", "sddmm"]
+
+# Where operands live that are computed with; there is no autocast on others, such as "meta". Torch 2.11's
+# compiler cannot trace the question whether there is.
+_AUTOCAST: Final = ("cpu", "cuda")
 
 
 def matmul(a: Tensor | BSR, b: Tensor | BSR) -> Any:
@@ -50,15 +55,15 @@ def matmul(a: Tensor | BSR, b: Tensor | BSR) -> Any:
     tensor([[0., 1., 2., 3.],
             [4., 5., 6., 7.]])
     """
-    a, b = (_operand(one, name) for one, name in ((a, "a"), (b, "b")))
+    a, b = (as_operand(one, name) for one, name in ((a, "a"), (b, "b")))
     a, b = cast(a, b)
-    _check_alike(a, b)
+    check_alike(a, b)
     if isinstance(a, BSR) and isinstance(b, BSR):
         return _sparse(a, b)
     if isinstance(a, BSR):
-        return _product(a, b, None, flip=False)
+        return product(a, b, None, flip=False)
     if isinstance(b, BSR):
-        return _product(b.T, a, None, flip=True)
+        return product(b.T, a, None, flip=True)
     return torch.matmul(a, b)
 
 
@@ -118,18 +123,18 @@ def linear(
     (1, tensor([[5.]]))
     """
     act = activate(activation)
-    w = _operand(w, "w")
+    w = as_operand(w, "w")
     if isinstance(x, BSR):
         raise TypeError("x must be a tensor; x @ W.T multiplies two BSRs")
-    x = _operand(x, "x")
+    x = as_operand(x, "x")
     if b is not None:
-        b = _operand(b, "b")
+        b = as_operand(b, "b")
     x, w, b = cast(x, w, b)
     if w.ndim != 2:
         raise ValueError(f"w must have two dimensions (out, in), got shape {tuple(w.shape)}")
     if b is not None and tuple(b.shape) != (w.shape[0],):
         raise ValueError(f"b must have shape ({w.shape[0]},), got {tuple(b.shape)}")
-    _check_alike(x, w, b)
+    check_alike(x, w, b)
     if prune is not None:
         from prunus.torch.pruned import linear as pruned  # it builds on this module
 
@@ -138,7 +143,7 @@ def linear(
         return pruned(x, w, b, activation, prune, branch, blockrows)
     if not isinstance(w, BSR):
         return act(torch.nn.functional.linear(x, w, b))
-    return act(_product(w, x, b, flip=True))
+    return act(product(w, x, b, flip=True))
 
 
 def sddmm(a: Tensor, b: Tensor, mask: BlockMask | BSR) -> BSR:
@@ -169,19 +174,19 @@ def sddmm(a: Tensor, b: Tensor, mask: BlockMask | BSR) -> BSR:
     >>> pt.sddmm(torch.ones(4, 3), torch.ones(3, 4), pr.BlockMask.causal(4, blocksize=2)).data.shape
     torch.Size([3, 2, 2])
     """
-    a, b = _operand(a, "a"), _operand(b, "b")
+    a, b = as_operand(a, "a"), as_operand(b, "b")
     if isinstance(a, BSR) or isinstance(b, BSR):
         raise TypeError("sddmm multiplies dense tensors; (a @ b) of BSRs is a BSR already")
     if not isinstance(mask, (BlockMask, BSR)):
         raise TypeError(f"mask must be a BlockMask or a BSR, got {type(mask).__name__}")
     a, b = cast(a, b)
-    _check_alike(a, b)
+    check_alike(a, b)
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(
             f"sddmm takes a (*batch, m, k) and b (*batch, k, n), got {tuple(a.shape)} and {tuple(b.shape)}"
         )
     m, n = int(a.shape[-2]), int(b.shape[-1])
-    at = BSR.zeros(mask, a.dtype, a.device) if isinstance(mask, BlockMask) else mask
+    at = _pattern(mask, a) if isinstance(mask, BlockMask) else mask
     if tuple(at.shape[-2:]) != (m, n):
         raise ValueError(f"sddmm: the product has shape {(m, n)}, the mask {tuple(at.shape[-2:])}")
     if at.device != a.device:
@@ -206,6 +211,14 @@ def sddmm(a: Tensor, b: Tensor, mask: BlockMask | BSR) -> BSR:
     if batch and not own:
         data = data.reshape(*batch, *data.shape[1:])
     return BSR._wrap(data, at.indices, at.indptr, (*batch, m, n))
+
+
+def _pattern(mask: BlockMask, like: Tensor) -> BSR:
+    """Return a mask's pattern as that of an operand, whose values are one without a place of their own."""
+    indices, indptr = blocks.from_mask(mask, like.device)
+    lead = () if indptr.ndim > 1 else mask.shape[:-2]
+    nothing = like.new_empty(()).expand(*lead, indices.shape[0], *mask.blocksize)
+    return BSR._wrap(nothing, indices, indptr, mask.shape)
 
 
 # Steps they share ----------------------------------------------------------------------------------------
@@ -234,8 +247,7 @@ def _same(x: Tensor) -> Tensor:
 def cast(*operands: Any) -> tuple[Any, ...]:
     """Return operands as they are, or in autocast's dtype where it is on; float64 stays, as in torch."""
     kind = next(one.device.type for one in operands if one is not None)
-    # There is none on devices that compute nothing, such as "meta".
-    if not torch.amp.autocast_mode.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if kind not in _AUTOCAST or not torch.is_autocast_enabled(kind):
         return operands
     dtype = torch.get_autocast_dtype(kind)
     return tuple(
@@ -263,13 +275,13 @@ def refuse_tangent(value: Tensor, name: str) -> None:
 def without_autocast(x: Tensor, w: Tensor) -> Tensor:
     """Return ``x @ w.T`` in the operands' dtype, under autocast as well."""
     kind = x.device.type
-    if not torch.amp.autocast_mode.is_autocast_available(kind):
+    if kind not in _AUTOCAST:
         return torch.nn.functional.linear(x, w)
     with torch.autocast(kind, enabled=False):
         return torch.nn.functional.linear(x, w)
 
 
-def _operand(value: Any, name: str) -> Any:
+def as_operand(value: Any, name: str) -> Any:
     if isinstance(value, BSR):
         refuse_tangent(value.data, name)
         return value
@@ -286,7 +298,7 @@ def _operand(value: Any, name: str) -> Any:
     return value
 
 
-def _check_alike(first: Any, *others: Any) -> None:
+def check_alike(first: Any, *others: Any) -> None:
     for one in others:
         if one is None:
             continue
@@ -305,7 +317,7 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError(f"batch dimensions {tuple(a)} and {tuple(b)} do not broadcast") from None
 
 
-def _product(w: BSR, x: Tensor, bias: Tensor | None, *, flip: bool) -> Tensor:
+def product(w: BSR, x: Tensor, bias: Tensor | None, *, flip: bool) -> Tensor:
     """Return ``w @ x``, or with ``flip`` ``x @ w.T + bias``."""
     vector = x.ndim == 1
     if vector:

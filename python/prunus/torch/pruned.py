@@ -14,7 +14,7 @@ from prunus.pruning.policies import Policy, Threshold
 from prunus.torch import blocks
 from prunus.torch.arrays import BSR
 from prunus.torch.deciding import as_prune, decide, foreseen, largest_of, norms_of, sums_dtype
-from prunus.torch.functional import _check_alike, _operand, _product, activate, cast, refuse_tangent
+from prunus.torch.functional import activate, as_operand, cast, check_alike, product, refuse_tangent
 from prunus.torch.ops import live as ops
 from prunus.torch.ops.kernels_live import spread
 
@@ -120,7 +120,7 @@ def gate(
     >>> tau.grad
     tensor(-5.)
     """
-    a = _operand(a, "a")
+    a = as_operand(a, "a")
     if isinstance(a, BSR):
         raise TypeError("a must be a tensor, got a BSR")
     if a.ndim == 0:
@@ -255,8 +255,8 @@ def feed_forward(
     if isinstance(x, BSR):
         raise TypeError("x must be a tensor, got a BSR")
     given = {"x": x, "w_up": w_up, "w_down": w_down, "w_gate": w_gate, "b_up": b_up, "b_down": b_down}
-    operands = cast(*(None if one is None else _operand(one, name) for name, one in given.items()))
-    _check_alike(*operands)
+    operands = cast(*(None if one is None else as_operand(one, name) for name, one in given.items()))
+    check_alike(*operands)
     x, w_up, w_down, w_gate, b_up, b_down = operands
     _check_shapes(x, w_up, w_down, w_gate, b_up, b_down)
     branch = check_width(branch, w_up.shape[0])
@@ -284,7 +284,7 @@ def feed_forward(
     if straight_through:
         h = ops.straight(h, first.live, branch)
     if isinstance(w_down, BSR):
-        y = _product(w_down, h, b_down, flip=True)
+        y = product(w_down, h, b_down, flip=True)
     else:
         y = ops.live_combine(h, w_down, mask, branch, mask is not None, True)
         y = y if b_down is None else y + b_down
@@ -393,7 +393,7 @@ def _units(
     """Return units (rows, H), 0 where they are dead; ``ends`` as in :func:`_first`."""
     if not isinstance(w, BSR):
         return ops.live_linear(x, w, b, live, branch, ends)
-    made = _product(w, x, b, flip=True)
+    made = product(w, x, b, flip=True)
     return made if live is None else _masked(made, live, branch)
 
 

@@ -1,17 +1,10 @@
-"""Rows of block-sparse operands in plain torch operations: which block is in which, maxima, sums, softmax."""
+"""Sums and softmax along rows of block-sparse operands, in plain torch operations."""
 
 from __future__ import annotations
 
 import torch
 
-__all__ = ["rows_of", "softmax", "sums"]
-
-
-def rows_of(indices: torch.Tensor, indptr: torch.Tensor) -> torch.Tensor:
-    """Return the row of blocks that each block is in, int64, counted through all members of a batch."""
-    starts = indptr[..., 1:].reshape(-1).contiguous()
-    count = torch.arange(indices.shape[0], device=indices.device, dtype=indptr.dtype)
-    return torch.searchsorted(starts, count, right=True)
+__all__ = ["softmax", "sums"]
 
 
 def sums(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:

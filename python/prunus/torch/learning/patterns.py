@@ -235,7 +235,7 @@ def _as_keys(layer: BlockSparseLinear, pattern: BlockMask | Tensor) -> Tensor:
                 f"expected a mask of shape {shape} in blocks of {layer.blocksize}, got {pattern.shape} in "
                 f"blocks of {pattern.blocksize}"
             )
-        return torch.tensor(pattern._keys().tolist(), dtype=torch.int64, device=device)
+        return torch.tensor(pattern._keys(), dtype=torch.int64, device=device)
     if not isinstance(pattern, Tensor):
         raise TypeError(f"expected a BlockMask or a tensor, got {type(pattern).__name__}")
     if pattern.dtype == torch.bool:

@@ -343,9 +343,11 @@ def _is_in_backward() -> bool:
 
 
 def _is_exported() -> bool:
-    """Say whether torch.export is looking; older versions of torch do not say."""
-    ask = getattr(torch.compiler, "is_exporting", None)
-    return bool(ask()) if ask is not None else False
+    """Say whether torch.export is looking.
+
+    Not by ``torch.compiler.is_exporting()``, which torch 2.11's compiler takes for true whatever it traces.
+    """
+    return bool(torch.compiler._is_exporting_flag)
 
 
 def live_penalty(model: torch.nn.Module) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunus._layout import blocks_along
 from prunus.torch.arrays import BSR
-from prunus.torch.blocks import keys_of
+from prunus.torch.blocks import rows_of
 
 if TYPE_CHECKING:
     from prunus.torch.nn.linear import BlockSparseLinear
@@ -196,7 +196,7 @@ def _extents(w: BSR) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Members that have patterns of their own count on in rows and columns.
     """
     (down, across), (br, bc) = _grid(w), w.data.shape[-2:]
-    row = keys_of(w.indices, w.indptr, across) // max(across, 1)
+    row = rows_of(w.indices, w.indptr)
     col = w.indices + (row // max(down, 1)) * across
     height = (w._stored[-2] - row % max(down, 1) * br).clamp(max=br).to(torch.float64)
     width = (w._stored[-1] - w.indices * bc).clamp(max=bc).to(torch.float64)

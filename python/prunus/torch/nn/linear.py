@@ -119,8 +119,7 @@ class BlockSparseLinear(torch.nn.Module):
             indices, indptr = blocks.pattern_of(balanced(down, across, count, generator))
         else:
             block = _check_mask(mask, shape, blocksize, density)
-            own = BSR.zeros(mask, device="cpu")
-            indices, indptr = own.indices, own.indptr
+            indices, indptr = blocks.from_mask(mask, "cpu")
         data = torch.empty(len(indices), *block, device=device, dtype=dtype)
         there = indices.to(data.device), indptr.to(data.device)
         added = torch.empty(shape[0], device=device, dtype=dtype) if bias else None

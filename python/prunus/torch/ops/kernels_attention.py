@@ -28,10 +28,10 @@ from prunus._device import on_device
 from prunus._layout import blocks_along
 from prunus.pruning.attention import Call, live_blocks
 from prunus.pruning.policies import Policy
-from prunus.torch.blocks import pattern_of
+from prunus.torch.blocks import pattern_of, rows_of
 from prunus.torch.ops import kernels
 from prunus.torch.ops.kernels import Parts, host
-from prunus.torch.rows import rows_of, softmax, sums
+from prunus.torch.rows import softmax, sums
 
 __all__ = ["backward", "decide", "double_backward", "forward"]
 
