@@ -1,6 +1,8 @@
 """The operations that torch knows: values, gradients of gradients, what compiles, what is mapped over."""
 
+import copy
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -337,12 +339,31 @@ def test_bad_input(generator):
         (lambda: pt.BSR.from_dense(x.to_sparse(), 2), TypeError, "dense tensor, got layout"),
         (lambda: pt.BSR.zeros(pr.BlockMask.full((4, 4), 2), dtype=torch.int32), TypeError, "int32"),
         (lambda: w.to(torch.int32), TypeError, "int32"),
+        (lambda: pt.BSR((w.data, w.indices, w.indptr), (7.5, 10)), TypeError, "tuple of integers"),
+        (lambda: pt.BSR((w.data, w.indices, w.indptr), (-7, 10)), ValueError, "sizes from 0"),
+        (lambda: pt.BSR.from_dense(x, 2, mask=torch.ones(5, 1)), TypeError, "BlockMask, got Tensor"),
         (lambda: w * torch.tensor(1j), TypeError, "unsupported operand"),
         (lambda: w * torch.ones(2), TypeError, "unsupported operand"),
     ]
     for call, error, words in cases:
         with pytest.raises(error, match=words):
             call()
+
+
+def test_saved_and_copied(generator, tmp_path):
+    w = make(7, 10, (3, 4), generator).T.requires_grad_()
+    torch.save({"w": w}, tmp_path / "w.pt")
+    for found in (torch.load(tmp_path / "w.pt")["w"], pickle.loads(pickle.dumps(w)), copy.deepcopy(w)):
+        assert (found.shape, found.requires_grad) == (w.shape, True)
+        assert found.data is not w.data
+        torch.testing.assert_close(found.toarray(), w.toarray())
+
+
+def test_chosen_products_take_no_memory_for_values(generator, monkeypatch):
+    monkeypatch.setattr(torch, "zeros", None)
+    a = torch.randn(8, 4, dtype=F64, generator=generator)
+    made = pt.sddmm(a, a.T, pr.BlockMask.causal(8, blocksize=2))
+    torch.testing.assert_close(made.data[0], (a @ a.T)[:2, :2])
 
 
 @pytest.mark.skipif("cuda" not in engines.names(), reason="needs a GPU, or TRITON_INTERPRET=1")

@@ -357,6 +357,7 @@ def test_bad_input():
         ({"branch": 0}, ValueError, "branch must be at least 1"),
         ({"activation": "tanh"}, ValueError, "activation must be one of"),
         ({"prune": 3}, TypeError, "prune must be a policy"),
+        ({"prune": torch.nn.ReLU()}, TypeError, "got the module ReLU"),
         ({"prune": torch.ones(3)}, TypeError, "mask of booleans"),
         ({"prune": torch.ones(3, dtype=torch.bool)}, ValueError, "there are 7 rows of 14 branches"),
         ({"prune": pt.LearnedThreshold(), "straight_through": True}, ValueError, "estimate of its own"),

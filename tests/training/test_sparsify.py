@@ -129,6 +129,7 @@ def test_densities_by_name():
         ({"*.up": 1.5}, ValueError, r"density\['\*.up'\] must lie in \[0, 1\]"),
         (lambda name, one: -1, ValueError, r"density must lie in \[0, 1\]"),
         ("half", TypeError, "must be a number from 0 to 1"),
+        ({0: 0.5}, TypeError, "names of layers or patterns of them, got 0"),
     ]:
         model = Model()
         with pytest.raises(error, match=message):

@@ -28,7 +28,7 @@ _NEAR = {"float32": 1e-4, "bfloat16": 2e-2}
 _SETTLE = 0.002  # torch's threads look for work that long after a call
 # bfloat16 where torch has no instructions for it takes many seconds: fewer rounds.
 _SLOW, _FEW = 2.0, 2
-# What the issue of this package asks for, by device, dtype and density, at blocks of 32.
+# How many times as fast as dense it is to be, by device, dtype and density, at blocks of 32.
 _WANTED = {
     ("cpu", "float32", 0.1): 5.0,
     ("cpu", "float32", 0.3): 2.0,

@@ -394,6 +394,10 @@ class BSR:
 
         return torch_function(function, args, kwargs or {})
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it as its tensors, which ``torch.load`` reads with ``weights_only`` too."""
+        return _restore, (self.data, self.indices, self.indptr, self._stored, self._t)
+
     def __repr__(self) -> str:
         """Return shape, dtype, blocks and where it lives."""
         shape = ", ".join(map(str, self.shape))
@@ -404,6 +408,22 @@ class BSR:
             f"<prunus.torch.BSR ({shape}) {str(self.dtype).removeprefix('torch.')}{where}: {self.nnzb} "
             f"blocks of {br} x {bc}, density {self.density:.3g}{grad}>"
         )
+
+
+def _restore(
+    data: torch.Tensor,
+    indices: torch.Tensor,
+    indptr: torch.Tensor,
+    stored: tuple[int, ...],
+    transposed: bool,
+) -> BSR:
+    """Return what was pickled, checked as a new operand is."""
+    made = BSR((data, indices, indptr), stored)
+    return made.T if transposed else made
+
+
+# It makes nothing but an operand of tensors.
+torch.serialization.add_safe_globals([_restore])
 
 
 def _flatten(w: BSR) -> tuple[list[Any], Any]:

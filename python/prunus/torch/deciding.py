@@ -53,6 +53,11 @@ def as_prune(prune: Any) -> Policy:
     """
     if isinstance(prune, Tensor):
         return _Mask(prune)
+    if isinstance(prune, torch.nn.Module):
+        raise TypeError(
+            f"prune must be a policy, a mask, a LearnedThreshold or a function, got the module "
+            f"{type(prune).__name__}; a function of norms may call it"
+        )
     # The common ones need no look, and torch.compile follows.
     if type(prune) in (Threshold, TopK, Fixed, _Mask):
         return prune

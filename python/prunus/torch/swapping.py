@@ -212,6 +212,8 @@ def _densities(
     if isinstance(density, Mapping):
         rules = dict(density)
         for rule, wanted in rules.items():
+            if not isinstance(rule, str):
+                raise TypeError(f"density takes names of layers or patterns of them, got {rule!r}")
             _require_match(rule, "density", linears)
             if wanted is not None:
                 as_fraction(wanted, f"density[{rule!r}]")
