@@ -17,4 +17,4 @@ def opcheck(op, args, **kwargs):
     """Check an operation by ``torch.library.opcheck``, whose own steps read a gradient that is not there."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
-        return torch_opcheck(op, args, **kwargs)
+        return torch_opcheck(op.op if hasattr(op, "register_fake") else op, args, **kwargs)

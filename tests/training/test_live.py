@@ -10,7 +10,7 @@ import prunus as pr
 from prunus.torch.ops import kernels_live
 from prunus.torch.ops import live as ops
 from prunus.torch.ops.kernels_live import spread
-from support.torch_checks import gradgradcheck
+from support.torch_checks import gradgradcheck, opcheck
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # rows, units, features, branch: ragged last branches, branches of one unit, of all units.
@@ -108,37 +108,31 @@ def test_derivatives_of_any_order(name, shape, share):
     assert gradgradcheck(function, inputs)
 
 
-# The check itself looks at gradients of tensors that are no leaves.
-CHECKS = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-
-
-@CHECKS
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("grad", [False, True])
 def test_what_torch_knows_of_them(name, dtype, grad):
     o = operands(5, 7, 4, dtype, grad)
     op, args = called(name, o, mask(5, 7, 3), 3)
-    torch.library.opcheck(op, args)
+    opcheck(op, args)
     if name != "live_known":
-        torch.library.opcheck(op, (*args[:-2], None, 3))
+        opcheck(op, (*args[:-2], None, 3))
 
 
-@CHECKS
 def test_what_torch_knows_of_decisions():
     norms = torch.rand(4, 6)
-    torch.library.opcheck(ops.largest, (norms, 2))
-    torch.library.opcheck(ops.above, (norms, 0.3))
+    opcheck(ops.largest, (norms, 2))
+    opcheck(ops.above, (norms, 0.3))
     # What comes out lies as the fake kernels say, whatever lies how.
     columns = torch.rand(6, 4).mT
-    torch.library.opcheck(ops.above, (columns, 0.3))
-    torch.library.opcheck(ops.largest, (columns, 2))
-    torch.library.opcheck(ops.step, (columns, torch.full((), 0.5, requires_grad=True), 0.2))
-    torch.library.opcheck(ops.live_sums, (torch.randn(3, 4), torch.randn(6, 4), None))
+    opcheck(ops.above, (columns, 0.3))
+    opcheck(ops.largest, (columns, 2))
+    opcheck(ops.step, (columns, torch.full((), 0.5, requires_grad=True), 0.2))
+    opcheck(ops.live_sums, (torch.randn(3, 4), torch.randn(6, 4), None))
     h = torch.randn(4, 17, requires_grad=True)
-    torch.library.opcheck(ops.straight, (h, mask(4, 17, 3), 3))
+    opcheck(ops.straight, (h, mask(4, 17, 3), 3))
     for shape in ((), (6,)):
-        torch.library.opcheck(ops.step, (norms, torch.full(shape, 0.5, requires_grad=True), 0.2))
+        opcheck(ops.step, (norms, torch.full(shape, 0.5, requires_grad=True), 0.2))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -252,7 +246,6 @@ def test_what_is_zero_already_need_not_be_cleared(route, branch, share):
     torch.testing.assert_close(*(torch.autograd.grad(one, inputs, h.detach()) for one in made))
 
 
-@CHECKS
 @pytest.mark.parametrize("share", [0.02, 0.5, None])
 def test_weights_that_lie_by_outputs(route, share):
     o = operands(6, 10, 4, grad=True)
@@ -269,7 +262,7 @@ def test_weights_that_lie_by_outputs(route, share):
         theirs = torch.autograd.grad(want, (o["h"], plain), dy)
         torch.testing.assert_close(mine[0], theirs[0])
         torch.testing.assert_close(mine[1] if turn else mine[1].T, theirs[1])
-        torch.library.opcheck(op, (o["h"], other, live, 3, False, True))
+        opcheck(op, (o["h"], other, live, 3, False, True))
         assert gradgradcheck(lambda h, x, op=op: op(h, x, live, 3, False, True), (o["h"], other))
 
 

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from prunus.pruning.policies import Policy, Threshold, TopK
 from prunus.torch.ops import kernels_attention as kernels
+from prunus.torch.ops.operation import operation
 
 __all__ = ["attention", "attention_live", "encode"]
 
 _OPERANDS: Final = "Tensor q, Tensor k, Tensor v, Tensor? live, float scale, bool causal, SymInt blocksize"
 
 
-@torch.library.custom_op("prunus::attention", mutates_args=(), schema=f"({_OPERANDS}) -> Tensor")
+@operation("prunus::attention", f"({_OPERANDS}) -> Tensor")
 def attention(
     q: Tensor, k: Tensor, v: Tensor, live: Tensor | None, scale: float, causal: bool, blocksize: int
 ) -> Tensor:
@@ -70,10 +71,9 @@ def _attention_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 attention.register_autograd(_attention_backward, setup_context=_save)
 
 
-@torch.library.custom_op(
+@operation(
     "prunus::attention_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, {_OPERANDS}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor grad, {_OPERANDS}) -> (Tensor, Tensor, Tensor)",
 )
 def attention_backward(
     grad: Tensor,
@@ -113,11 +113,9 @@ def _attention_backward_backward(
 attention_backward.register_autograd(_attention_backward_backward, setup_context=_save)
 
 
-@torch.library.custom_op(
+@operation(
     "prunus::attention_double_backward",
-    mutates_args=(),
-    schema=f"(Tensor g_q, Tensor g_k, Tensor g_v, Tensor grad, {_OPERANDS})"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor g_q, Tensor g_k, Tensor g_v, Tensor grad, {_OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def attention_double_backward(
     g_q: Tensor,
@@ -179,10 +177,9 @@ _over_batch(attention_double_backward, 8, 4)
 # Deciding ------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
+@operation(
     "prunus::attention_live",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor? grid, str policy, float number, int rows, float scale, bool causal, "
+    "(Tensor q, Tensor k, Tensor? grid, str policy, float number, int rows, float scale, bool causal, "
     "SymInt blocksize) -> Tensor",
 )
 def attention_live(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from prunus.torch.ops import kernels_grouped as kernels
 from prunus.torch.ops.kernels import Parts
+from prunus.torch.ops.operation import operation
 
 __all__ = ["grouped_dsd", "grouped_mm", "grouped_mm_each", "grouped_outer", "grouped_sdd", "route"]
 
@@ -31,9 +32,7 @@ _OPERAND = "Tensor data, Tensor indices, Tensor indptr, SymInt rows, SymInt cols
 # Dense matrices ------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
-    "prunus::grouped_mm", mutates_args=(), schema="(Tensor x, Tensor w, Tensor offsets) -> Tensor"
-)
+@operation("prunus::grouped_mm", "(Tensor x, Tensor w, Tensor offsets) -> Tensor")
 def grouped_mm(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
     """Return ``x @ w[e].T`` for the rows of each group.
 
@@ -76,9 +75,7 @@ def _mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 grouped_mm.register_autograd(_mm_backward, setup_context=_save_pair)
 
 
-@torch.library.custom_op(
-    "prunus::grouped_mm_each", mutates_args=(), schema="(Tensor x, Tensor[] w, Tensor offsets) -> Tensor"
-)
+@operation("prunus::grouped_mm_each", "(Tensor x, Tensor[] w, Tensor offsets) -> Tensor")
 def grouped_mm_each(x: Tensor, w: Sequence[Tensor], offsets: Tensor) -> Tensor:
     """Return what :func:`grouped_mm` does, of matrices (n, k) that stand by themselves."""
     return kernels.mm(x, w, offsets, int(w[0].shape[0]))
@@ -111,9 +108,7 @@ def _each_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 grouped_mm_each.register_autograd(_each_backward, setup_context=_save_each)
 
 
-@torch.library.custom_op(
-    "prunus::grouped_outer", mutates_args=(), schema="(Tensor a, Tensor b, Tensor offsets) -> Tensor"
-)
+@operation("prunus::grouped_outer", "(Tensor a, Tensor b, Tensor offsets) -> Tensor")
 def grouped_outer(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
     """Return ``a.T @ b`` over the rows of each group, 0 of a group without rows.
 
@@ -150,9 +145,7 @@ grouped_outer.register_autograd(_outer_backward, setup_context=_save_pair)
 # Block-sparse matrices -----------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
-    "prunus::grouped_dsd", mutates_args=(), schema=f"({_OPERAND}, Tensor x, Tensor offsets) -> Tensor"
-)
+@operation("prunus::grouped_dsd", f"({_OPERAND}, Tensor x, Tensor offsets) -> Tensor")
 def grouped_dsd(
     data: Tensor,
     indices: Tensor,
@@ -203,11 +196,9 @@ def _dsd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 grouped_dsd.register_autograd(_dsd_backward, setup_context=_save_dsd)
 
 
-@torch.library.custom_op(
+@operation(
     "prunus::grouped_sdd",
-    mutates_args=(),
-    schema="(Tensor a, Tensor b, Tensor offsets, Tensor indices, Tensor indptr, SymInt br, SymInt bc)"
-    " -> Tensor",
+    "(Tensor a, Tensor b, Tensor offsets, Tensor indices, Tensor indptr, SymInt br, SymInt bc) -> Tensor",
 )
 def grouped_sdd(
     a: Tensor, b: Tensor, offsets: Tensor, indices: Tensor, indptr: Tensor, br: int, bc: int
@@ -249,10 +240,9 @@ grouped_sdd.register_autograd(_sdd_backward, setup_context=_save_sdd)
 # Routing -------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
+@operation(
     "prunus::route",
-    mutates_args=(),
-    schema="(Tensor logits, SymInt top) -> (Tensor experts, Tensor order, Tensor place, Tensor offsets)",
+    "(Tensor logits, SymInt top) -> (Tensor experts, Tensor order, Tensor place, Tensor offsets)",
 )
 def route(logits: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return which experts rows choose: the ``top`` with the largest logits, of equal ones the first.

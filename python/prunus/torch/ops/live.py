@@ -24,6 +24,7 @@ from torch import Tensor
 
 from prunus.torch.ops import kernels_live as kernels
 from prunus.torch.ops.kernels_live import spread
+from prunus.torch.ops.operation import operation
 
 __all__ = [
     "above",
@@ -41,10 +42,9 @@ __all__ = [
 # Units from inputs ---------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
+@operation(
     "prunus::live_linear",
-    mutates_args=(),
-    schema="(Tensor x, Tensor w, Tensor? bias, Tensor? live, int branch, bool zeroed=False) -> Tensor",
+    "(Tensor x, Tensor w, Tensor? bias, Tensor? live, int branch, bool zeroed=False) -> Tensor",
 )
 def live_linear(
     x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor | None, branch: int, zeroed: bool = False
@@ -107,9 +107,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 live_linear.register_autograd(_linear_backward, setup_context=_save_linear)
 
 
-@torch.library.custom_op(
-    "prunus::live_sums", mutates_args=(), schema="(Tensor x, Tensor w, Tensor? bias) -> Tensor"
-)
+@operation("prunus::live_sums", "(Tensor x, Tensor w, Tensor? bias) -> Tensor")
 def live_sums(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     """Return all of ``x @ w.T + bias`` in float32, or float64: what decides; it has no gradient.
 
@@ -124,11 +122,9 @@ def _(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((x.shape[0], w.shape[0]), dtype=kind)
 
 
-@torch.library.custom_op(
+@operation(
     "prunus::live_known",
-    mutates_args=(),
-    schema="(Tensor sums, Tensor x, Tensor w, Tensor? bias, Tensor live, int branch, bool zeroed=False)"
-    " -> Tensor",
+    "(Tensor sums, Tensor x, Tensor w, Tensor? bias, Tensor live, int branch, bool zeroed=False) -> Tensor",
 )
 def live_known(
     sums: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor, branch: int, zeroed: bool = False
@@ -165,10 +161,9 @@ live_known.register_autograd(_known_backward, setup_context=_save_known)
 # What units contribute -----------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
+@operation(
     "prunus::live_combine",
-    mutates_args=(),
-    schema="(Tensor h, Tensor w, Tensor? live, int branch, bool zeroed=False, bool flip=False) -> Tensor",
+    "(Tensor h, Tensor w, Tensor? live, int branch, bool zeroed=False, bool flip=False) -> Tensor",
 )
 def live_combine(
     h: Tensor, w: Tensor, live: Tensor | None, branch: int, zeroed: bool = False, flip: bool = False
@@ -227,10 +222,9 @@ live_combine.register_autograd(_combine_backward, setup_context=_save_combine)
 # Weights from both ---------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
+@operation(
     "prunus::live_outer",
-    mutates_args=(),
-    schema="(Tensor h, Tensor x, Tensor? live, int branch, bool zeroed=False, bool flip=False) -> Tensor",
+    "(Tensor h, Tensor x, Tensor? live, int branch, bool zeroed=False, bool flip=False) -> Tensor",
 )
 def live_outer(
     h: Tensor, x: Tensor, live: Tensor | None, branch: int, zeroed: bool = False, flip: bool = False
@@ -289,9 +283,7 @@ live_outer.register_autograd(_outer_backward, setup_context=_save_outer)
 # Estimates -----------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
-    "prunus::straight", mutates_args=(), schema="(Tensor h, Tensor live, int branch) -> Tensor"
-)
+@operation("prunus::straight", "(Tensor h, Tensor live, int branch) -> Tensor")
 def straight(h: Tensor, live: Tensor, branch: int) -> Tensor:
     """Return ``h`` (rows, units) where it is live, and 0 elsewhere, with the gradient of ``h`` itself.
 
@@ -312,9 +304,7 @@ def _straight_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 straight.register_autograd(_straight_backward)
 
 
-@torch.library.custom_op(
-    "prunus::step", mutates_args=(), schema="(Tensor norms, Tensor tau, float bandwidth) -> Tensor"
-)
+@operation("prunus::step", "(Tensor norms, Tensor tau, float bandwidth) -> Tensor")
 def step(norms: Tensor, tau: Tensor, bandwidth: float) -> Tensor:
     """Return 1 where ``not (norms <= tau)`` and 0 elsewhere, with an estimated gradient for ``tau``.
 
@@ -358,7 +348,7 @@ step.register_autograd(_step_backward, setup_context=_save_step)
 # Which are live ------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("prunus::largest", mutates_args=(), schema="(Tensor values, SymInt count) -> Tensor")
+@operation("prunus::largest", "(Tensor values, SymInt count) -> Tensor")
 def largest(values: Tensor, count: int) -> Tensor:
     """Return where each row of ``values`` (rows, n) has its ``count`` largest, in booleans.
 
@@ -372,7 +362,7 @@ def _(values: Tensor, count: int) -> Tensor:
     return values.new_empty(values.shape, dtype=torch.bool)
 
 
-@torch.library.custom_op("prunus::above", mutates_args=(), schema="(Tensor norms, float tau) -> Tensor")
+@operation("prunus::above", "(Tensor norms, float tau) -> Tensor")
 def above(norms: Tensor, tau: float) -> Tensor:
     """Return ``not (norms <= tau)`` in booleans, compared in double precision: NaN is above."""
     return kernels.above(norms, tau)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from prunus.torch.ops import kernels
 from prunus.torch.ops.kernels import Parts
+from prunus.torch.ops.operation import operation
 
 __all__ = ["dsd", "sdd", "ssd", "ssd_at"]
 
@@ -30,9 +31,7 @@ _OPERAND = "Tensor data, Tensor indices, Tensor indptr, SymInt rows, SymInt cols
 # BSR with dense ------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
-    "prunus::dsd", mutates_args=(), schema=f"({_OPERAND}, Tensor x, Tensor? bias, bool flip) -> Tensor"
-)
+@operation("prunus::dsd", f"({_OPERAND}, Tensor x, Tensor? bias, bool flip) -> Tensor")
 def dsd(
     data: Tensor,
     indices: Tensor,
@@ -157,10 +156,9 @@ def _(
 # Dense with dense, at chosen blocks ----------------------------------------------------------------------
 
 
-@torch.library.custom_op(
+@operation(
     "prunus::sdd",
-    mutates_args=(),
-    schema="(Tensor a, Tensor b, Tensor indices, Tensor indptr, SymInt br, SymInt bc) -> Tensor",
+    "(Tensor a, Tensor b, Tensor indices, Tensor indptr, SymInt br, SymInt bc) -> Tensor",
 )
 def sdd(a: Tensor, b: Tensor, indices: Tensor, indptr: Tensor, br: int, bc: int) -> Tensor:
     """Return the blocks of ``a @ b`` at a pattern, with zeros past the edge of the result.
@@ -249,9 +247,7 @@ _PAIR = (
 )
 
 
-@torch.library.custom_op(
-    "prunus::ssd", mutates_args=(), schema=f"({_PAIR}) -> (Tensor data, Tensor indices, Tensor indptr)"
-)
+@operation("prunus::ssd", f"({_PAIR}) -> (Tensor data, Tensor indices, Tensor indptr)")
 def ssd(
     a: Tensor,
     a_indices: Tensor,
@@ -318,10 +314,9 @@ def _ssd_backward(ctx: Any, grad: Tensor, _indices: Any, _indptr: Any) -> tuple[
 ssd.register_autograd(_ssd_backward, setup_context=_save_ssd)
 
 
-@torch.library.custom_op(
+@operation(
     "prunus::ssd_at",
-    mutates_args=(),
-    schema=f"({_PAIR}, Tensor indices, Tensor indptr, SymInt br, SymInt bc) -> Tensor",
+    f"({_PAIR}, Tensor indices, Tensor indptr, SymInt br, SymInt bc) -> Tensor",
 )
 def ssd_at(
     a: Tensor,

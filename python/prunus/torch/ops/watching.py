@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunus.torch.ops.operation import operation
 from prunus.torch.ops.products import sdd
 
 __all__ = ["watch"]
 
 
-@torch.library.custom_op(
+@operation(
     "prunus::watch",
-    mutates_args=(),
-    schema="(Tensor y, Tensor x, Tensor at, Tensor indices, Tensor indptr) -> Tensor",
+    "(Tensor y, Tensor x, Tensor at, Tensor indices, Tensor indptr) -> Tensor",
 )
 def watch(y: Tensor, x: Tensor, at: Tensor, indices: Tensor, indptr: Tensor) -> Tensor:
     """Return ``y + x @ A.T`` for blocks A that are all 0, which is ``y``; the gradient of A is the point.
