@@ -419,7 +419,7 @@ def test_members_of_a_shared_pattern_are_results(generator):
         pt.sddmm(a[:, 0], b, three)
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.script:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*jit.script")
 def test_forward_mode_raises_and_gives_no_zeros(generator):
     w = make(8, 8, (4, 4), generator)
     x, q = torch.randn(8, dtype=F64), torch.randn(2, 6, 4, dtype=F64)

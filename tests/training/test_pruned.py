@@ -639,7 +639,7 @@ def test_on_the_device(make):
 
 
 # What torch does with operations of libraries.
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.parametrize("which", ["x", "w_up", "w_down", "values"])
 def test_forward_mode_raises_where_torch_would_say_zero(which):
     o = layer(grad=False)

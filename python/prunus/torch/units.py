@@ -76,7 +76,7 @@ def live_units(
     h = h.detach()
     kinds: dict[int, list[int]] = {}
     for e, policy in enumerate(policies):
-        kinds.setdefault(id(policy), []).append(e)
+        kinds.setdefault(0 if policy is None else id(policy), []).append(e)
     if len(kinds) == 1:
         return _live(policies[0], h, branch, at)
     assert expert is not None

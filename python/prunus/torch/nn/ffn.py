@@ -200,7 +200,7 @@ class PrunedFFN(torch.nn.Module):
         )
         if not _is_exported():  # a program has no attributes
             with torch.no_grad():
-                self.live_fraction = passed.live.count_nonzero() / max(passed.live.numel(), 1)
+                self.live_fraction = passed.live.sum() / max(passed.live.numel(), 1)
         # What is recorded holds the graph: only where somebody trains.
         self._penalty = None
         if self.training and torch.is_grad_enabled():
