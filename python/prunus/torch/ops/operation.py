@@ -88,7 +88,7 @@ def _function(op: Any, backward: Callable[..., Any], setup_context: Callable[...
 
 
 def _one_by_one(op: Any) -> Callable[..., Any]:
-    """Return vmap's rule of an operation that has none of its own: a call for each member, as torch does it."""
+    """Return vmap's rule of an operation that has none of its own: a call for each member."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         def member(i: int) -> tuple[Any, ...]:
