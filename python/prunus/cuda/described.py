@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prunus.cuda.blocks import Operand
 from prunus.cuda.configs import Tile
+from prunus.cuda.runtime import is_traced
 from prunus.cuda.versions import descriptor
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def describe(w: Operand, x: torch.Tensor, kind: Any, tile: Tile) -> Described | 
 
     They can be where both are of one 16-bit dtype (matrix units read no other in either order), the inner
     dimension holds whole blocks (what a block hangs over with could not be masked), the tile divides blocks,
-    and x has one contiguous dimension and begins, and goes on, at multiples of 16 bytes.
+    and x has one contiguous dimension and begins, and goes on, at multiples of 16 bytes. Where a compiler
+    traces the launch, addresses are not known yet.
 
     Parameters
     ----------
@@ -55,6 +57,8 @@ def describe(w: Operand, x: torch.Tensor, kind: Any, tile: Tile) -> Described | 
     tile : Tile
         Sizes of what is loaded.
     """
+    if is_traced():
+        return None
     (_, k), (sr, sc) = w.size, w.stored
     br, bc = (sc, sr) if w.transposed else (sr, sc)
     if not (kind == w.data.dtype == x.dtype and kind.itemsize == 2):

@@ -30,6 +30,7 @@ __all__ = [
     "empty",
     "is_captured",
     "is_likely",
+    "is_traced",
     "is_usable",
     "launch",
     "memory",
@@ -87,11 +88,12 @@ class Launch(NamedTuple):
     options: dict[str, Any]
 
 
-#: Where launches are noted in place of being done: kernels are compiled ahead of time for what calls launch.
+#: Where launches are noted in place of being done: kernels are compiled ahead of time for what calls launch,
+#: or become part of a graph that torch traces (prunus.torch.ops.visible).
 RECORDER: Final[ContextVar[list[Launch] | None]] = ContextVar("prunus_launches", default=None)
 _WATCHER: Final[ContextVar[list[Launch] | None]] = ContextVar("prunus_watched", default=None)
 
-#: What torch's meta tensors, which have shapes and no memory, stand for meanwhile.
+#: What torch's meta tensors, which have shapes and no memory, stand for meanwhile; or fake ones on a GPU.
 AHEAD: Final[ContextVar[Place | None]] = ContextVar("prunus_ahead", default=None)
 
 
@@ -194,14 +196,19 @@ def place_of(tensor: torch.Tensor) -> Place:
         If no kernels run there.
     """
     kind = tensor.device
+    ahead = AHEAD.get()
+    if ahead is not None and kind.type == ahead.device.type:
+        return ahead
     if kind.type == "cuda":
         return place(kind.index)
     if kind.type == "cpu" and libraries().interpreted:
         return place()
-    ahead = AHEAD.get()
-    if kind.type == "meta" and ahead is not None:
-        return ahead
     raise PrunusError(f"a tensor lives on {kind}, where no kernels run; move it with .to('cuda')")
+
+
+def is_traced() -> bool:
+    """Say whether launches become part of a graph: tensors then have neither memory nor addresses."""
+    return bool(getattr(RECORDER.get(), "traced", False))
 
 
 def launch(where: Place, kernel: Any, grid: Sequence[int], *arguments: Any, **options: Any) -> None:

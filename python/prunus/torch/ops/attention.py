@@ -14,6 +14,7 @@ from torch import Tensor
 from prunus.pruning.policies import Policy, Threshold, TopK
 from prunus.torch.ops import kernels_attention as kernels
 from prunus.torch.ops.operation import operation
+from prunus.torch.ops.visible import visible
 
 __all__ = ["attention", "attention_live", "encode"]
 
@@ -251,3 +252,13 @@ def decode(policy: str, number: float, rows: int) -> Policy:
     if policy == "count":
         return TopK(int(number), rows=rows)
     return TopK(fraction=number, rows=rows)
+
+
+def _is_wide(scale: float) -> bool:
+    """Say whether a compiler would take the bits of a scale, 64 of them, for a number of 32."""
+    from torch._inductor import config
+
+    return scale < 0 or bool(config.assume_32bit_indexing)
+
+
+visible(attention, unless=lambda q, k, v, live, scale, *_: _is_wide(scale))

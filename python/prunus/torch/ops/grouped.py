@@ -23,6 +23,7 @@ from torch import Tensor
 from prunus.torch.ops import kernels_grouped as kernels
 from prunus.torch.ops.kernels import Parts
 from prunus.torch.ops.operation import operation
+from prunus.torch.ops.visible import visible
 
 __all__ = ["grouped_dsd", "grouped_mm", "grouped_mm_each", "grouped_outer", "grouped_sdd", "route"]
 
@@ -297,3 +298,6 @@ def _route_backward(ctx: Any, *grads: Any) -> tuple[None, None]:
 
 
 route.register_autograd(_route_backward, setup_context=_save_route)
+
+
+visible(grouped_mm, grouped_outer, route)

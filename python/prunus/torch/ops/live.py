@@ -25,6 +25,7 @@ from torch import Tensor
 from prunus.torch.ops import kernels_live as kernels
 from prunus.torch.ops.kernels_live import spread
 from prunus.torch.ops.operation import operation
+from prunus.torch.ops.visible import visible
 
 __all__ = [
     "above",
@@ -414,3 +415,6 @@ straight.register_vmap(_by_rows(straight, (0, 1)))
 above.register_vmap(_by_rows(above, (0,)))
 largest.register_vmap(_by_rows(largest, (0,)))
 step.register_vmap(_by_rows(step, (0,)))
+
+
+visible(live_linear, live_sums, live_known, live_combine, live_outer, straight, step, largest, above)

@@ -22,6 +22,7 @@ from torch import Tensor
 from prunus.torch.ops import kernels
 from prunus.torch.ops.kernels import Parts
 from prunus.torch.ops.operation import operation
+from prunus.torch.ops.visible import visible
 
 __all__ = ["dsd", "sdd", "ssd", "ssd_at"]
 
@@ -398,3 +399,6 @@ def _pair_gradients(
         pair = (*c, True, *a, a_rows, a_cols, a_t) if b_t else (*a, a_rows, a_cols, not a_t, *c, False)
         d_b = ssd_at(*pair, b[1], b[2], *b[0].shape[-2:])
     return d_a, d_b
+
+
+visible(dsd, sdd)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prunus.torch.ops.operation import operation
 from prunus.torch.ops.products import sdd
+from prunus.torch.ops.visible import visible
 
 __all__ = ["watch"]
 
@@ -60,3 +61,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 watch.register_autograd(_backward, setup_context=_save)
+
+
+visible(watch)
