@@ -235,11 +235,15 @@ def test_sizes_that_are_symbols_stay_symbols():
 
 
 def test_export_keeps_operations():
-    from torch.export._trace import _disable_custom_triton_op_functional_decomposition as disabled
+    class Layer(torch.nn.Module):
+        def forward(self, *args):
+            return layer(*args)
 
     args = cases()["linear"][1:5]
-    with fake_gpu.gpu(), disabled():
-        assert opaque(layer, *on_gpu(args))
+    with fake_gpu.gpu():
+        program = torch.export.export(Layer(), tuple(on_gpu(args)))
+        assert fake_gpu.targets(program) == ["prunus.dsd.default"]
+        assert fake_gpu.targets(program.run_decompositions({})) == ["prunus.dsd.default"]
 
 
 def test_host_memory_stays_opaque():
