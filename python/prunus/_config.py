@@ -134,7 +134,9 @@ def config_lines(verbose: bool = False) -> list[str]:
     this = cpu()
     why = _ORIGINS.get(this.origin, this.origin)
     asked = os.environ.get("PRUNUS_NUM_THREADS")
-    threads = f"PRUNUS_NUM_THREADS={asked}" if asked else "PRUNUS_NUM_THREADS or num_threads() sets it"
+    teams = sys.modules.get("prunus.torch.teams")
+    many = "as many as torch; " if teams is not None and teams.followed() else ""
+    threads = f"PRUNUS_NUM_THREADS={asked}" if asked else f"{many}PRUNUS_NUM_THREADS or num_threads() sets it"
     lines = [
         f"prunus      {_core.__version__}",
         f"python      {sys.version.split()[0]}, numpy {version('numpy')}, ml_dtypes {version('ml_dtypes')}",

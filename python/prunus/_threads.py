@@ -11,8 +11,8 @@ from prunus import _core
 
 __all__ = ["get_num_threads", "num_threads"]
 
-# default_threads() honours PRUNUS_NUM_THREADS, read once when the package is imported.
-THREADS: Final[ContextVar[int]] = ContextVar("prunus_threads", default=_core.default_threads())  # noqa: B039
+# 0: PRUNUS_NUM_THREADS, else as many as torch uses where prunus.torch is imported, else as there are CPUs.
+THREADS: Final[ContextVar[int]] = ContextVar("prunus_threads", default=0)
 
 _LIMIT = 1 << 16
 
@@ -27,7 +27,7 @@ def get_num_threads() -> int:
     ...     pr.get_num_threads()
     1
     """
-    return THREADS.get()
+    return THREADS.get() or _core.default_threads()
 
 
 class num_threads:  # noqa: N801 - reads as a function, as threadpoolctl and torch have it

@@ -64,9 +64,14 @@ def test_errors_come_back(lent):
         w @ np.ones((64, 8), np.float32)
 
 
-def run(code):
+def run(code, environment=None):
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code],
+        env=os.environ | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -110,17 +115,43 @@ while True:
 
 def test_it_can_be_left_alone():
     code = "import prunus.torch as pt; print(pt.teams.borrowed())"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PRUNUS_OPENMP": "0"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run(code, {"PRUNUS_OPENMP": "0"})
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_as_many_threads_as_torch():
+    code = """
+import threading, torch, prunus as pr, prunus.torch as pt
+def elsewhere():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(pr.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+first = pr.get_num_threads()
+torch.set_num_threads(3)
+then = pr.get_num_threads(), elsewhere()
+with pr.num_threads(2):
+    said = pr.get_num_threads()
+class Told(torch.utils.data.Dataset):
+    def __len__(self): return 2
+    def __getitem__(self, i): return pr.get_num_threads()
+import warnings
+warnings.simplefilter("ignore")
+workers = [int(n) for n in torch.utils.data.DataLoader(Told(), num_workers=1, batch_size=None)]
+print(first, then, said, workers)
+"""
+    for environment, expected in (
+        ({"OMP_NUM_THREADS": "1"}, "1 (3, 3) 2 [1, 1]"),
+        ({"OMP_NUM_THREADS": "1", "PRUNUS_OPENMP": "0"}, "1 (3, 3) 2 [1, 1]"),
+        ({"OMP_NUM_THREADS": "1", "PRUNUS_NUM_THREADS": "5"}, "5 (5, 5) 2 [5, 5]"),
+    ):
+        done = run(code, environment)
+        assert done.stdout.strip() == expected, done.stderr
 
 
 def test_show_config_says_so(lent, capsys):
     pr.show_config()
-    assert "torch's: it has an OpenMP runtime" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "torch's: it has an OpenMP runtime" in told
+    assert "as many as torch" in told or "PRUNUS_NUM_THREADS=" in told

@@ -50,4 +50,5 @@ __all__ = [
     "sparsify_",
 ]
 
+teams.follow()
 teams.borrow()

@@ -1,4 +1,4 @@
-"""One set of threads for torch's operations and this package's: those that torch has.
+"""One set of threads for torch's operations and this package's: those that torch has, and as many.
 
 A training step alternates between both. Threads of torch's OpenMP team look for work for milliseconds after
 an operation; threads of our own would share the processors with them. So the engine runs its tasks as regions
@@ -15,13 +15,17 @@ from typing import Final
 
 from prunus import _core
 
-__all__ = ["borrow", "borrowed", "give_back"]
+__all__ = ["borrow", "borrowed", "follow", "followed", "give_back"]
 
 _ENTRY: Final = "GOMP_parallel"
 _RUNTIMES: Final = ("libgomp", "libiomp5", "libomp")
+# at::get_num_threads(), which torch.get_num_threads() calls; it also knows what torch.set_num_threads() said on
+# another thread.
+_COUNT: Final = "_ZN2at15get_num_threadsEv"
 _MAPS: Final = Path("/proc/self/maps")
-# What is lent.
+# What is lent, and whether torch is asked how many.
 _LOADED: Final[list[ctypes.CDLL]] = []
+_FOLLOWED: Final[list[ctypes.CDLL]] = []
 
 
 def borrow() -> bool:
@@ -42,6 +46,32 @@ def borrow() -> bool:
             _core.lend_threads(entry)
             return True
     return False
+
+
+def follow() -> bool:
+    """Use as many threads as torch from now on; say whether it can be asked.
+
+    So ``OMP_NUM_THREADS``, ``torch.set_num_threads`` and the single threads of DataLoader's workers hold for
+    the engine too, unless ``PRUNUS_NUM_THREADS`` or ``prunus.num_threads`` says otherwise.
+    """
+    import torch
+
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
+        try:
+            library = ctypes.CDLL(str(path))
+            count = ctypes.cast(getattr(library, _COUNT), ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+        if count:
+            _FOLLOWED.append(library)
+            _core.follow_threads(count)
+            return True
+    return False
+
+
+def followed() -> bool:
+    """Say whether there are as many threads as torch has."""
+    return bool(_FOLLOWED)
 
 
 def borrowed() -> bool:

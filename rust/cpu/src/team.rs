@@ -4,7 +4,7 @@
 //! same processors meanwhile, and calls that follow each other would wait for each other's threads. So tasks
 //! run as a region of that runtime: its team is there, awake, and nobody else's.
 
-use std::ffi::{c_uint, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::ThreadId;
@@ -15,7 +15,11 @@ use prunus_core::Error;
 /// it, and for its sake LLVM's and Intel's runtimes have it as well.
 pub type Parallel = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
+/// Says how many threads another library would use for a call on this thread.
+pub type Count = unsafe extern "C" fn() -> c_int;
+
 static ENTRY: AtomicUsize = AtomicUsize::new(0);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
 /// The process it was lent in: a forked child has none of the team's threads.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 
@@ -27,6 +31,26 @@ pub unsafe fn lend(parallel: Option<Parallel>) {
     ENTRY.store(0, Ordering::Release);
     PROCESS.store(std::process::id(), Ordering::Release);
     ENTRY.store(parallel.map_or(0, |entry| entry as usize), Ordering::Release);
+}
+
+/// Uses as many threads as another library does from now on, or as many as there are CPUs again.
+///
+/// # Safety
+/// What is asked must belong to a library that stays loaded, and be callable from any thread.
+pub unsafe fn follow(count: Option<Count>) {
+    COUNT.store(count.map_or(0, |count| count as usize), Ordering::Release);
+}
+
+/// How many threads the library that is followed would use here, if one is.
+pub(crate) fn followed() -> Option<usize> {
+    let count = COUNT.load(Ordering::Acquire);
+    if count == 0 {
+        return None;
+    }
+    // SAFETY: it was stored from a function of this type.
+    let count = unsafe { std::mem::transmute::<usize, Count>(count) };
+    // SAFETY: by what is asked of who calls `follow`.
+    usize::try_from(unsafe { count() }).ok().filter(|&count| count > 0)
 }
 
 /// The team that is there to run tasks, if any.

@@ -19,25 +19,26 @@ pub struct Context<'a> {
     pub interrupt: &'a dyn Interrupt,
 }
 
-/// `PRUNUS_NUM_THREADS`, else the number of CPUs this process may use.
+/// `PRUNUS_NUM_THREADS`, else what a library that is followed uses here, else the number of CPUs this process may use.
 ///
 /// # Errors
 /// [`Error::Choice`] where the variable is set to anything but a positive number.
 pub fn default_threads() -> Result<usize, Error> {
-    static DEFAULT: OnceLock<Result<usize, Error>> = OnceLock::new();
-    DEFAULT
-        .get_or_init(|| match std::env::var("PRUNUS_NUM_THREADS") {
-            Ok(text) if !text.is_empty() => match text.parse() {
-                Ok(n) if n > 0 => Ok(n),
-                _ => Err(Error::Choice {
-                    what: "PRUNUS_NUM_THREADS",
-                    expected: "a positive number".to_owned(),
-                    got: text,
-                }),
-            },
-            _ => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
-        })
-        .clone()
+    static ASKED: OnceLock<Result<Option<usize>, Error>> = OnceLock::new();
+    static CPUS: OnceLock<usize> = OnceLock::new();
+    let asked = ASKED.get_or_init(|| match std::env::var("PRUNUS_NUM_THREADS") {
+        Ok(text) if !text.is_empty() => match text.parse() {
+            Ok(n) if n > 0 => Ok(Some(n)),
+            _ => Err(Error::Choice {
+                what: "PRUNUS_NUM_THREADS",
+                expected: "a positive number".to_owned(),
+                got: text,
+            }),
+        },
+        _ => Ok(None),
+    });
+    let cpus = || *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from));
+    Ok(asked.clone()?.or_else(team::followed).unwrap_or_else(cpus))
 }
 
 /// The pool of one process: how many workers, and the workers. A child process has none of its

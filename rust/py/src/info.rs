@@ -43,6 +43,18 @@ pub(crate) fn lend_threads(address: usize) {
     };
 }
 
+/// Uses as many threads as another library from now on, unless a call says: the address of a C function without
+/// arguments that returns their number; 0 for as many as there are CPUs again.
+///
+/// The caller answers for the address: see `prunus.torch.teams`.
+#[pyfunction]
+pub(crate) fn follow_threads(address: usize) {
+    // SAFETY: zero is none; else it is such a function of a loaded library, by what is asked of the caller.
+    unsafe {
+        prunus_cpu::team::follow(std::mem::transmute::<usize, Option<prunus_cpu::team::Count>>(address))
+    };
+}
+
 /// The kernel that the last product on this thread ran as.
 #[pyfunction]
 pub(crate) fn last_path() -> &'static str {

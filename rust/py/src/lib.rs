@@ -46,8 +46,8 @@ mod _core {
     };
     #[pymodule_export]
     use super::info::{
-        available_levels, cpu_info, default_threads, last_path, lend_threads, level, measure_bandwidth,
-        measure_flops, set_level,
+        available_levels, cpu_info, default_threads, follow_threads, last_path, lend_threads, level,
+        measure_bandwidth, measure_flops, set_level,
     };
 
     #[pymodule_export]
