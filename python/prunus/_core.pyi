@@ -67,6 +67,7 @@ __all__ = [
     "sdd",
     "set_level",
     "ssd",
+    "ssd_at",
     "tensix_blocking",
     "tensix_covered",
     "tensix_dram",
@@ -227,6 +228,22 @@ def ssd(
     out_dtype: np.dtype[Any],
     threads: int,
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]: ...
+def ssd_at(
+    a_data: NDArray[Any],
+    a_indices: NDArray[Any],
+    a_indptr: NDArray[Any],
+    a_shape: tuple[int, int],
+    a_transposed: bool,
+    b_data: NDArray[Any],
+    b_indices: NDArray[Any],
+    b_indptr: NDArray[Any],
+    b_shape: tuple[int, int],
+    b_transposed: bool,
+    indices: NDArray[Any],
+    indptr: NDArray[Any],
+    out_data: NDArray[Any],
+    threads: int,
+) -> None: ...
 def sdd(
     a: NDArray[Any],
     b: NDArray[Any],

@@ -60,6 +60,25 @@ impl Pattern {
         Ok(pattern)
     }
 
+    /// Takes a pattern whose rows' columns ascend, and whose offsets begin at 0 and end at the number of columns.
+    ///
+    /// # Errors
+    /// [`Error::Pattern`] where that is not so, or a column is not below `block_cols`.
+    pub fn from_sorted(indptr: Vec<usize>, indices: Vec<u32>, block_cols: usize) -> Result<Self, Error> {
+        let pattern = Self { indptr, indices, blocks: None, block_cols, sorted: true };
+        let (offsets, stored) = (&pattern.indptr, pattern.indices.len());
+        let numbered = u32::try_from(block_cols).is_ok() && u32::try_from(stored).is_ok();
+        let whole = offsets.first() == Some(&0) && offsets.last() == Some(&stored) && offsets.is_sorted();
+        let inside = pattern.indices.iter().all(|&column| (column as usize) < block_cols);
+        if numbered && whole && inside && pattern.check_sorted() {
+            return Ok(pattern);
+        }
+        Err(Error::Pattern(format!(
+            "expected at most 2^32 - 1 blocks in sorted rows of {block_cols}, got {stored} in {} rows",
+            offsets.len().saturating_sub(1)
+        )))
+    }
+
     fn check_sorted(&self) -> bool {
         self.indptr.windows(2).all(|w| self.indices[w[0]..w[1]].windows(2).all(|pair| pair[0] <= pair[1]))
     }
@@ -169,6 +188,22 @@ mod tests {
         assert!(pattern(&[-1, 0], &[], 1).unwrap_err().to_string().contains("indptr[0] is -1"));
         assert!(pattern(&[0, 1], &[4], 4).unwrap_err().to_string().contains("indices[0] is 4"));
         assert!(pattern(&[0, 1], &[-2], 4).unwrap_err().to_string().contains("indices[0] is -2"));
+    }
+
+    #[test]
+    fn sorted_rows_are_taken_as_they_are() {
+        let taken = Pattern::from_sorted(vec![0, 2, 2, 3], vec![0, 3, 1], 4).unwrap();
+        assert_eq!(taken, pattern(&[0, 2, 2, 3], &[0, 3, 1], 4).unwrap());
+        for (indptr, indices) in [
+            (vec![], vec![]),
+            (vec![1, 2], vec![0, 1]),
+            (vec![0, 1], vec![0, 1]),
+            (vec![0, 2, 1, 2], vec![0, 1]),
+            (vec![0, 2], vec![1, 0]),
+            (vec![0, 1], vec![4]),
+        ] {
+            assert!(Pattern::from_sorted(indptr, indices, 4).is_err());
+        }
     }
 
     #[test]

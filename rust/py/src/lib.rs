@@ -69,7 +69,7 @@ mod _core {
     #[pymodule_export]
     use super::select::largest;
     #[pymodule_export]
-    use super::ssd::ssd;
+    use super::ssd::{ssd, ssd_at};
     #[pymodule_export]
     use super::tensix::estimate::{tensix_estimate, tensix_multiply};
     #[pymodule_export]

@@ -1,7 +1,10 @@
 //! Block-sparse times block-sparse: `op(A) · op(B)`, with a block-sparse result.
 //!
 //! Gustavson's row-wise product in two phases. [`symbolic`] finds the result's pattern, so that the
-//! caller can allocate it; [`numeric`] fills it in.
+//! caller can allocate it; [`numeric`] fills it in. Where the caller wants some blocks only, the pattern is
+//! theirs (a mask of the output: Buluç, Gilbert, *Parallel sparse matrix-matrix multiplication and indexing*,
+//! 2012; Milaković et al., *Parallel algorithms for masked sparse matrix-matrix products*, 2022): pairs that
+//! meet in other blocks are looked at, by their columns alone, and not multiplied.
 
 mod numeric;
 mod symbolic;
@@ -31,10 +34,12 @@ pub struct Plan<'a> {
     /// The operands' patterns, after transposition, sorted.
     a: Cow<'a, Pattern>,
     b: Cow<'a, Pattern>,
-    indptr: Vec<usize>,
-    indices: Vec<u32>,
-    /// Block products before each block row.
+    /// The result's, sorted; it may name blocks in which nothing meets, and one place twice.
+    result: Cow<'a, Pattern>,
+    /// Block products to compute before each block row.
     products: Vec<usize>,
+    /// The work before each block row by which rows are shared out, and its unit in multiply-adds.
+    costs: Option<Vec<usize>>,
 }
 
 impl<'a> Ssd<'a> {
@@ -46,8 +51,34 @@ impl<'a> Ssd<'a> {
         self.check()?;
         let (a, b) = (self.a.op_pattern(), self.b.op_pattern());
         let products = symbolic::products(&a, &b);
-        let (indptr, indices) = symbolic::pattern(&a, &b, &products, context)?;
-        Ok(Plan { call: *self, a, b, indptr, indices, products })
+        let result = Cow::Owned(symbolic::pattern(&a, &b, &products, context)?);
+        Ok(Plan { call: *self, a, b, result, products, costs: None })
+    }
+
+    /// A product at chosen blocks only: which pairs meet in them. Blocks in which none do are zero, and
+    /// entries of the pattern that name one place twice are both computed. Its rows may be in any order.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for operands or a pattern that do not fit, or [`Error::Interrupted`].
+    pub fn plan_at(&self, pattern: &'a Pattern, context: &Context<'_>) -> Result<Plan<'a>, Error> {
+        self.check()?;
+        let (a, b) = (self.a.op_pattern(), self.b.op_pattern());
+        let expected = (a.block_rows(), b.block_cols());
+        let got = (pattern.block_rows(), pattern.block_cols());
+        if got != expected {
+            let text = |(rows, cols)| format!("{rows} x {cols} blocks");
+            return Err(Error::Shape { what: "block pattern", expected: text(expected), got: text(got) });
+        }
+        let result = match pattern.is_sorted() {
+            true => Cow::Borrowed(pattern),
+            false => Cow::Owned(pattern.clone().into_sorted()),
+        };
+        let all = symbolic::products(&a, &b);
+        let products = symbolic::products_at(&a, &b, &result, &all, context)?;
+        let mut plan = Plan { call: *self, a, b, result, products, costs: None };
+        let block = usize::try_from(plan.block_work()).unwrap_or(usize::MAX);
+        plan.costs = Some(symbolic::costs(&plan.result, &all, &plan.products, block));
+        Ok(plan)
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -83,12 +114,12 @@ impl<'a> Ssd<'a> {
 impl Plan<'_> {
     /// Offsets of the result's block rows: one more than there are rows.
     pub fn indptr(&self) -> &[usize] {
-        &self.indptr
+        self.result.indptr()
     }
 
     /// Block columns of the result, ascending in each block row.
     pub fn indices(&self) -> &[u32] {
-        &self.indices
+        self.result.indices()
     }
 
     /// Rows and columns of a block of the result.
@@ -96,25 +127,45 @@ impl Plan<'_> {
         (self.call.a.op_blocksize().0, self.call.b.op_blocksize().1)
     }
 
-    /// Multiply-adds of the numeric phase, padding included.
-    pub fn work(&self) -> u64 {
-        let (rows, cols) = self.blocksize();
-        let block = rows as u64 * cols as u64 * self.call.a.op_blocksize().1 as u64;
-        self.products.last().map_or(0, |&n| n as u64).saturating_mul(block)
+    /// Block products of the numeric phase.
+    pub fn products(&self) -> usize {
+        self.products.last().copied().unwrap_or(0)
     }
 
-    /// Numeric phase: writes every block of the result, each summed in ascending order of the inner
-    /// block index whatever the number of threads. Padding is zero. Says which kernel did it.
+    /// Multiply-adds of the numeric phase, padding included.
+    pub fn work(&self) -> u64 {
+        (self.products() as u64).saturating_mul(self.block_work())
+    }
+
+    /// Multiply-adds of one block product.
+    fn block_work(&self) -> u64 {
+        let (rows, cols) = self.blocksize();
+        let area = (rows as u64).saturating_mul(cols as u64);
+        area.saturating_mul(self.call.a.op_blocksize().1 as u64)
+    }
+
+    /// The work before each block row, and its unit in multiply-adds.
+    fn shares(&self) -> (&[usize], u64) {
+        match &self.costs {
+            Some(costs) => (costs, 1),
+            None => (&self.products, self.block_work()),
+        }
+    }
+
+    /// Numeric phase: writes every block that the result's pattern names, each summed in ascending order of
+    /// the inner block index whatever the number of threads. Padding is zero. Says which kernel did it.
     ///
     /// # Errors
     /// [`Error::Shape`] or [`Error::DTypes`] for a result that does not fit, [`Error::Interrupted`],
     /// or what kept a block from arriving.
     pub fn run(&self, out: &BlocksMut<'_>, context: &Context<'_>) -> Result<&'static str, Error> {
-        if out.blocksize != self.blocksize() || out.count != self.indices.len() {
+        // The pattern's entries are below the number of its indices, however they are sorted.
+        let named = self.indices().len();
+        if out.blocksize != self.blocksize() || out.count < named {
             let text = |n: usize, (rows, cols): (usize, usize)| format!("{n} blocks of {rows} x {cols}");
             return Err(Error::Shape {
                 what: "result",
-                expected: text(self.indices.len(), self.blocksize()),
+                expected: text(named, self.blocksize()),
                 got: text(out.count, out.blocksize),
             });
         }

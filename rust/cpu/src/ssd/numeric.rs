@@ -1,7 +1,7 @@
 //! Numeric phase: each block of the result as one sum over its pairs of blocks.
 //!
 //! Loop order: turn of columns → block row → block of the result → strip → burst of pairs → tile. The
-//! pairs of a block row are listed first, grouped by the block of the result that they add to, so
+//! pairs of a block row that meet in a block of the result are listed first, grouped by that block, so
 //! that sums stay in registers over a burst. Blocks of B are read where they lie if the kernel can
 //! (as one long panel of x: word `w` of stored block `s` is word `s · k + w`), else a turn of them
 //! is packed.
@@ -20,6 +20,8 @@ use crate::product::{self, Product, Strip};
 use crate::simd::Lanes;
 use crate::threads::{Context, for_each};
 
+/// The place of a block column that the row at hand does not want.
+const ABSENT: u32 = u32::MAX;
 /// Bytes of packed B kept at a time; a larger B is multiplied a range of block columns at a time.
 const PACKED_BYTES: usize = 48 << 20;
 
@@ -106,8 +108,8 @@ where
             let ranges = row_ranges(slots, (slot_bytes / size_of::<L::Elem>()) as u64, context.threads, 1);
             for_each(context, ranges.len(), |i| job.pack(slots, &ranges[i]))?;
         }
-        let work = (block_rows * block_cols * depth) as u64;
-        let ranges = row_ranges(&plan.products, work, context.threads, 1);
+        let (offsets, unit) = plan.shares();
+        let ranges = row_ranges(offsets, unit, context.threads, 1);
         for_each(context, ranges.len(), |i| job.rows(&ranges[i]))?;
     }
     Ok(())
@@ -168,8 +170,10 @@ struct Scratch<L: Lanes> {
     converted: Option<Workspace>,
     converted_bytes: usize,
     sums: Workspace,
-    /// Place of a block column in the row at hand.
+    /// Which sum of the row at hand a block column has, or [`ABSENT`].
     place: Vec<u32>,
+    /// Which of A's blocks in the row have a pair.
+    used: Vec<bool>,
     ends: Vec<usize>,
     pieces: Vec<Block<L::Elem>>,
 }
@@ -239,7 +243,8 @@ where
             converted: None,
             converted_bytes: 0,
             sums: Workspace::of(&[sums, size_of::<L::Acc>()])?,
-            place: vec![0; self.plan.b.block_cols()],
+            place: vec![ABSENT; self.plan.b.block_cols()],
+            used: Vec::new(),
             ends: Vec::new(),
             pieces: Vec::new(),
         };
@@ -252,52 +257,62 @@ where
     }
 
     fn row(&self, row: usize, scratch: &mut Scratch<L>) -> Result<(), Error> {
-        let plan = self.plan;
-        let (first, last) = (plan.indptr[row], plan.indptr[row + 1]);
-        let blocks = within(&plan.indices[first..last], &self.turn.columns, first);
-        if blocks.is_empty() {
+        let (plan, result) = (self.plan, &self.plan.result);
+        let (first, last) = (result.indptr()[row], result.indptr()[row + 1]);
+        let entries = within(&result.indices()[first..last], &self.turn.columns, first);
+        if entries.is_empty() {
             return Ok(());
         }
-        self.list(row, blocks.clone(), scratch)?;
+        let columns = &result.indices()[entries.clone()];
+        self.list(row, columns, scratch)?;
         let (block_rows, block_cols) = plan.blocksize();
         let (rows, cols) = (plan.call.a.op_shape().0, plan.call.b.op_shape().1);
         let (w_row, w_word) = self.layout_a();
         let lines = (self.block_words() * self.strips[0].word * size_of::<L::Elem>()).div_ceil(64);
         let inside_rows = block_rows.min(rows - row * block_rows);
-        let mut start = 0;
-        for (i, block) in blocks.enumerate() {
-            let column = plan.indices[block] as usize;
-            let inside = (inside_rows, block_cols.min(cols - column * block_cols));
+        let (mut entry, mut start) = (entries.start, 0);
+        // Entries that name one place have one list of pairs.
+        for (i, same) in columns.chunk_by(|a, b| a == b).enumerate() {
+            let inside = (inside_rows, block_cols.min(cols - same[0] as usize * block_cols));
             let end = scratch.ends[i];
             let next = scratch.ends.get(i + 1).copied().unwrap_or(end);
-            let (out, out_row) = if self.direct {
-                (self.out.at(block).cast(), block_cols)
-            } else {
-                (scratch.sums.as_ptr().cast::<L::Acc>(), product::padded::<L>(block_cols))
-            };
-            let product = Product::<L> {
-                blocks: &scratch.pieces[start..end],
-                next: &scratch.pieces[end..next],
-                next_lines: lines,
-                fetch_w: false,
-                rows: inside_rows,
-                w_row,
-                w_word,
-                x: self.x,
-                strips: self.strips,
-                out,
-                out_row,
-                starts: true,
-            };
-            // SAFETY: the level in use has the instruction set; pieces name words of A's and B's blocks
-            // within their depth; the block, or the scratch, has room for every row and vector, and
-            // this block of the result is this task's.
-            unsafe {
-                product.sum();
-                if !self.direct {
-                    product::finish(self.store, (out.cast_const(), out_row), self.out, block, inside);
-                } else if inside != (block_rows, block_cols) {
-                    product::zero_padding(self.out, block, inside);
+            for _ in same {
+                let block = result.block(entry);
+                entry += 1;
+                if start == end {
+                    // SAFETY: this block of the result is this task's.
+                    unsafe { product::zero_padding(self.out, block, (0, 0)) };
+                    continue;
+                }
+                let (out, out_row) = if self.direct {
+                    (self.out.at(block).cast(), block_cols)
+                } else {
+                    (scratch.sums.as_ptr().cast::<L::Acc>(), product::padded::<L>(block_cols))
+                };
+                let product = Product::<L> {
+                    blocks: &scratch.pieces[start..end],
+                    next: &scratch.pieces[end..next],
+                    next_lines: lines,
+                    fetch_w: false,
+                    rows: inside_rows,
+                    w_row,
+                    w_word,
+                    x: self.x,
+                    strips: self.strips,
+                    out,
+                    out_row,
+                    starts: true,
+                };
+                // SAFETY: the level in use has the instruction set; pieces name words of A's and B's blocks
+                // within their depth; the block, or the scratch, has room for every row and vector, and
+                // this block of the result is this task's.
+                unsafe {
+                    product.sum();
+                    if !self.direct {
+                        product::finish(self.store, (out.cast_const(), out_row), self.out, block, inside);
+                    } else if inside != (block_rows, block_cols) {
+                        product::zero_padding(self.out, block, inside);
+                    }
                 }
             }
             start = end;
@@ -315,50 +330,66 @@ where
         }
     }
 
-    /// Lists the pairs of block row `row`, grouped by block of the result and ascending in the inner
-    /// index: `ends[i]` is where the pieces of the `i`-th of `blocks` end.
-    fn list(&self, row: usize, blocks: Range<usize>, scratch: &mut Scratch<L>) -> Result<(), Error> {
+    /// Lists the pairs of block row `row` that meet in a column of `columns`, which ascend, grouped by column
+    /// and ascending in the inner index: `ends[i]` is where the pieces of the `i`-th distinct one end.
+    fn list(&self, row: usize, columns: &[u32], scratch: &mut Scratch<L>) -> Result<(), Error> {
         let (a, b) = (&self.plan.a, &self.plan.b);
         let entries = a.indptr()[row]..a.indptr()[row + 1];
-        self.values_of_a(row, entries.clone(), scratch)?;
-        let Scratch { a: values, place, ends, pieces, .. } = scratch;
-        for (i, block) in blocks.clone().enumerate() {
-            place[self.plan.indices[block] as usize] = i as u32;
-        }
+        let distinct = || columns.chunk_by(|a, b| a == b).map(|same| same[0] as usize).enumerate();
         // Long blocks are summed piece by piece: a piece of x must fit the first cache.
         let words = |k: usize| self.depth(k).div_ceil(L::STEP);
         let pairs = |e: usize| {
             let k = a.indices()[e] as usize;
             (k, self.turn.entries[k].clone())
         };
+        let Scratch { place, used, ends, .. } = scratch;
         ends.clear();
-        ends.resize(blocks.len(), 0);
+        for (i, column) in distinct() {
+            place[column] = i as u32;
+            ends.push(0);
+        }
+        used.clear();
         for e in entries.clone() {
             let (k, with) = pairs(e);
             let count = words(k).div_ceil(BURST_WORDS);
+            let mut meets = false;
             for &column in &b.indices()[with] {
-                ends[place[column as usize] as usize] += count;
+                let at = place[column as usize];
+                if at != ABSENT {
+                    ends[at as usize] += count;
+                    meets = true;
+                }
             }
+            used.push(meets);
         }
         let mut total = 0;
         for end in ends.iter_mut() {
             // Holds the start for now; filling moves it to the end.
             total += std::mem::replace(end, total);
         }
+        self.values_of_a(row, entries.clone(), scratch)?;
+        let Scratch { a: values, place, used, ends, pieces, .. } = scratch;
         pieces.clear();
         pieces.resize(total, Block { w: std::ptr::null(), k: 0, words: 0 });
         let (_, w_word) = self.layout_a();
         let block_words = self.block_words();
-        for (value, e) in values.iter().zip(entries) {
+        for ((value, e), &meets) in values.iter().zip(entries).zip(used.iter()) {
+            if !meets {
+                continue;
+            }
             let (k, with) = pairs(e);
             let words = words(k);
             let start = with.start;
             for f in with {
+                let at = place[b.indices()[f] as usize];
+                if at == ABSENT {
+                    continue;
+                }
                 let slot = match &self.turn.slots {
                     Some(slots) => slots[k] + f - start,
                     None => b.block(f),
                 };
-                let next = &mut ends[place[b.indices()[f] as usize] as usize];
+                let next = &mut ends[at as usize];
                 for word in (0..words).step_by(BURST_WORDS) {
                     pieces[*next] = Block {
                         w: value.wrapping_add(word * w_word),
@@ -369,10 +400,12 @@ where
                 }
             }
         }
+        // As the next row expects them.
+        distinct().for_each(|(_, column)| place[column] = ABSENT);
         Ok(())
     }
 
-    /// Finds the values of A's blocks, converted where need be.
+    /// Finds the values of A's blocks that have a pair, converted where need be.
     fn values_of_a(&self, row: usize, entries: Range<usize>, scratch: &mut Scratch<L>) -> Result<(), Error> {
         let a = &self.plan.call.a;
         let (block_rows, depth) = a.op_blocksize();
@@ -388,6 +421,10 @@ where
         let rows = block_rows.min(a.op_shape().0 - row * block_rows);
         scratch.a.clear();
         for (i, e) in entries.enumerate() {
+            if !scratch.used[i] {
+                scratch.a.push(std::ptr::null());
+                continue;
+            }
             let stored = a.source.block(self.plan.a.block(e))?;
             let Some(converted) = &scratch.converted else {
                 scratch.a.push(stored.cast());

@@ -35,13 +35,13 @@ struct Part {
     counts: Vec<usize>,
 }
 
-/// Offsets and ascending block columns of the block rows of `a · b`.
+/// The pattern of `a · b`, whose rows' columns ascend.
 pub(super) fn pattern(
     a: &Pattern,
     b: &Pattern,
     products: &[usize],
     context: &Context<'_>,
-) -> Result<(Vec<usize>, Vec<u32>), Error> {
+) -> Result<Pattern, Error> {
     let ranges = row_ranges(products, MARK_WORK, context.threads, 1);
     let parts: Vec<Mutex<Part>> = ranges.iter().map(|_| Mutex::default()).collect();
     for_each(context, ranges.len(), |i| {
@@ -62,7 +62,7 @@ pub(super) fn pattern(
         }
         indices.extend_from_slice(&part.columns);
     }
-    Ok((indptr, indices))
+    Pattern::from_sorted(indptr, indices, b.block_cols())
 }
 
 /// Finds the columns of each row in `range` with an array of markers.
@@ -96,6 +96,72 @@ fn rows(a: &Pattern, b: &Pattern, range: &Range<usize>) -> Part {
     part
 }
 
+/// Block products of `a · b` that meet in a block of `wanted`, before each block row, as prefix sums.
+pub(super) fn products_at(
+    a: &Pattern,
+    b: &Pattern,
+    wanted: &Pattern,
+    products: &[usize],
+    context: &Context<'_>,
+) -> Result<Vec<usize>, Error> {
+    let ranges = row_ranges(products, MARK_WORK, context.threads, 1);
+    let parts: Vec<Mutex<Vec<usize>>> = ranges.iter().map(|_| Mutex::default()).collect();
+    for_each(context, ranges.len(), |i| {
+        let part = count(a, b, wanted, &ranges[i]);
+        *parts[i].lock().unwrap_or_else(|held| held.into_inner()) = part;
+        Ok(())
+    })?;
+    let mut sums = Vec::with_capacity(a.indptr().len());
+    let mut total = 0;
+    sums.push(0);
+    for part in parts {
+        for count in part.into_inner().unwrap_or_else(|held| held.into_inner()) {
+            total += count;
+            sums.push(total);
+        }
+    }
+    Ok(sums)
+}
+
+/// Counts the block products of each row in `range` that meet in a wanted block; one that is named twice is
+/// computed twice.
+fn count(a: &Pattern, b: &Pattern, wanted: &Pattern, range: &Range<usize>) -> Vec<usize> {
+    let mut times = vec![0usize; b.block_cols()];
+    let row = |row: usize| {
+        let columns = &wanted.indices()[wanted.indptr()[row]..wanted.indptr()[row + 1]];
+        if columns.is_empty() {
+            return 0;
+        }
+        columns.iter().for_each(|&column| times[column as usize] += 1);
+        let met = |&k: &u32| {
+            let k = k as usize;
+            let with = &b.indices()[b.indptr()[k]..b.indptr()[k + 1]];
+            with.iter().map(|&column| times[column as usize]).sum::<usize>()
+        };
+        let count = a.indices()[a.indptr()[row]..a.indptr()[row + 1]].iter().map(met).sum();
+        columns.iter().for_each(|&column| times[column as usize] = 0);
+        count
+    };
+    range.clone().map(row).collect()
+}
+
+/// What each row of a product at chosen blocks costs, in multiply-adds, as prefix sums: its block products of
+/// `block` multiply-adds each, and a look at all that it could have.
+pub(super) fn costs(wanted: &Pattern, all: &[usize], at: &[usize], block: usize) -> Vec<usize> {
+    let cost = |row: usize| {
+        // An empty row is not looked at.
+        let empty = wanted.indptr()[row] == wanted.indptr()[row + 1];
+        let looks = if empty { 0 } else { all[row + 1] - all[row] };
+        (at[row + 1] - at[row]).saturating_mul(block).saturating_add(looks.saturating_mul(MARK_WORK as usize))
+    };
+    let mut total = 0usize;
+    let sums = (0..wanted.block_rows()).map(|row| {
+        total = total.saturating_add(cost(row));
+        total
+    });
+    std::iter::once(0).chain(sums).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,7 +189,8 @@ mod tests {
             let (a, b) = (random(40, 70, one_in, 1), random(70, 300, one_in, 2));
             let products = products(&a, &b);
             let context = Context { threads, interrupt: &Never };
-            let (indptr, indices) = pattern(&a, &b, &products, &context).unwrap();
+            let found = pattern(&a, &b, &products, &context).unwrap();
+            let (indptr, indices) = (found.indptr(), found.indices());
             assert_eq!(indptr.len(), 41);
             for row in 0..40 {
                 let mut expected = vec![];
@@ -136,6 +203,28 @@ mod tests {
                 expected.dedup();
                 assert_eq!(indices[indptr[row]..indptr[row + 1]], expected);
             }
+        }
+    }
+
+    #[test]
+    fn products_at_chosen_blocks_are_counted() {
+        for (one_in, chosen, threads) in [(1, 1, 1), (3, 2, 2), (20, 3, 5), (2, 300, 3)] {
+            let (a, b, wanted) =
+                (random(40, 70, one_in, 1), random(70, 90, one_in, 2), random(40, 90, chosen, 3));
+            let all = products(&a, &b);
+            let found = products_at(&a, &b, &wanted, &all, &Context { threads, interrupt: &Never }).unwrap();
+            for row in 0..40 {
+                let columns = &wanted.indices()[wanted.indptr()[row]..wanted.indptr()[row + 1]];
+                let mut expected = 0;
+                for &k in &a.indices()[a.indptr()[row]..a.indptr()[row + 1]] {
+                    let with = b.indptr()[k as usize]..b.indptr()[k as usize + 1];
+                    expected += b.indices()[with].iter().filter(|&column| columns.contains(column)).count();
+                }
+                assert_eq!(found[row + 1] - found[row], expected);
+            }
+            let costs = costs(&wanted, &all, &found, 1000);
+            assert!(costs.is_sorted() && costs[40] >= found[40] * 1000);
+            assert!(costs[40] <= found[40] * 1000 + all[40] * MARK_WORK as usize);
         }
     }
 }
