@@ -126,6 +126,73 @@ def test_sparse_batches(rng):
         close(got.toarray(), dense(A) @ dense(B), bound(dense(A), dense(B), F32))
 
 
+def chosen(engine, A, B, mask, kind, indices=None):
+    """Return the blocks of ``A @ B`` at a mask's, or in other columns; they are written over 77."""
+    indices = mask.indices if indices is None else indices
+    out = np.full((len(indices), *mask.blocksize), 77, kind)
+    engine.ssd_at(A._blocks(), B._blocks(), indices, mask.indptr, out)
+    return out
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_chosen_blocks(rng, engine, sizes, dtype):
+    (m, k, n), left, right = sizes
+    A, B = sparse(rng, (m, k), left, dtype), sparse(rng, (k, n), right, dtype)
+    a, b, kind = dense(A), dense(B), natural(dtype, dtype)
+    mask = pr.BlockMask.random((m, n), (left[0], right[1]), 0.5, rng)
+    exact, error = np.where(mask.toarray(), a @ b, 0), bound(a, b, kind)
+    got = chosen(engine, A, B, mask, kind)
+    compare(pr.BSR((got, mask.indices, mask.indptr), shape=(m, n)), exact, error)
+    # Past the edge there are zeros.
+    (rows, cols), (br, bc) = mask.to_blocks().shape, mask.blocksize
+    whole = np.zeros((rows * br, cols * bc), kind)
+    whole[:m, :n] = pr.BSR((got, mask.indices, mask.indptr), shape=(m, n)).toarray()
+    at = np.repeat(np.arange(rows), np.diff(mask.indptr)), mask.indices
+    np.testing.assert_array_equal(whole.reshape(rows, br, cols, bc).swapaxes(1, 2)[at], got)
+    # The same of transposed operands, in the same memory or not.
+    same = chosen(engine, A.T.copy().T, B.T.copy().T, mask, kind)
+    compare(pr.BSR((same, mask.indices, mask.indptr), shape=(m, n)), exact, error)
+    turned = chosen(engine, B.T, A.T, mask.T, kind)
+    compare(
+        pr.BSR((turned, mask.T.indices, mask.T.indptr), shape=(n, m)),
+        exact.T,
+        error.T if kind != np.int32 else 0,
+    )
+    # In any order in a row, and of one place all that name it.
+    order = np.concatenate(
+        [np.arange(*ends)[::-1] for ends in np.stack([mask.indptr[:-1], mask.indptr[1:]], 1)]
+    )
+    np.testing.assert_array_equal(chosen(engine, A, B, mask, kind, mask.indices[order]), got[order])
+    first = np.repeat(mask.indptr[:-1], np.diff(mask.indptr))
+    np.testing.assert_array_equal(chosen(engine, A, B, mask, kind, mask.indices[first]), got[first])
+
+
+def test_chosen_blocks_in_which_nothing_meets(rng, engine):
+    A, B = sparse(rng, (20, 24), (4, 8)), sparse(rng, (24, 12), (8, 4))
+    mask = pr.BlockMask.full((20, 12), 4)
+    void = pr.BSR((24, 12), dtype=np.float32, blocksize=(8, 4))
+    assert (chosen(engine, A, void, mask, F32) == 0).all()
+    assert chosen(engine, A, B, pr.BlockMask.empty((20, 12), 4), F32).shape == (0, 4, 4)
+    # Unsorted and repeated blocks of operands.
+    data = values(rng, (3, 4, 8), F32)
+    mixed = pr.BSR((data, [2, 0, 2], [0, 3, 3, 3, 3, 3]), shape=(20, 24))
+    got = chosen(engine, mixed, B, mask, F32)
+    compare(
+        pr.BSR((got, mask.indices, mask.indptr), shape=(20, 12)),
+        dense(mixed) @ dense(B),
+        1e-4 + 16 * worst(),
+    )
+    # What is not chosen is not seen, and absent blocks meet nothing.
+    data = np.ones((2, 4, 8), np.float32)
+    data[1] = np.inf
+    some = pr.BSR((data, [0, 1], [0, 1, 1, 1, 1, 2]), shape=(20, 24))
+    ones = pr.BSR((np.ones((1, 8, 4), np.float32), [0], [0, 1, 1, 1]), shape=(24, 12))
+    got = chosen(engine, some, ones, mask, F32)
+    assert (got[0] == 8).all()
+    assert (got[1:] == 0).all()
+
+
 @pytest.mark.parametrize("sizes", [s[0] for s in SIZES], ids=str)
 @pytest.mark.parametrize("blocksize", [(16, 16), (32, 8), (5, 7), (1, 16), (16, 1), (64, 64)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

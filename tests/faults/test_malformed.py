@@ -293,6 +293,67 @@ def test_sparse_products():
             call(dtype=dtype)
 
 
+def test_sparse_products_at_chosen_blocks():
+    def call(**changes):
+        good = {
+            "a": np.ones((3, 4, 4), np.float32),
+            "a_indices": np.array([0, 2, 1], np.int32),
+            "a_indptr": np.array([0, 2, 3], np.int32),
+            "a_shape": (8, 12),
+            "a_transposed": False,
+            "b": np.ones((3, 4, 4), np.float32),
+            "b_indices": np.array([0, 1, 1], np.int32),
+            "b_indptr": np.array([0, 1, 2, 3], np.int32),
+            "b_shape": (12, 8),
+            "b_transposed": False,
+            "indices": np.array([1, 0, 1], np.int32),
+            "indptr": np.array([0, 2, 3], np.int32),
+            "out": np.zeros((3, 4, 4), np.float32),
+        }
+        good.update(changes)
+        _core.ssd_at(*good.values(), 1)
+        return good["out"]
+
+    np.testing.assert_array_equal(call(), 4)
+    for key, choices in (("indices", INDICES), ("indptr", INDPTR)):
+        for fault, value in choices.items():
+            if fault == "too many":  # what offsets do not tell of is not looked at
+                continue
+            try:
+                call(**{key: value})
+            except ERRORS:
+                continue
+            pytest.fail(f"{key}: {fault} was taken")
+    read_only = np.zeros((3, 4, 4), np.float32)
+    read_only.flags.writeable = False
+    for fault, out in {
+        "too few blocks": np.zeros((2, 4, 4), np.float32),
+        "other blocks": np.zeros((3, 4, 2), np.float32),
+        "a batch": np.zeros((1, 3, 4, 4), np.float32),
+        "not in C order": np.zeros((3, 4, 4), np.float32).transpose(0, 2, 1),
+        "overlapping": np.broadcast_to(np.zeros((4, 4), np.float32), (3, 4, 4)),
+        "read-only": read_only,
+        "no product of its kind": np.zeros((3, 4, 4), np.int8),
+        "no dtype of ours": np.zeros((3, 4, 4), np.int64),
+        "no array": [[[0.0]]],
+    }.items():
+        try:
+            call(out=out)
+        except ERRORS:
+            continue
+        pytest.fail(f"out: {fault} was taken")
+    for fault, changes in {
+        "inner lengths": {"b_shape": (16, 8)},
+        "inner blocks": {"b": np.ones((3, 2, 4), np.float32), "b_shape": (6, 8)},
+        "columns of the pattern": {"b_shape": (12, 4)},
+    }.items():
+        try:
+            call(**changes)
+        except ERRORS:
+            continue
+        pytest.fail(f"{fault} were taken")
+
+
 def test_a_packed_operand_cannot_be_made_by_hand():
     with pytest.raises(TypeError):
         _core.Packed()

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -94,6 +95,53 @@ def test_ssd_at_a_pattern_that_the_product_has_not(generator):
     opcheck(products.ssd_at, args)
     assert gradcheck(products.ssd_at, args)
     assert gradgradcheck(products.ssd_at, args)
+
+
+def test_chosen_blocks_in_any_order_and_twice(generator):
+    a, b = make(7, 10, (3, 4), generator), make(10, 9, (4, 2), generator)
+    whole = (a.toarray() @ b.toarray()).detach()
+    indptr, indices = torch.tensor([0, 3, 3, 5], dtype=torch.int32), torch.tensor([4, 0, 4, 2, 1, 3])
+    args = (
+        *(a.data.clone().requires_grad_(), a.indices, a.indptr, 7, 10, False),
+        *(b.data.clone().requires_grad_(), b.indices, b.indptr, 10, 9, False),
+        *(indices.to(torch.int32), indptr, 3, 2),
+    )
+    expected = blocks.gather(whole, indices[:5], indptr, (3, 2))
+    found = products.ssd_at(*args)
+    torch.testing.assert_close(found[:5], expected)
+    assert (found[5] == 0).all()  # what offsets do not tell of is in no product
+
+
+def test_gradients_of_a_product_take_memory_in_proportion_to_the_operands(generator):
+    # Every two rows of b share its first column: dC @ b.T holds all blocks, of which a has a diagonal.
+    n, size = 256, 8
+    rows, count = torch.arange(n), n * size
+    a = pt.BSR((torch.randn(n, size, size, generator=generator), rows, torch.arange(n + 1)), (count, count))
+    places = torch.stack([torch.zeros(n, dtype=torch.int64), rows], 1).reshape(-1)[1:]
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), 2 * rows + 1])
+    values = torch.randn(len(places), size, size, generator=generator)
+    b = pt.BSR((values, places, indptr), (count, count))
+    for one in (a, b):
+        one.requires_grad_()
+    c = a @ b
+    assert len(c.indices) == len(places)
+    grad = torch.randn(c.data.shape, generator=generator)
+    tracemalloc.start()
+    try:
+        c.data.backward(grad)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    whole = n * n * size * size * 4
+    assert peak < whole / 16  # NumPy's arrays, of which a product that the engine makes is one
+    assert grad.nbytes < whole / 100
+    told = pt.BSR((grad, c.indices, c.indptr), c.shape).toarray()
+    left, right = (one.detach().toarray() for one in (a, b))
+    for one, full in ((a, told @ right.T), (b, left.T @ told)):
+        expected = blocks.gather(full, one.indices, one.indptr, one.blocksize)
+        torch.testing.assert_close(
+            one.grad.data if isinstance(one.grad, pt.BSR) else one.data.grad, expected, rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

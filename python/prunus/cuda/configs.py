@@ -27,6 +27,7 @@ __all__ = [
     "sdd",
     "sdd_small",
     "ssd",
+    "ssd_at",
     "ssd_small",
     "step",
     "within",
@@ -301,6 +302,12 @@ def ssd(where: Place, block: tuple[int, int], inner: int, bits: int) -> Tile:
     tk = {8: 64, 16: 64, 32: 32}.get(bits, 16)
     tk = power(inner, 32 if bits == 8 else 16, tk)
     return within(where, Tile(tm, tn, tk, 8 if tm * tn > 8192 else 4, 3 if bits < 64 else 2), bits)
+
+
+def ssd_at(where: Place, block: tuple[int, int], inner: int, bits: int) -> Tile:
+    """Return the tile of ``ssd_at``: that of ``ssd``, in steps as short as its lists' registers need."""
+    tile = ssd(where, block, inner, bits)
+    return tile._replace(k=min(tile.k, 16)) if bits == 32 and not where.interpreted else tile
 
 
 def ssd_small(where: Place, inner: int) -> Tile:

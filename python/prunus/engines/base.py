@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
+import numpy as np
+
+from prunus import _layout as lay
 from prunus._core import Packed
 from prunus._dtypes import Array, DType
 from prunus._layout import Index
 
-__all__ = ["ACTIVATIONS", "Blocks", "Engine", "Found", "Streams"]
+__all__ = ["ACTIVATIONS", "Blocks", "Engine", "Found", "Streams", "pick"]
 
 # What may follow a product inside the store. gelu is the exact one, with erf, as torch's default.
 ACTIVATIONS = frozenset({"relu", "gelu", "silu"})
@@ -71,6 +74,20 @@ class Found(NamedTuple):
     norms: Array
     live: Array | None = None
     tau: float = 0.0
+
+
+def pick(made: tuple[Array, Index, Index], indices: Index, indptr: Index, out: Array) -> None:
+    """Write the blocks of a product that :meth:`Engine.ssd` made, at another pattern; see `Engine.ssd_at`."""
+    data, columns, starts = made
+    cols = 1 + int(max(columns.max(initial=0), indices.max(initial=0)))
+    part = slice(int(indptr[0]), int(indptr[-1]))
+    have, want = lay.keys_of(columns, starts, cols), lay.keys_of(indices[part], indptr, cols)
+    target = out[part]
+    target[...] = 0
+    if len(have):
+        at = np.minimum(np.searchsorted(have, want), len(have) - 1)
+        there = have[at] == want
+        target[there] = data[at[there]]
 
 
 @runtime_checkable
@@ -150,6 +167,25 @@ class Engine(Protocol):
 
         The operands are two-dimensional. After their transposition, ``a``'s block columns are as wide as
         ``b``'s block rows are high.
+        """
+        ...
+
+    def ssd_at(self, a: Blocks, b: Blocks, indices: Index, indptr: Index, out: Array) -> None:
+        """Write the blocks (``indices``, ``indptr``) of ``a @ b`` to ``out``; 0 where no pair meets.
+
+        The operands are those of :meth:`ssd`. Pairs that meet in no block of the pattern need not be
+        multiplied; an engine that has no such product may take :func:`pick` of the whole one.
+
+        Parameters
+        ----------
+        a, b : Blocks
+            Two-dimensional; after their transposition, ``a``'s block columns are as wide as ``b``'s block
+            rows are high.
+        indices, indptr : ndarray
+            Shapes (n,) and (rows + 1,); in any order in a row, and several may name one place.
+        out : ndarray
+            Shape (n, br, bc) in C order. It may hold anything: all that ``indptr`` tells of is written, with
+            zeros past the edge.
         """
         ...
 

@@ -72,6 +72,12 @@ class CpuEngine:
             THREADS.get(),
         )
 
+    def ssd_at(self, a: Blocks, b: Blocks, indices: Index, indptr: Index, out: Array) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        left = a.values, a.indices, a.indptr, a.shape, a.transposed
+        right = b.values, b.indices, b.indptr, b.shape, b.transposed
+        _core.ssd_at(*left, *right, indices, indptr, out, THREADS.get())
+
     def sdd(self, a: Array, b: Array, indices: Index, indptr: Index, out: Array) -> None:
         """See :class:`prunus.engines.base.Engine`."""
         _core.sdd(a, b, indices, indptr, out, THREADS.get())

@@ -15,7 +15,7 @@ from prunus import _layout as lay
 from prunus._arrays import from_panels
 from prunus._dtypes import F32, F64, I8, I32, OPERANDS, Array, DType
 from prunus._layout import Index
-from prunus.engines.base import Blocks, Found
+from prunus.engines.base import Blocks, Found, pick
 
 __all__ = ["ReferenceEngine"]
 
@@ -117,6 +117,10 @@ class ReferenceEngine:
         rows_of, cols_of = np.array(order, np.int64).reshape(-1, 2).T
         count = lay.blocks_along(a.shape[1 if a.transposed else 0], br)
         return data, cols_of, np.searchsorted(rows_of, np.arange(count + 1)).astype(np.int64)
+
+    def ssd_at(self, a: Blocks, b: Blocks, indices: Index, indptr: Index, out: Array) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        pick(self.ssd(a, b, out.dtype), indices, indptr, out)
 
     def sdd(self, a: Array, b: Array, indices: Index, indptr: Index, out: Array) -> None:
         """See :class:`prunus.engines.base.Engine`."""

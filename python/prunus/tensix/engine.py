@@ -12,7 +12,7 @@ from prunus._arrays import from_panels
 from prunus._dtypes import BFLOAT16, F16, F32, I8, I32, Array, DType
 from prunus._layout import Index
 from prunus._trace import spend
-from prunus.engines.base import Blocks, Found
+from prunus.engines.base import Blocks, Found, pick
 from prunus.engines.cpu import CpuEngine
 from prunus.tensix.chip import Chip, Mode
 from prunus.tensix.errors import UnsupportedError
@@ -345,6 +345,10 @@ class TensixEngine:
                 found = np.zeros((len(order), tiles.TILE, tiles.TILE), dtype)
         data = tiles.blocks_from(order, found, (indices, indptr), (br, bc), (m, n), dtype)
         return data, indices, indptr
+
+    def ssd_at(self, a: Blocks, b: Blocks, indices: Index, indptr: Index, out: Array) -> None:
+        """See :class:`prunus.engines.base.Engine`: the chip computes all of the product, and tells its time."""
+        pick(self.ssd(a, b, out.dtype), indices, indptr, out)
 
     def sdd(self, a: Array, b: Array, indices: Index, indptr: Index, out: Array) -> None:
         """See :class:`prunus.engines.base.Engine`."""

@@ -14,6 +14,7 @@ from prunus.cuda.dtypes import torch_of
 from prunus.cuda.host.base import Host
 from prunus.cuda.sdd import sdd
 from prunus.cuda.ssd import ssd
+from prunus.cuda.ssd_at import ssd_at
 from prunus.cuda.transfer import download
 from prunus.engines.base import Blocks
 
@@ -63,6 +64,14 @@ class Products(Host):
         data = np.empty(tuple(found.data.shape), dtype)
         download(found.data, data)
         return data, found.indices.cpu().numpy(), found.indptr.cpu().numpy()
+
+    def ssd_at(self, a: Blocks, b: Blocks, indices: Index, indptr: Index, out: Array) -> None:
+        """See :class:`prunus.engines.base.Engine`."""
+        if out.size == 0:
+            return
+        there = self._room(out)
+        ssd_at(self.where, self._operand(a), self._operand(b), self._up(indices), self._up(indptr), there)
+        download(there, out)
 
 
 def _one_batch(x: Array) -> Array:

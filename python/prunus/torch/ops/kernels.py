@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from prunus import _layout as lay
 from prunus import engines
 from prunus._device import on_device
 from prunus._dtypes import Array
 from prunus.engines import Blocks
 from prunus.interop.torch import as_array, as_tensor
-from prunus.torch.blocks import keys_of
 
 if TYPE_CHECKING:
     from prunus.cuda.blocks import Operand
@@ -151,16 +149,24 @@ def ssd(a: Parts, b: Parts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def ssd_at(
     a: Parts, b: Parts, indices: torch.Tensor, indptr: torch.Tensor, block: tuple[int, int]
 ) -> torch.Tensor:
-    """Return the blocks of ``a @ b`` at a pattern; absent ones are 0."""
-    data, columns, starts = ssd(a, b)
-    out = a.data.new_zeros((len(indices), *block))
-    if not len(columns) or not len(indices):
+    """Return the blocks of ``a @ b`` at a pattern, 0 where no pair of blocks meets.
+
+    Time and memory go with the pairs that meet in the pattern and with the operands, not with the product.
+    """
+    out = a.data.new_empty((len(indices), *block))
+    if 0 in out.shape:
         return out
-    across = lay.blocks_along(b.size[1], block[1])
-    have, want = keys_of(columns, starts, across), keys_of(indices, indptr, across)
-    at = torch.searchsorted(have, want).clamp_(max=len(have) - 1)
-    found = have[at] == want
-    return torch.where(found[:, None, None], data[at], out)
+    if on_device(a.data):
+        from prunus.cuda.runtime import place_of
+        from prunus.cuda.ssd_at import ssd_at as there
+
+        there(place_of(a.data), operand(a), operand(b), indices.contiguous(), indptr.contiguous(), out)
+        return out
+    if int(indptr[-1] - indptr[0]) != len(indices):
+        out.zero_()  # blocks that offsets do not tell of are in no product
+    left, right = a.blocks(), b.blocks()
+    engines.active().ssd_at(left, right, host(indices.contiguous()), host(indptr.contiguous()), host(out))
+    return out
 
 
 def operand(w: Parts) -> Operand:

@@ -6,6 +6,7 @@ from prunus.cuda.compiling.case import Case, Units, blocks, dtype_of, float32_as
 from prunus.cuda.runtime import Place
 from prunus.cuda.sdd import sdd
 from prunus.cuda.ssd import Capacity, ssd
+from prunus.cuda.ssd_at import ssd_at
 
 __all__ = ["CASES"]
 
@@ -69,6 +70,33 @@ def _ssd(
     return Case(told, dtype, call, {kernel: units}, more=more)
 
 
+def _ssd_at(
+    dtype: str,
+    blocksize: tuple[int, int],
+    units: Units,
+    *,
+    turned: bool = False,
+    inner: int | None = None,
+    more: bool = False,
+) -> Case:
+    """Return the product of two block-sparse operands at a pattern's blocks, with ``turned`` of transposes.
+
+    Inner blocks are as wide as the result's, or ``inner``.
+    """
+    br, bc = blocksize
+    bi = bc if inner is None else inner
+
+    def call(where: Place) -> None:
+        left, right = ((bi, br), (bc, bi)) if turned else ((br, bi), (bi, bc))
+        a, b = (blocks(where, (4096, 4096), block, dtype) for block in (left, right))
+        at = blocks(where, (4096, 4096), blocksize, "int32" if dtype == "int8" else dtype)
+        ssd_at(where, *((a.T, b.T) if turned else (a, b)), at.indices, at.indptr, at.data)
+
+    kernel = "ssd_at" if min(br, bc) >= 16 else "ssd_at_small"
+    told = f"4096², blocks {br} x {bc}" + ("" if inner is None else f", {inner} inner")
+    return Case(told + (", transposed" if turned else ""), dtype, call, {kernel: units}, more=more)
+
+
 CASES = [
     _sdd("bfloat16", (64, 64), Units.NATIVE),
     _sdd("bfloat16", (128, 128), Units.NATIVE),
@@ -97,4 +125,15 @@ CASES = [
     _ssd("float32", 64, Units.PLAIN, more=True),
     _ssd("float64", 64, Units.DOUBLE, more=True),
     _ssd("float64", 128, Units.DOUBLE, more=True),
+    _ssd_at("bfloat16", (64, 64), Units.NATIVE),
+    _ssd_at("bfloat16", (64, 64), Units.NATIVE, turned=True, more=True),
+    _ssd_at("bfloat16", (128, 128), Units.NATIVE, more=True),
+    _ssd_at("bfloat16", (32, 32), Units.MATRIX),
+    _ssd_at("bfloat16", (32, 32), Units.MATRIX, inner=5, more=True),
+    _ssd_at("bfloat16", (8, 8), Units.PLAIN),
+    _ssd_at("bfloat16", (8, 8), Units.PLAIN, turned=True, more=True),
+    _ssd_at("float16", (1, 32), Units.PLAIN, more=True),
+    _ssd_at("float32", (64, 64), Units.PLAIN, more=True),
+    _ssd_at("float64", (64, 64), Units.DOUBLE, more=True),
+    _ssd_at("int8", (64, 64), Units.MATRIX, more=True),
 ]
