@@ -24,15 +24,15 @@ from support.cuda_operands import operand
 def test_any_operands(sizes, blocks, counts, turned, seed):
     where, rng = place(), np.random.default_rng(seed)
     (m, k, n), (br, bi, bc) = sizes, blocks
-    parts = []
-    for shape, block, count, turn in zip(
-        ((m, k), (k, n)), ((br, bi), (bi, bc)), counts, turned, strict=False
-    ):
-        if turn:
-            shape, block = shape[::-1], block[::-1]
-        one, dense = operand(rng, shape, block, count, where, room=3)
-        parts.append((one.T, dense.T) if turn else (one, dense))
-    (a, x), (b, y) = parts
+
+    def side(shape, block, count, turn):
+        if not turn:
+            return operand(rng, shape, block, count, where, room=3)
+        one, dense = operand(rng, shape[::-1], block[::-1], count, where, room=3)
+        return one.T, dense.T
+
+    a, x = side((m, k), (br, bi), counts[0], turned[0])
+    b, y = side((k, n), (bi, bc), counts[1], turned[1])
     at, _ = operand(rng, (m, n), (br, bc), counts[2], where, room=2)
     out = torch.full_like(at.data, torch.nan)
     ssd_at(where, a, b, at.indices, at.indptr, out)

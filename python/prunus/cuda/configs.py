@@ -305,9 +305,9 @@ def ssd(where: Place, block: tuple[int, int], inner: int, bits: int) -> Tile:
 
 
 def ssd_at(where: Place, block: tuple[int, int], inner: int, bits: int) -> Tile:
-    """Return the tile of ``ssd_at``: that of ``ssd``, in steps as short as its lists' registers need."""
+    """Return the tile of ``ssd_at``: that of ``ssd``, with the warps that the registers of lists need."""
     tile = ssd(where, block, inner, bits)
-    return tile._replace(k=min(tile.k, 16)) if bits == 32 and not where.interpreted else tile
+    return tile._replace(warps=8) if bits == 32 and tile.m * tile.n >= 4096 else tile
 
 
 def ssd_small(where: Place, inner: int) -> Tile:

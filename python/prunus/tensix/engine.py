@@ -347,7 +347,7 @@ class TensixEngine:
         return data, indices, indptr
 
     def ssd_at(self, a: Blocks, b: Blocks, indices: Index, indptr: Index, out: Array) -> None:
-        """See :class:`prunus.engines.base.Engine`: the chip computes all of the product, and tells its time."""
+        """See :class:`prunus.engines.base.Engine`: the chip computes the whole product."""
         pick(self.ssd(a, b, out.dtype), indices, indptr, out)
 
     def sdd(self, a: Array, b: Array, indices: Index, indptr: Index, out: Array) -> None:
