@@ -264,58 +264,61 @@ where
             return Ok(());
         }
         let columns = &result.indices()[entries.clone()];
-        self.list(row, columns, scratch)?;
+        match plan.costs {
+            Some(_) => self.list::<true>(row, columns, scratch)?,
+            None => self.list::<false>(row, columns, scratch)?,
+        }
         let (block_rows, block_cols) = plan.blocksize();
         let (rows, cols) = (plan.call.a.op_shape().0, plan.call.b.op_shape().1);
         let (w_row, w_word) = self.layout_a();
         let lines = (self.block_words() * self.strips[0].word * size_of::<L::Elem>()).div_ceil(64);
         let inside_rows = block_rows.min(rows - row * block_rows);
-        let (mut entry, mut start) = (entries.start, 0);
-        // Entries that name one place have one list of pairs.
-        for (i, same) in columns.chunk_by(|a, b| a == b).enumerate() {
-            let inside = (inside_rows, block_cols.min(cols - same[0] as usize * block_cols));
-            let end = scratch.ends[i];
-            let next = scratch.ends.get(i + 1).copied().unwrap_or(end);
-            for _ in same {
-                let block = result.block(entry);
-                entry += 1;
-                if start == end {
-                    // SAFETY: this block of the result is this task's.
-                    unsafe { product::zero_padding(self.out, block, (0, 0)) };
-                    continue;
-                }
-                let (out, out_row) = if self.direct {
-                    (self.out.at(block).cast(), block_cols)
-                } else {
-                    (scratch.sums.as_ptr().cast::<L::Acc>(), product::padded::<L>(block_cols))
-                };
-                let product = Product::<L> {
-                    blocks: &scratch.pieces[start..end],
-                    next: &scratch.pieces[end..next],
-                    next_lines: lines,
-                    fetch_w: false,
-                    rows: inside_rows,
-                    w_row,
-                    w_word,
-                    x: self.x,
-                    strips: self.strips,
-                    out,
-                    out_row,
-                    starts: true,
-                };
-                // SAFETY: the level in use has the instruction set; pieces name words of A's and B's blocks
-                // within their depth; the block, or the scratch, has room for every row and vector, and
-                // this block of the result is this task's.
-                unsafe {
-                    product.sum();
-                    if !self.direct {
-                        product::finish(self.store, (out.cast_const(), out_row), self.out, block, inside);
-                    } else if inside != (block_rows, block_cols) {
-                        product::zero_padding(self.out, block, inside);
-                    }
+        let (mut sum, mut start) = (0, 0);
+        for (i, entry) in entries.enumerate() {
+            // Entries that name one place have one list of pairs.
+            if i > 0 && columns[i] != columns[i - 1] {
+                start = scratch.ends[sum];
+                sum += 1;
+            }
+            let block = result.block(entry);
+            let inside = (inside_rows, block_cols.min(cols - columns[i] as usize * block_cols));
+            let end = scratch.ends[sum];
+            let next = scratch.ends.get(sum + 1).copied().unwrap_or(end);
+            if start == end {
+                // SAFETY: this block of the result is this task's.
+                unsafe { product::zero_padding(self.out, block, (0, 0)) };
+                continue;
+            }
+            let (out, out_row) = if self.direct {
+                (self.out.at(block).cast(), block_cols)
+            } else {
+                (scratch.sums.as_ptr().cast::<L::Acc>(), product::padded::<L>(block_cols))
+            };
+            let product = Product::<L> {
+                blocks: &scratch.pieces[start..end],
+                next: &scratch.pieces[end..next],
+                next_lines: lines,
+                fetch_w: false,
+                rows: inside_rows,
+                w_row,
+                w_word,
+                x: self.x,
+                strips: self.strips,
+                out,
+                out_row,
+                starts: true,
+            };
+            // SAFETY: the level in use has the instruction set; pieces name words of A's and B's blocks
+            // within their depth; the block, or the scratch, has room for every row and vector, and
+            // this block of the result is this task's.
+            unsafe {
+                product.sum();
+                if !self.direct {
+                    product::finish(self.store, (out.cast_const(), out_row), self.out, block, inside);
+                } else if inside != (block_rows, block_cols) {
+                    product::zero_padding(self.out, block, inside);
                 }
             }
-            start = end;
         }
         Ok(())
     }
@@ -331,31 +334,40 @@ where
     }
 
     /// Lists the pairs of block row `row` that meet in a column of `columns`, which ascend, grouped by column
-    /// and ascending in the inner index: `ends[i]` is where the pieces of the `i`-th distinct one end.
-    fn list(&self, row: usize, columns: &[u32], scratch: &mut Scratch<L>) -> Result<(), Error> {
+    /// and ascending in the inner index: `ends[i]` is where the pieces of the `i`-th distinct one end. Without
+    /// `SOME`, all pairs meet in one.
+    fn list<const SOME: bool>(
+        &self,
+        row: usize,
+        columns: &[u32],
+        scratch: &mut Scratch<L>,
+    ) -> Result<(), Error> {
         let (a, b) = (&self.plan.a, &self.plan.b);
         let entries = a.indptr()[row]..a.indptr()[row + 1];
-        let distinct = || columns.chunk_by(|a, b| a == b).map(|same| same[0] as usize).enumerate();
         // Long blocks are summed piece by piece: a piece of x must fit the first cache.
         let words = |k: usize| self.depth(k).div_ceil(L::STEP);
         let pairs = |e: usize| {
             let k = a.indices()[e] as usize;
             (k, self.turn.entries[k].clone())
         };
+        // Small blocks take little longer than such a look.
+        let absent = |at: u32| SOME && at == ABSENT;
         let Scratch { place, used, ends, .. } = scratch;
         ends.clear();
-        for (i, column) in distinct() {
-            place[column] = i as u32;
-            ends.push(0);
+        for (i, &column) in columns.iter().enumerate() {
+            if i == 0 || column != columns[i - 1] {
+                place[column as usize] = ends.len() as u32;
+                ends.push(0);
+            }
         }
         used.clear();
         for e in entries.clone() {
             let (k, with) = pairs(e);
             let count = words(k).div_ceil(BURST_WORDS);
-            let mut meets = false;
+            let mut meets = !SOME;
             for &column in &b.indices()[with] {
                 let at = place[column as usize];
-                if at != ABSENT {
+                if !absent(at) {
                     ends[at as usize] += count;
                     meets = true;
                 }
@@ -382,7 +394,7 @@ where
             let start = with.start;
             for f in with {
                 let at = place[b.indices()[f] as usize];
-                if at == ABSENT {
+                if absent(at) {
                     continue;
                 }
                 let slot = match &self.turn.slots {
@@ -400,8 +412,10 @@ where
                 }
             }
         }
-        // As the next row expects them.
-        distinct().for_each(|(_, column)| place[column] = ABSENT);
+        if SOME {
+            // As the next row expects them.
+            columns.iter().for_each(|&column| place[column as usize] = ABSENT);
+        }
         Ok(())
     }
 
