@@ -98,6 +98,7 @@ def _tiles(where):
         for block, n in itertools.product((16, 24, 64, 128, 300), (16, 64, 512, 8192)):
             yield configs.sdd(where, (block, block), n, n, bits), bits, 0, 0
             yield configs.ssd(where, (block, block), n, bits), bits, 0, 0
+            yield configs.ssd_at(where, (block, block), n, bits), bits, 0, 0
     for bits, rows in itertools.product((16, 32, 64), ROWS):
         for listed in (False, True):
             dots, (combine, _) = (
