@@ -203,6 +203,8 @@ def test_what_does_not_fit_is_refused_and_changes_nothing():
         return loss
 
     reference = copy.deepcopy(layer)
+    with pytest.raises(TypeError, match=r"LBFGS keeps .* cannot follow blocks"):
+        RigL(layer, optimizer, every=1, end=2)
     optimizer.step(closure)
     with pytest.raises(TypeError, match=r"LBFGS keeps .* cannot follow blocks"):
         change(layer, torch.tensor([0]), optimizer)
@@ -534,3 +536,66 @@ def test_an_optimizer_of_other_parameters_is_refused():
             make()
     with pytest.raises(TypeError, match="every must be a whole number, got True"):
         RigL(model, None, every=True, end=10)
+
+
+# What goes along -----------------------------------------------------------------------------------------
+
+
+def test_gradients_that_are_not_finite_move_nothing():
+    layer = layer_of()
+    rigl = RigL(layer, None, every=2, end=20)
+    x = torch.randn(7, IN, dtype=torch.float64)
+    first = grid_of(layer)
+    changes = []
+    for step in range(1, 6):
+        factor = torch.inf if step in (2, 3) else 1.0
+        layer.zero_grad()
+        (layer(x).square().sum() * factor).backward()
+        changes.append(rigl.step())
+        if step == 2:  # a run that goes on from here waits as well
+            state, other = rigl.state_dict(), copy.deepcopy(layer)
+        if step < 4:
+            assert torch.equal(grid_of(layer), first)
+    assert [len(one) for one in changes] == [0, 0, 0, 1, 0]
+    assert not torch.equal(grid_of(layer), first)
+    again = RigL(other, None, every=2, end=20)
+    again.load_state_dict(state)
+    other(x).sum().backward()
+    assert len(again.step()) == 1
+
+
+def test_states_of_other_learners_are_refused():
+    layer = layer_of()
+    rigl, moving = RigL(layer, None, every=2, end=9), SET(layer, None, every=2, end=9)
+    pruning = GradualMagnitude(layer, None, 0.1, begin=0, end=4, every=2)
+    for learner, state, match in (
+        (pruning, rigl.state_dict(), "no 'initial': it is not of a GradualMagnitude"),
+        (moving, pruning.state_dict(), "no 'generator': it is not of a SET"),
+        (rigl, {}, "the state has no"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            learner.load_state_dict(state)
+
+
+@pytest.mark.parametrize("buffers", [False, True])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_averages_follow_patterns(buffers, pruned):
+    layer, decay = layer_of(density=0.8 if pruned else 0.4), 0.7
+    average = pt.learning.AveragedModel(
+        layer, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay), use_buffers=buffers
+    )
+    learner = (
+        GradualMagnitude(layer, None, 0.2, begin=0, end=4, every=1)
+        if pruned
+        else SET(layer, None, every=2, end=9, grown="kaiming_uniform")
+    )
+    dense = None
+    for _ in range(6):
+        with torch.no_grad():
+            layer.values.add_(torch.randn_like(layer.values))
+        learner.step()
+        average.update_parameters(layer)
+        now = layer.weight.toarray().detach()
+        dense = now if dense is None else (decay * dense + (1 - decay) * now) * elements(grid_of(layer))
+        torch.testing.assert_close(average.module.weight.toarray().detach(), dense)
+    assert average.module.mask == layer.mask

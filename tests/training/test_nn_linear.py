@@ -263,6 +263,21 @@ def test_pickles_and_copies():
         assert one.values.data_ptr() != layer.values.data_ptr()
 
 
+@pytest.mark.parametrize("shape", [(50, 64), (48, 70), (64, 70)])
+def test_states_of_other_shapes_are_refused(shape, tmp_path):
+    layer = layer_of()
+    other = pt.nn.BlockSparseLinear(*shape, blocksize=(16, 8), density=0.9, dtype=torch.float64)
+    before = copy.deepcopy(other.state_dict())
+    pt.save_weights(layer, tmp_path / "a.safetensors")
+    for load in (
+        lambda: other.load_state_dict(layer.state_dict(), strict=False),
+        lambda: pt.load_weights_(other, tmp_path / "a.safetensors"),
+    ):
+        with pytest.raises(RuntimeError, match=r"expected a layer of \(out_features, in_features\)"):
+            load()
+        assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+
+
 def broken(name):
     state = copy.deepcopy(layer_of().state_dict())
     if name == "block":

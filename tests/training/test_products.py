@@ -405,6 +405,24 @@ def test_saved_and_copied(generator, tmp_path):
         torch.testing.assert_close(found.toarray(), w.toarray())
 
 
+@pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
+def test_tensors_of_torch_s_own_layout(generator):
+    w = make(8, 12, (2, 4), generator)
+    there = w.to_torch()
+    torch.testing.assert_close(there.to_dense(), w.toarray())
+    back = pt.BSR.from_torch(there)
+    assert back.data.data_ptr() == w.data.data_ptr()
+    torch.testing.assert_close(back.toarray(), w.toarray())
+    for call, error, words in (
+        (lambda: make(7, 12, (2, 4), generator).to_torch(), ValueError, "that blocks divide"),
+        (w.T.to_torch, ValueError, "transposed"),
+        (lambda: pt.BSR.from_torch(w.toarray()), TypeError, "got torch.strided"),
+        (lambda: pt.BSR.from_torch([1.0]), TypeError, "got list"),
+    ):
+        with pytest.raises(error, match=words):
+            call()
+
+
 def test_chosen_products_take_no_memory_for_values(generator, monkeypatch):
     monkeypatch.setattr(torch, "zeros", None)
     a = torch.randn(8, 4, dtype=F64, generator=generator)

@@ -220,6 +220,39 @@ class BSR:
         blocks.check_pattern(data, indices, indptr, stored)
         return cls._wrap(data, indices, indptr, stored, array._t)
 
+    @classmethod
+    def from_torch(cls, tensor: torch.Tensor) -> Self:
+        """Return a tensor of layout ``torch.sparse_bsr`` as an operand of the same memory, without gradients.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is none, or has more than two dimensions.
+        """
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.sparse_bsr:
+            got = tensor.layout if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise TypeError(f"expected a tensor of layout torch.sparse_bsr, got {got}; see to_sparse_bsr()")
+        if tensor.ndim != 2 or tensor.dense_dim():
+            raise ValueError(f"expected two dimensions, all of blocks, got shape {tuple(tensor.shape)}")
+        parts = (one.detach() for one in (tensor.values(), tensor.col_indices(), tensor.crow_indices()))
+        return cls(tuple(parts), tuple(tensor.shape))
+
+    def to_torch(self) -> torch.Tensor:
+        """Return it as a tensor of layout ``torch.sparse_bsr`` of the same memory, without gradients.
+
+        Raises
+        ------
+        ValueError
+            If it is a transpose or has batch dimensions, or blocks do not divide the shape.
+        """
+        if self._t or self.ndim > 2 or any(n % b for n, b in zip(self.shape, self.blocksize, strict=True)):
+            raise ValueError(
+                f"torch's BSR has two dimensions that blocks divide, and no transposes; this is {self!r}"
+                f"{', transposed' if self._t else ''}"
+            )
+        parts = (self.indptr, self.indices, self.data.detach())
+        return torch.sparse_bsr_tensor(*parts, size=self.shape, check_invariants=False)
+
     # What it holds -----------------------------------------------------------------------------------
 
     @property

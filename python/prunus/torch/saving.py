@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,8 @@ def load_weights_(model: torch.nn.Module, path: PathLike, strict: bool = True) -
     OSError
         If it cannot be read.
     """
-    state: dict[str, torch.Tensor] = {}
+    state: OrderedDict[str, torch.Tensor] = OrderedDict()
+    shapes: dict[str, Any] = {}
     root, alone = isinstance(model, BlockSparseLinear), isinstance(model, PrunedFFN)
     with _opened(path) as file:
         for name in file:
@@ -126,6 +128,7 @@ def load_weights_(model: torch.nn.Module, path: PathLike, strict: bool = True) -
             if isinstance(found, PagedBSR):
                 array = found.load()
                 prefix = "" if root and name == _ROOT else f"{name}."
+                shapes[prefix[:-1]] = {"version": 1, "shape": array.shape}
                 parts = array._values(), array._indices, array._indptr
                 state.update((prefix + part, as_tensor(one)) for part, one in zip(_PARTS, parts, strict=True))
             elif isinstance(found, PagedFFN):
@@ -135,6 +138,7 @@ def load_weights_(model: torch.nn.Module, path: PathLike, strict: bool = True) -
                 state[name] = as_tensor(found.load())
             else:
                 raise FormatError(f"{os.fsdecode(path)}: {name!r} is a {type(found).__name__}, not weights")
+    state._metadata = shapes  # type: ignore[attr-defined]  # as torch keeps what is told beside tensors
     return model.load_state_dict(state, strict=strict)
 
 

@@ -19,7 +19,7 @@ __all__ = ["borrow", "borrowed", "follow", "followed", "give_back"]
 
 _ENTRY: Final = "GOMP_parallel"
 _RUNTIMES: Final = ("libgomp", "libiomp5", "libomp")
-# at::get_num_threads(), which torch.get_num_threads() calls; it also knows what torch.set_num_threads() said on
+# at::get_num_threads(), as torch.get_num_threads() calls it; it knows what torch.set_num_threads() said on
 # another thread.
 _COUNT: Final = "_ZN2at15get_num_threadsEv"
 _MAPS: Final = Path("/proc/self/maps")

@@ -74,7 +74,15 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; load those of the model and the optimiser before."""
+        self._require(state, "steps")
         self.steps = operator.index(state["steps"])
+
+    def _require(self, state: Mapping[str, Any], name: str) -> None:
+        """Raise ValueError unless a state has what this kind of learner saves."""
+        if name not in state:
+            raise ValueError(
+                f"the state has no {name!r}: it is not of a {type(self).__name__}; it has {sorted(state)}"
+            )
 
 
 def strongest(norms: Tensor, count: int) -> Tensor:

@@ -149,6 +149,7 @@ class GradualMagnitude(Learner):
         ValueError
             If it is of other layers.
         """
+        self._require(state, "initial")
         if set(state["initial"]) != set(self._initial):
             raise ValueError(
                 f"the state is of the layers {sorted(state['initial'])}, here are {sorted(self._initial)}"

@@ -198,6 +198,8 @@ def check_states(layer: BlockSparseLinear, optimizer: torch.optim.Optimizer | No
     if optimizer is not None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if isinstance(optimizer, torch.optim.LBFGS):  # its states, which come later, are of all parameters
+            raise TypeError("LBFGS keeps states of all parameters in one: they cannot follow blocks")
         _states(optimizer, layer.values)
 
 

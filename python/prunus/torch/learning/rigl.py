@@ -79,6 +79,7 @@ class _DropAndGrow(Learner):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; load those of the model and the optimiser before."""
+        self._require(state, "generator")
         super().load_state_dict(state)
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
@@ -163,8 +164,12 @@ class RigL(_DropAndGrow):
         else:
             self.candidates = None if candidates is None else as_count(candidates, "candidates", 1)
         self._before: Tensor | None = None
-        self._armed = False
+        self._armed = self._waiting = False
         self._prepare()
+
+    def due(self, step: int) -> bool:
+        """Say whether blocks are replaced at a step, unless gradients turn out not to be finite."""
+        return super().due(step) or (self._waiting and self.begin <= step < self.end)
 
     def fraction_at(self, step: int) -> float:
         """Return the share of blocks that is replaced at a step: see :func:`cosine`."""
@@ -177,7 +182,8 @@ class RigL(_DropAndGrow):
         -------
         list of Change
             What became of each layer; empty where nothing was due. A layer that no gradient reached keeps
-            its pattern.
+            its pattern. Where gradients are infinite or NaN, as while a ``GradScaler`` looks for its scale,
+            nothing changes, and the next step tries again.
 
         Raises
         ------
@@ -231,19 +237,30 @@ class RigL(_DropAndGrow):
                 "no gradient reached any layer since the last step: call step() after backward and "
                 "optimizer.step(), once each"
             )
-        changes = super()._update()
+        self._norms = {id(layer): self._norms_at_candidates(layer) for layer in self.layers.values()}
+        found = [norms.isfinite().all() for norms in self._norms.values() if norms is not None]
+        self._waiting = not all(bool(one) for one in found)
+        changes = [] if self._waiting else super()._update()
+        self._norms = {}
         self.close()
         return changes
 
-    def _grow(self, layer: BlockSparseLinear, count: int) -> Tensor:
+    def _norms_at_candidates(self, layer: BlockSparseLinear) -> Tensor | None:
+        """Return the norms of gradients at candidates, of all processes together; None without one."""
         probe, group = layer._probe, torch.distributed
-        grad = None if probe is None else probe.at.grad
-        if probe is not None and group.is_available() and group.is_initialized():
+        if probe is None:
+            return None
+        grad = probe.at.grad
+        if group.is_available() and group.is_initialized():
             grad = torch.zeros_like(probe.at) if grad is None else grad  # other processes may have one
             group.all_reduce(grad)
-        if probe is None or grad is None:
+        return None if grad is None else norms_of(grad)
+
+    def _grow(self, layer: BlockSparseLinear, count: int) -> Tensor:
+        probe, norms = layer._probe, self._norms[id(layer)]
+        if probe is None or norms is None:
             return torch.zeros(0, dtype=torch.int64, device=layer.values.device)
-        return probe.keys[strongest(norms_of(grad), count)]
+        return probe.keys[strongest(norms, count)]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the state of a copy, whose layers come without places of gradients."""
@@ -257,11 +274,12 @@ class RigL(_DropAndGrow):
         state = super().state_dict()
         if self._armed and self._before is not None:
             state["generator"] = self._before
-        return state
+        return {**state, "waiting": self._waiting}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; load those of the model and the optimiser before."""
         super().load_state_dict(state)
+        self._waiting = bool(state.get("waiting", False))
         self.close()
         self._prepare()
 

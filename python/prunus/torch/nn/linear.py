@@ -306,6 +306,13 @@ class BlockSparseLinear(torch.nn.Module):
         """Return what is copied and pickled: not the place of gradients, which is a learner's."""
         return {**self.__dict__, "_probe": None}
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Save parameters and buffers, and beside them the shape, which they do not tell."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None:
+            metadata["shape"] = (self.out_features, self.in_features)
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -319,7 +326,7 @@ class BlockSparseLinear(torch.nn.Module):
         """Load values at any pattern of the layer's block size: room is made for as many blocks as come."""
         parts = [state_dict.get(prefix + name) for name in _PARTS]
         if any(part is not None for part in parts):
-            why = self._why_not(parts)
+            why = self._why_not(parts, local_metadata.get("shape"))
             if why:
                 error_msgs.append(
                     f"{prefix.rstrip('.') or type(self).__name__}: {why}; nothing of it is loaded"
@@ -347,17 +354,19 @@ class BlockSparseLinear(torch.nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _why_not(self, parts: list[Tensor | None]) -> str | None:
-        """Say why a state's values and pattern are not a layer's, or nothing."""
+    def _why_not(self, parts: list[Tensor | None], shape: tuple[int, int] | None) -> str | None:
+        """Say why a state's values and pattern are not a layer's; ``shape`` is what it was of, if known."""
         missing = [name for name, part in zip(_PARTS, parts, strict=True) if part is None]
         if missing:
             return f"the state has values or a pattern, but no {' and no '.join(missing)}"
         values, indices, indptr = (part for part in parts if part is not None)
         if tuple(values.shape[1:]) != self.blocksize:
             return f"expected values of shape (blocks, *{self.blocksize}), got {tuple(values.shape)}"
-        shape, across = (self.out_features, self.in_features), self.grid[1]
+        own, across = (self.out_features, self.in_features), self.grid[1]
+        if shape is not None and tuple(shape) != own:
+            return f"expected a layer of (out_features, in_features) {own}, the state is of {tuple(shape)}"
         try:
-            blocks.check_pattern(values, indices, indptr, shape)
+            blocks.check_pattern(values, indices, indptr, own)
             if not indices.is_meta:
                 blocks.check_values(indices, indptr, across)
         except (TypeError, ValueError) as error:
