@@ -26,7 +26,18 @@ from prunus.engines import Blocks
 from prunus.pruning.policies import largest as largest_on_host
 from prunus.torch.ops.kernels import host
 
-__all__ = ["above", "largest", "live_combine", "live_linear", "live_outer", "live_sums", "spread"]
+__all__ = [
+    "above",
+    "largest",
+    "live_combine",
+    "live_linear",
+    "live_outer",
+    "live_sums",
+    "spread",
+    "write_combine",
+    "write_linear",
+    "write_outer",
+]
 
 # Branches of so many units fill vectors.
 _WIDE: Final = 4
@@ -84,13 +95,17 @@ def live_linear(
     x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, live: torch.Tensor | None, branch: int
 ) -> torch.Tensor:
     """Return ``x @ w.T + bias`` where it is live, and 0 elsewhere; see :mod:`prunus.torch.ops.live`."""
-    return _units(x, w, bias, live, branch, x.new_empty((x.shape[0], w.shape[0])))
+    out = x.new_empty((x.shape[0], w.shape[0]))
+    _units(x, w, bias, live, branch, out)
+    return out
 
 
 def live_sums(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Return ``x @ w.T + bias`` in the dtype that sums are kept in."""
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return _units(x, w, bias, None, 1, x.new_empty((x.shape[0], w.shape[0]), dtype=kind))
+    out = x.new_empty((x.shape[0], w.shape[0]), dtype=kind)
+    _units(x, w, bias, None, 1, out)
+    return out
 
 
 def _units(
@@ -100,21 +115,16 @@ def _units(
     live: torch.Tensor | None,
     branch: int,
     out: torch.Tensor,
-) -> torch.Tensor:
-    """Return units, in ``out`` or in another tensor of its dtype."""
+) -> None:
     if 0 in out.shape:
-        return out
+        return
     if on_device(x):
         from prunus.cuda.rows import dots
         from prunus.cuda.runtime import place_of
 
         dots(place_of(x), x, w, out, live, branch, bias)
-        return out
-    if _dense_serves(x.dtype) and (live is None or _share(live) > _UNITS.of(branch, x.dtype, x.shape[1])):
-        return _dense_linear(x, w, bias, live, branch).to(out.dtype)
-    engine, mask = engines.active(), None if live is None else host(live.contiguous())
-    engine.dots(host(x), host(_rowwise(w)), host(out), mask, branch, None if bias is None else host(bias))
-    return out
+        return
+    write_linear(x, w, bias, live, branch, out)
 
 
 def live_combine(
@@ -130,18 +140,7 @@ def live_combine(
 
         combine(place_of(h), h, w, out, live, branch, zeroed=zeroed)
         return out
-    dense = _dense_serves(h.dtype)
-    if live is None:
-        if dense:
-            return h @ w
-    elif _share(live) <= (_ROWS if dense else _HALF).of(branch, h.dtype, w.shape[1]):
-        return _by_blocks(h, w, out, live, branch, False)
-    elif dense:
-        made = _dense_combine(h, w, live, branch, zeroed)
-        # A dead unit's 0 is harmless unless it meets an infinity or NaN.
-        return made if _is_finite(made) else _by_blocks(h, w, out, live, branch, False)
-    mask = None if live is None else host(live.contiguous())
-    engines.active().combine(host(_rowwise(h)), host(_rowwise(w)), host(out), mask, branch)
+    write_combine(h, w, live, branch, zeroed, out)
     return out
 
 
@@ -152,33 +151,17 @@ def live_outer(
     out = h.new_empty((x.shape[1], h.shape[1]) if flip else (h.shape[1], x.shape[1]))
     if 0 in out.shape:
         return out
-    view = out.mT if flip else out  # (units, d), however it lies
     if on_device(h):
         from prunus.cuda.rows import combine
         from prunus.cuda.runtime import place_of
 
+        view = out.mT if flip else out  # (units, d), however it lies
         units = None if live is None else spread(live, branch, h.shape[1]).mT.contiguous()
         made = view.new_empty(view.shape) if flip else out
         combine(place_of(h), h.mT.contiguous(), x, made, units, zeroed=zeroed)
         return view.copy_(made).mT if flip else out
-    dense = _dense_serves(h.dtype)
-    if live is None:
-        if dense:
-            return x.mT @ h if flip else h.mT @ x
-    elif _share(live) <= (_OUTER if dense else _HALF).of(branch, h.dtype, x.shape[1]):
-        _by_blocks(h, x, view, live, branch, True)
-        return out
-    elif dense:
-        made = _dense_outer(h, x, live, branch, zeroed, flip)
-        if not _is_finite(made):
-            _by_blocks(h, x, view, live, branch, True)
-            return out
-        return made
-    # A unit's row of the result is a sum over rows of x: the same product, with roles swapped.
-    mask = None if live is None else host(spread(live, branch, h.shape[1]).mT.contiguous())
-    made = view.new_empty(view.shape) if flip else out
-    engines.active().combine(host(h.mT.contiguous()), host(_rowwise(x)), host(made), mask, 1)
-    return view.copy_(made).mT if flip else out
+    write_outer(h, x, live, branch, zeroed, flip, out)
+    return out
 
 
 def largest(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -206,6 +189,84 @@ def above(norms: torch.Tensor, tau: float) -> torch.Tensor:
     return (norms <= tau).logical_not_().contiguous()  # whatever strides norms have
 
 
+# Host memory ---------------------------------------------------------------------------------------------
+
+
+def write_linear(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    live: torch.Tensor | None,
+    branch: int,
+    out: torch.Tensor,
+) -> None:
+    """Write :func:`live_linear` into ``out`` (rows, units), of x's dtype or wider."""
+    if _dense_serves(x.dtype) and (live is None or _share(live) > _UNITS.of(branch, x.dtype, x.shape[1])):
+        _dense_linear(x, w, bias, live, branch, out)
+        return
+    engine, mask = engines.active(), None if live is None else host(live.contiguous())
+    engine.dots(host(x), host(_rowwise(w)), host(out), mask, branch, None if bias is None else host(bias))
+
+
+def write_combine(
+    h: torch.Tensor,
+    w: torch.Tensor,
+    live: torch.Tensor | None,
+    branch: int,
+    zeroed: bool,
+    out: torch.Tensor,
+) -> None:
+    """Write :func:`live_combine` into ``out`` (rows, d)."""
+    dense = _dense_serves(h.dtype)
+    if live is None:
+        if dense:
+            torch.mm(h, w, out=out)
+            return
+    elif _share(live) <= (_ROWS if dense else _HALF).of(branch, h.dtype, w.shape[1]):
+        _by_blocks(h, w, out, live, branch, False)
+        return
+    elif dense:
+        _dense_combine(h, w, live, branch, zeroed, out)
+        # A dead unit's 0 is harmless unless it meets an infinity or NaN.
+        if not _is_finite(out):
+            _by_blocks(h, w, out, live, branch, False)
+        return
+    mask = None if live is None else host(live.contiguous())
+    engines.active().combine(host(_rowwise(h)), host(_rowwise(w)), host(out), mask, branch)
+
+
+def write_outer(
+    h: torch.Tensor,
+    x: torch.Tensor,
+    live: torch.Tensor | None,
+    branch: int,
+    zeroed: bool,
+    flip: bool,
+    out: torch.Tensor,
+) -> None:
+    """Write :func:`live_outer` into ``out`` (units, d), with ``flip`` (d, units)."""
+    view = out.mT if flip else out  # (units, d), however it lies
+    dense = _dense_serves(h.dtype)
+    if live is None:
+        if dense:
+            torch.mm(*((x.mT, h) if flip else (h.mT, x)), out=out)
+            return
+    elif _share(live) <= (_OUTER if dense else _HALF).of(branch, h.dtype, x.shape[1]):
+        _by_blocks(h, x, view, live, branch, True)
+        return
+    elif dense:
+        _dense_outer(h, x, live, branch, zeroed, flip, out)
+        if not _is_finite(out):
+            _by_blocks(h, x, view, live, branch, True)
+        return
+    # A unit's row of the result is a sum over rows of x: the same product, with roles swapped.
+    mask = None if live is None else host(spread(live, branch, h.shape[1]).mT.contiguous())
+    made = view.new_empty(view.shape) if flip else out
+    engines.active().combine(host(h.mT.contiguous()), host(_rowwise(x)), host(made), mask, 1)
+    if flip:
+        view.copy_(made)
+
+
 # The routes ----------------------------------------------------------------------------------------------
 
 
@@ -230,37 +291,56 @@ def _by_blocks(
 
 
 def _dense_linear(
-    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, live: torch.Tensor | None, branch: int
-) -> torch.Tensor:
-    linear = torch.nn.functional.linear
-    if live is None:
-        return linear(x, w, bias)
-    at = _needed(live, branch, w.shape[0])
-    if at is None:
-        return linear(x, w, bias).masked_fill_(~spread(live, branch, w.shape[0]), 0)
-    out = x.new_zeros((x.shape[0], w.shape[0]))
-    some = linear(x, w.index_select(0, at), None if bias is None else bias.index_select(0, at))
-    return out.index_copy_(1, at, some.masked_fill_(~spread(live, branch, w.shape[0])[:, at], 0))
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    live: torch.Tensor | None,
+    branch: int,
+    out: torch.Tensor,
+) -> None:
+    at = None if live is None else _needed(live, branch, w.shape[0])
+    if at is not None:
+        assert live is not None
+        some = torch.nn.functional.linear(
+            x, w.index_select(0, at), None if bias is None else bias.index_select(0, at)
+        )
+        some.masked_fill_(~spread(live, branch, w.shape[0])[:, at], 0)
+        out.zero_().index_copy_(1, at, some.to(out.dtype))
+        return
+    if out.dtype != x.dtype:
+        out.copy_(torch.nn.functional.linear(x, w, bias))
+    elif bias is None:
+        torch.mm(x, w.mT, out=out)
+    else:
+        torch.addmm(bias, x, w.mT, out=out)
+    if live is not None:
+        out.masked_fill_(~spread(live, branch, w.shape[0]), 0)
 
 
 def _dense_combine(
-    h: torch.Tensor, w: torch.Tensor, live: torch.Tensor, branch: int, zeroed: bool
-) -> torch.Tensor:
+    h: torch.Tensor, w: torch.Tensor, live: torch.Tensor, branch: int, zeroed: bool, out: torch.Tensor
+) -> None:
     at = _needed(live, branch, h.shape[1])
     h = _cleared(h, live, branch, at, zeroed)
-    return h @ w if at is None else h @ w.index_select(0, at)
+    torch.mm(h, w if at is None else w.index_select(0, at), out=out)
 
 
 def _dense_outer(
-    h: torch.Tensor, x: torch.Tensor, live: torch.Tensor, branch: int, zeroed: bool, flip: bool
-) -> torch.Tensor:
-    units, at = h.shape[1], _needed(live, branch, h.shape[1])
+    h: torch.Tensor,
+    x: torch.Tensor,
+    live: torch.Tensor,
+    branch: int,
+    zeroed: bool,
+    flip: bool,
+    out: torch.Tensor,
+) -> None:
+    at = _needed(live, branch, h.shape[1])
     h = _cleared(h, live, branch, at, zeroed)
-    made = x.mT @ h if flip else h.mT @ x
     if at is None:
-        return made
-    shape = (x.shape[1], units) if flip else (units, x.shape[1])
-    return h.new_zeros(shape).index_copy_(1 if flip else 0, at, made)
+        torch.mm(*((x.mT, h) if flip else (h.mT, x)), out=out)
+        return
+    made = x.mT @ h if flip else h.mT @ x
+    out.zero_().index_copy_(1 if flip else 0, at, made)
 
 
 def _cleared(
