@@ -357,7 +357,7 @@ def project_live(
     Parameters
     ----------
     h : Tensor
-        Shape (copies, units), contiguous, 0 where dead.
+        Shape (copies, units), contiguous. What dead units hold is not read.
     w : Matrices
         Shape (n, units).
     live : Tensor of bool

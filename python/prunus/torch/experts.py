@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from prunus._layout import blocks_along
 from prunus.pruning._checks import check_count
 from prunus.pruning._rows import check_branch
+from prunus.pruning.policies import Fixed, Policy
 from prunus.torch.arrays import BSR
 from prunus.torch.functional import activate, as_operand, cast, check_alike, linear, without_autocast
-from prunus.torch.ops import grouped
-from prunus.torch.ops.kernels_live import spread
-from prunus.torch.units import check_policies, live_units
+from prunus.torch.ops import grouped, grouped_live
+from prunus.torch.pruned import check_width, feed_forward, masked
+from prunus.torch.units import check_policies, foreseen_units, live_units
 
 __all__ = ["load_balancing_loss", "moe"]
 
@@ -122,19 +124,20 @@ def moe(
     gate = parts[len(up) + len(down) :] if gate is not None else None
     at = torch.div(order, top_k, rounding_mode="floor")
     copies = rows.index_select(0, at)
-    if gate is None:
-        deciding, other = act(_project(copies, up, offsets)), None
-    else:
-        deciding, other = act(_project(copies, gate, offsets)), _project(copies, up, offsets)
-    hidden = deciding if other is None else deciding * other
+    first, other = (up, None) if gate is None else (gate, up)
     if any(policy is not None for policy in policies):
         chosen = experts.reshape(-1).index_select(0, order)
-        live = live_units(policies, deciding, branch, at, chosen)
-        hidden = torch.where(spread(live, branch, sizes.units), hidden, 0)
-    y = _project(hidden, down, offsets)
+        y = _pruned(
+            copies, first, other, down, act, policies, check_width(branch, sizes.units), at, chosen, offsets
+        )
+    else:
+        hidden = act(_project(copies, first, offsets))
+        if other is not None:
+            hidden = hidden * _project(copies, other, offsets)
+        y = _project(hidden, down, offsets)
     out = _weighted(y, place, weights)
     for one in _shared(shared, sizes.width):
-        out = out + _run(rows, one, act, common, branch)
+        out = out + _run(rows, one, activation, common, branch)
     return out.to(rows.dtype).reshape(*lead, sizes.width)
 
 
@@ -293,6 +296,54 @@ def _project(x: Tensor, w: list[Any], offsets: Tensor) -> Tensor:
     return grouped.grouped_mm_each(x, w, offsets)
 
 
+def _pruned(
+    x: Tensor,
+    first: list[Any],
+    other: list[Any] | None,
+    down: list[Any],
+    act: Any,
+    policies: Sequence[Policy | None],
+    branch: int,
+    at: Tensor,
+    chosen: Tensor,
+    offsets: Tensor,
+) -> Tensor:
+    """Return what experts make of copies, leaving out dead units: ``first`` decides which these are."""
+    units = _shape(first)[1]
+    reach = foreseen_units(policies, x.shape[0], blocks_along(units, branch), x.device, at, chosen)
+    known = all(policy is None or isinstance(policy, Fixed) for policy in policies)
+    # A product with blocks has gradients for dead units, grouped_live_combine has not.
+    ends = not _is_sparse(down)
+    if known:
+        live = reach
+        hidden = act(_units(x, first, live, branch, offsets, ends))
+    elif _is_sparse(first):
+        hidden = act(_project(x, first, offsets))
+        live = live_units(policies, hidden, branch, reach, chosen)
+        hidden = masked(hidden, live, branch)
+    else:
+        with torch.no_grad():
+            sums = grouped_live.grouped_live_sums(x, first, reach, branch, offsets)
+            live = live_units(policies, act(sums), branch, reach, chosen)
+        hidden = act(grouped_live.grouped_live_known(sums, x, first, live, branch, offsets, ends))
+    if other is not None:
+        hidden = hidden * _units(x, other, live, branch, offsets, ends)
+    if _is_sparse(down):
+        return _project(hidden, down, offsets)
+    return grouped_live.grouped_live_combine(hidden, down, live, branch, offsets, True, True)
+
+
+def _units(x: Tensor, w: list[Any], live: Tensor, branch: int, offsets: Tensor, ends: bool) -> Tensor:
+    """Return ``x @ w[e].T`` where it is live; ``ends``: no gradient comes back where it is dead."""
+    if _is_sparse(w):
+        return masked(_project(x, w, offsets), live, branch)
+    return grouped_live.grouped_live_linear(x, w, live, branch, offsets, ends)
+
+
+def _is_sparse(w: list[Any]) -> bool:
+    return isinstance(w[0], BSR)
+
+
 def _weighted(y: Tensor, place: Tensor, weights: Tensor) -> Tensor:
     """Return the sum of each row's copies times their weights, by ascending experts, as sums are kept."""
     wide = torch.float64 if y.dtype == torch.float64 else torch.float32
@@ -331,12 +382,18 @@ def _shared(shared: Any, width: int) -> list[tuple[Any, ...]]:
     return found
 
 
-def _run(x: Tensor, parts: tuple[Any, ...], act: Any, policy: Any, branch: int) -> Tensor:
+def _run(
+    x: Tensor, parts: tuple[Any, ...], activation: str | None, policy: Policy | None, branch: int
+) -> Tensor:
     """Return what an expert that all rows run through gives."""
     up, down, *gates = cast(*parts)
-    first = act(linear(x, gates[0] if gates else up))
-    hidden = first * linear(x, up) if gates else first
     if policy is not None:
-        live = live_units([policy], first, branch, None, None)
-        hidden = torch.where(spread(live, branch, hidden.shape[-1]), hidden, 0)
-    return linear(hidden, down)
+        prune: Any = policy
+        if isinstance(policy, Fixed):  # torch.compile follows a mask
+            count = blocks_along(up.shape[0], check_width(branch, up.shape[0]))
+            prune = foreseen_units([policy], x.shape[0], count, x.device, None, None)
+        gate = gates[0] if gates else None
+        return feed_forward(x, up, down, gate, None, None, activation, prune, branch, None, False).y
+    act = activate(activation)
+    first = act(linear(x, gates[0] if gates else up))
+    return linear(first * linear(x, up) if gates else first, down)

@@ -18,7 +18,7 @@ from prunus.torch.functional import activate, as_operand, cast, check_alike, pro
 from prunus.torch.ops import live as ops
 from prunus.torch.ops.kernels_live import spread
 
-__all__ = ["Learned", "check_decide", "check_width", "feed_forward", "ffn", "gate", "linear"]
+__all__ = ["Learned", "check_decide", "check_width", "feed_forward", "ffn", "gate", "linear", "masked"]
 
 _DECIDERS: Final = ("up", "gate", "predictor")
 
@@ -394,10 +394,11 @@ def _units(
     if not isinstance(w, BSR):
         return ops.live_linear(x, w, b, live, branch, ends)
     made = product(w, x, b, flip=True)
-    return made if live is None else _masked(made, live, branch)
+    return made if live is None else masked(made, live, branch)
 
 
-def _masked(h: Tensor, live: Tensor, branch: int) -> Tensor:
+def masked(h: Tensor, live: Tensor, branch: int) -> Tensor:
+    """Return ``h`` (rows, units) where it is live, and 0 elsewhere; its gradient too."""
     return h.masked_fill(~spread(live, branch, h.shape[1]), 0)
 
 
@@ -460,7 +461,7 @@ def _first(
     if step is not None:
         gated = value * spread(step, branch, units).to(value.dtype)
     elif sums is None and not straight:
-        gated = _masked(value, live, branch)
+        gated = masked(value, live, branch)
     return _First(live, reach, value, step, gated)
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunus._layout import blocks_along
 from prunus.pruning.policies import Fixed, Policy, Threshold, TopK, as_policy
 from prunus.torch.deciding import decide, norms_of
 
-__all__ = ["check_policies", "live_units"]
+__all__ = ["check_policies", "foreseen_units", "live_units"]
 
 
 def check_policies(
@@ -54,9 +53,35 @@ def _checked(prune: Any, rows: int | None) -> Policy | None:
     return policy
 
 
+def foreseen_units(
+    policies: Sequence[Policy | None],
+    rows: int,
+    branches: int,
+    device: torch.device,
+    at: Tensor | None,
+    expert: Tensor | None,
+) -> Tensor:
+    """Return which branches (rows, branches) may be live by what is known before anything is multiplied.
+
+    ``Fixed`` knows; others may let all live. ``at`` and ``expert`` are as in :func:`live_units`.
+    """
+
+    def known(policy: Policy | None) -> Tensor:
+        if not isinstance(policy, Fixed):
+            return torch.ones(rows, branches, dtype=torch.bool, device=device)
+        mask = torch.from_numpy(policy.mask).to(device)
+        if mask.shape[-1] != branches:
+            raise ValueError(f"Fixed has a mask of shape {tuple(mask.shape)}; there are {branches} branches")
+        if mask.ndim == 1:
+            return mask.expand(rows, branches)
+        return mask if at is None else mask.index_select(0, at)
+
+    return _each([one if isinstance(one, Fixed) else None for one in policies], known, expert)
+
+
 @torch.no_grad()
 def live_units(
-    policies: Sequence[Policy | None], h: Tensor, branch: int, at: Tensor | None, expert: Tensor | None
+    policies: Sequence[Policy | None], h: Tensor, branch: int, reach: Tensor, expert: Tensor | None
 ) -> Tensor:
     """Return live branches (copies, branches) of hidden units.
 
@@ -68,37 +93,34 @@ def live_units(
         Shape (copies, units): activations.
     branch : int
         Units in a branch.
-    at : Tensor, optional
-        Which row each copy is of. None: its own.
+    reach : Tensor of bool
+        Shape (copies, branches): what :func:`foreseen_units` says.
     expert : Tensor, optional
         Which expert each copy runs through. None: there is one.
     """
     h = h.detach()
+
+    def decided(policy: Policy | None) -> Tensor:
+        if policy is None or isinstance(policy, Fixed):
+            return reach
+        return decide(policy, norms_of(h, branch, policy.norm))
+
+    return _each(policies, decided, expert)
+
+
+def _each(policies: Sequence[Policy | None], ask: Callable[[Policy | None], Tensor], expert: Any) -> Tensor:
+    """Return what each copy's policy says; one that many experts have is asked once."""
     kinds: dict[int, list[int]] = {}
     for e, policy in enumerate(policies):
         kinds.setdefault(0 if policy is None else id(policy), []).append(e)
-    if len(kinds) == 1:
-        return _live(policies[0], h, branch, at)
-    assert expert is not None
-    count = len(policies)
-    live = torch.ones(h.shape[0], blocks_along(h.shape[1], branch), dtype=torch.bool, device=h.device)
+    live: Tensor | None = None
     for members in kinds.values():
-        mine = torch.zeros(count + 1, dtype=torch.bool, device=h.device)
+        own = ask(policies[members[0]])
+        if live is None:
+            live = own
+            continue
+        mine = torch.zeros(len(policies) + 1, dtype=torch.bool, device=own.device)
         mine[members] = True
-        own = _live(policies[members[0]], h, branch, at)
         live = torch.where(mine[expert][:, None], own, live)
+    assert live is not None
     return live
-
-
-def _live(policy: Policy | None, h: Tensor, branch: int, at: Tensor | None) -> Tensor:
-    rows, branches = h.shape[0], blocks_along(h.shape[1], branch)
-    if policy is None:
-        return torch.ones(rows, branches, dtype=torch.bool, device=h.device)
-    if isinstance(policy, Fixed):
-        mask = torch.from_numpy(policy.mask).to(h.device)
-        if mask.shape[-1] != branches:
-            raise ValueError(f"Fixed has a mask of shape {tuple(mask.shape)}; there are {branches} branches")
-        if mask.ndim == 1:
-            return mask.expand(rows, branches)
-        return mask if at is None else mask.index_select(0, at)
-    return decide(policy, norms_of(h, branch, policy.norm))
