@@ -1,8 +1,8 @@
 """Who computes products of rows sorted by group that leave out dead units of each row.
 
 On host memory each group's rows take one of the routes of :mod:`prunus.torch.ops.kernels_live`: its share of
-what is live decides. On a GPU the kernels of ``prunus.cuda.grouped`` leave out what no row of a tile needs, but
-for :func:`outer`: there dead units are cleared, and multiplied.
+what is live decides. On a GPU the kernels of ``prunus.cuda.grouped`` leave out what no row of a tile needs,
+but for :func:`outer`: there dead units are cleared, and multiplied.
 """
 
 from __future__ import annotations
