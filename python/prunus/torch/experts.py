@@ -70,7 +70,10 @@ def moe(
     prune : policy, or a list with one for each expert, optional
         Which hidden units of chosen experts are live: ``Threshold``, ``TopK`` or ``Fixed``, by the gate's
         activation where there is one, else by the unit's. Dead units are 0, and so is what flows back through
-        them; their products are computed all the same. Shared experts are pruned by a single policy.
+        them; as in :func:`prunus.torch.ffn`, products leave them out, forward and backward. The one that
+        decides is computed in full, but for what a ``Fixed`` knows to be dead. Products with BSRs skip their
+        absent blocks only; on a GPU, the gradients of experts' matrices are computed in full. A single policy
+        prunes shared experts as well, those of a list do not.
     branch : int, default 1
         Hidden units that live and die together.
 
@@ -91,14 +94,20 @@ def moe(
     Examples
     --------
     >>> import torch
-    >>> import prunus.torch as pt
+    >>> import prunus as pr, prunus.torch as pt
     >>> router, w_up, w_down = (torch.randn(s, requires_grad=True) for s in ((4, 8), (4, 16, 8), (4, 8, 16)))
-    >>> y = pt.moe(torch.randn(3, 5, 8), router, w_up, w_down, top_k=2)
+    >>> x = torch.randn(3, 5, 8)
+    >>> y = pt.moe(x, router, w_up, w_down, top_k=2)
     >>> y.shape
     torch.Size([3, 5, 8])
     >>> y.sum().backward()
     >>> w_up.grad.shape
     torch.Size([4, 16, 8])
+
+    Of each row's hidden units the four largest, two and two:
+
+    >>> y = pt.moe(x, router, w_up, w_down, top_k=2, prune=pr.TopK(2), branch=2)
+    >>> y.sum().backward()
     """
     act = activate(activation)
     if isinstance(x, BSR):
@@ -126,10 +135,8 @@ def moe(
     copies = rows.index_select(0, at)
     first, other = (up, None) if gate is None else (gate, up)
     if any(policy is not None for policy in policies):
-        chosen = experts.reshape(-1).index_select(0, order)
-        y = _pruned(
-            copies, first, other, down, act, policies, check_width(branch, sizes.units), at, chosen, offsets
-        )
+        routes = _Routes(at, experts.reshape(-1).index_select(0, order), offsets)
+        y = _pruned(copies, routes, first, other, down, act, policies, check_width(branch, sizes.units))
     else:
         hidden = act(_project(copies, first, offsets))
         if other is not None:
@@ -188,6 +195,14 @@ class _Sizes(NamedTuple):
     experts: int
     units: int
     width: int
+
+
+class _Routes(NamedTuple):
+    """Of rows' copies, sorted by expert: which row each is of, its expert, and where each expert's begin."""
+
+    at: Tensor
+    chosen: Tensor
+    offsets: Tensor
 
 
 def _experts(w: Any, name: str) -> list[Any]:
@@ -298,17 +313,16 @@ def _project(x: Tensor, w: list[Any], offsets: Tensor) -> Tensor:
 
 def _pruned(
     x: Tensor,
+    routes: _Routes,
     first: list[Any],
     other: list[Any] | None,
     down: list[Any],
     act: Any,
     policies: Sequence[Policy | None],
     branch: int,
-    at: Tensor,
-    chosen: Tensor,
-    offsets: Tensor,
 ) -> Tensor:
-    """Return what experts make of copies, leaving out dead units: ``first`` decides which these are."""
+    """Return what experts make of copies ``x``, leaving out dead units: ``first`` decides which these are."""
+    at, chosen, offsets = routes
     units = _shape(first)[1]
     reach = foreseen_units(policies, x.shape[0], blocks_along(units, branch), x.device, at, chosen)
     known = all(policy is None or isinstance(policy, Fixed) for policy in policies)
