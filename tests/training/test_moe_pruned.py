@@ -130,13 +130,15 @@ def test_what_torch_knows_of_them():
     each = [one.detach().requires_grad_() for one in w]
     live = torch.rand(ROWS, 3) < 0.5
     rest = live, 4, OFFSETS
-    for matrices in ([w], each):
-        opcheck(ops.grouped_live_linear, (x, matrices, *rest, True))
-        sums = ops.grouped_live_sums(x, matrices, live, 4, OFFSETS)
-        opcheck(ops.grouped_live_known, (sums.detach(), x, matrices, *rest))
-        opcheck(ops.grouped_live_combine, (h, matrices, *rest))
-        opcheck(ops.grouped_live_combine, (h, [one.mT for one in matrices], *rest, False, True))
-    opcheck(ops.grouped_live_sums, (x.detach().half(), [w.detach().half()], None, 4, OFFSETS))
+    for form, matrices, turned in ((0, w, w.mT), (1, each, [one.mT for one in each])):
+        opcheck(ops._LINEAR.forms[form], (x, matrices, *rest, True))
+        sums = ops._SUMS.forms[form](x, matrices, live, 4, OFFSETS).detach()
+        plain = [one.detach() for one in each] if form else w.detach()
+        opcheck(ops._SUMS.forms[form], (x.detach(), plain, None, 4, OFFSETS))
+        opcheck(ops._KNOWN.forms[form], (sums, x, matrices, *rest, False))
+        opcheck(ops._COMBINE.forms[form], (h, matrices, *rest, False, False))
+        opcheck(ops._COMBINE.forms[form], (h, turned, *rest, False, True))
+    opcheck(ops._SUMS.forms[0], (x.detach().half(), w.detach().half(), None, 4, OFFSETS))
     opcheck(ops.grouped_live_outer, (h, x, *rest))
     opcheck(ops.grouped_live_outer, (h, x, *rest, False, True))
 

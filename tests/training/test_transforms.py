@@ -38,6 +38,10 @@ def products(generator):
             (q, k, v),
         ),
         "moe": (lambda x, r, a, b: pt.moe(x, r, a, b).square().sum(), (x, router, up, down)),
+        "pruned moe": (
+            lambda x, r, a, b: pt.moe(x, r, a, b, a, prune=pr.TopK(2), branch=2).square().sum(),
+            (x, router, up, down),
+        ),
     }
 
 
@@ -54,7 +58,7 @@ def test_gradients_as_autograd(name, generator):
     torch.testing.assert_close(vjp(f, *inputs)[1](torch.ones((), dtype=F64)), expected)
 
 
-@pytest.mark.parametrize("name", ["linear", "sddmm", "ffn", "attention"])
+@pytest.mark.parametrize("name", ["linear", "sddmm", "ffn", "attention", "pruned moe"])
 def test_gradients_of_gradients(name, generator):
     f, inputs = products(generator)[name]
     along = torch.randn(inputs[0].shape, dtype=F64, generator=generator)

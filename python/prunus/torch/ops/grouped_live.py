@@ -19,7 +19,7 @@ Matrices come as a list: of all groups' matrices, or of one tensor (E, n, k). In
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from prunus.torch.ops import kernels_grouped_live as kernels
 from prunus.torch.ops.kernels_live import spread
+from prunus.torch.ops.operation import operation
 
 __all__ = [
     "grouped_live_combine",
@@ -37,14 +38,54 @@ __all__ = [
 ]
 
 
+class _Forms:
+    """An operation twice: of one tensor of all groups' matrices, and of a list, which ``torch.func`` refuses.
+
+    Parameters
+    ----------
+    name : str
+        Of the first; "_each" follows in the other's.
+    schema : str
+        With ``Matrices`` where these are.
+    at : int
+        Which argument they are.
+    compute, fake : callable
+        Of arguments with a list there.
+    """
+
+    def __init__(
+        self, name: str, schema: str, at: int, compute: Callable[..., Tensor], fake: Callable[..., Tensor]
+    ) -> None:
+        self.at = at
+
+        def taking(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            return lambda *args: function(*args[:at], _listed(args[at]), *args[at + 1 :])
+
+        self.forms = tuple(
+            operation(f"prunus::{name}{suffix}", schema.replace("Matrices", kind))(taking(compute))
+            for suffix, kind in (("", "Tensor"), ("_each", "Tensor[]"))
+        )
+        for form in self.forms:
+            form.register_fake(taking(fake))
+
+    def __call__(self, *args: Any) -> Any:
+        w = args[self.at]
+        if w[0].ndim == 3:
+            return self.forms[0](*args[: self.at], w[0], *args[self.at + 1 :])
+        return self.forms[1](*args)
+
+    def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., Any]) -> None:
+        for form in self.forms:
+            form.register_autograd(backward, setup_context=setup_context)
+
+
+def _listed(w: Any) -> list[Tensor]:
+    return [w] if isinstance(w, Tensor) else list(w)
+
+
 # Units from inputs ---------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
-    "prunus::grouped_live_linear",
-    mutates_args=(),
-    schema="(Tensor x, Tensor[] w, Tensor live, int branch, Tensor offsets, bool zeroed=False) -> Tensor",
-)
 def grouped_live_linear(
     x: Tensor, w: Sequence[Tensor], live: Tensor, branch: int, offsets: Tensor, zeroed: bool = False
 ) -> Tensor:
@@ -52,40 +93,51 @@ def grouped_live_linear(
 
     ``x`` (rows, d), W (E, units, d); the result is (rows, units).
     """
-    return kernels.linear(x, w, live, branch, offsets, x.dtype)
+    made: Tensor = _LINEAR(x, w, live, branch, offsets, zeroed)
+    return made
 
 
-@grouped_live_linear.register_fake
-def _(
-    x: Tensor, w: Sequence[Tensor], live: Tensor, branch: int, offsets: Tensor, zeroed: bool = False
-) -> Tensor:
-    return x.new_empty((x.shape[0], w[0].shape[-2]))
+_LINEAR = _Forms(
+    "grouped_live_linear",
+    "(Tensor x, Matrices w, Tensor live, int branch, Tensor offsets, bool zeroed) -> Tensor",
+    1,
+    lambda x, w, live, branch, offsets, zeroed: kernels.linear(x, w, live, branch, offsets, x.dtype),
+    lambda x, w, *rest: x.new_empty((x.shape[0], w[0].shape[-2])),
+)
 
 
-def _save(
-    ctx: Any, first: int, one: Tensor, w: Sequence[Tensor], live: Tensor, branch: int, offsets: Tensor
-) -> None:
+def _save(ctx: Any, first: int, one: Tensor, w: Any, live: Tensor, branch: int, offsets: Tensor) -> None:
     """Keep what gradients of a product need, whose rows and matrices are inputs from ``first`` on."""
+    ctx.stacked = isinstance(w, Tensor)
+    w = _listed(w)
     needs = ctx.needs_input_grad  # here of all tensors in line, in the backward pass as they are nested
     needs_one, needs_w = needs[first], any(needs[first + 1 : first + 1 + len(w)])
     ctx.save_for_backward(one if needs_w else None, live, offsets, *(w if needs_one else []))
-    ctx.branch, ctx.stacked = branch, w[0].ndim == 3
+    ctx.branch, ctx.first = branch, first
 
 
-def _each(ctx: Any, made: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
-    """Return a gradient (E, n, k) as matrices came."""
-    every = [made] if ctx.stacked else made.unbind(0)
+def _needs(ctx: Any) -> tuple[bool, bool]:
+    """Return whether rows and any matrices need gradients."""
+    needs_one, needs_w = ctx.needs_input_grad[ctx.first : ctx.first + 2]
+    return needs_one, needs_w if ctx.stacked else any(needs_w)
+
+
+def _each(ctx: Any, made: Tensor | None) -> Any:
+    """Return a gradient (E, n, k), or none, as matrices came."""
+    if ctx.stacked:
+        return made
+    needed = ctx.needs_input_grad[ctx.first + 1]
+    every = [None] * len(needed) if made is None else made.unbind(0)
     return [one if wanted else None for one, wanted in zip(every, needed, strict=True)]
 
 
-def _gradients(ctx: Any, first: int, grad: Tensor) -> tuple[Any, Any]:
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, Any]:
     """Return the gradients of units' inputs and matrices."""
     x, live, offsets, *w = ctx.saved_tensors
-    needs_x, needs_w = ctx.needs_input_grad[first : first + 2]
+    needs_x, needs_w = _needs(ctx)
     rest = live, ctx.branch, offsets, ctx.zeroed
     d_x = grouped_live_combine(grad, w, *rest) if needs_x else None
-    d_w = _each(ctx, grouped_live_outer(grad, x, *rest), needs_w) if any(needs_w) else [None] * len(needs_w)
-    return d_x, d_w
+    return d_x, _each(ctx, grouped_live_outer(grad, x, *rest) if needs_w else None)
 
 
 def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -94,17 +146,12 @@ def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return *_gradients(ctx, 0, grad), None, None, None, None
+    return *_gradients(ctx, grad), None, None, None, None
 
 
-grouped_live_linear.register_autograd(_linear_backward, setup_context=_save_linear)
+_LINEAR.register_autograd(_linear_backward, setup_context=_save_linear)
 
 
-@torch.library.custom_op(
-    "prunus::grouped_live_sums",
-    mutates_args=(),
-    schema="(Tensor x, Tensor[] w, Tensor? live, int branch, Tensor offsets) -> Tensor",
-)
 def grouped_live_sums(
     x: Tensor, w: Sequence[Tensor], live: Tensor | None, branch: int, offsets: Tensor
 ) -> Tensor:
@@ -112,24 +159,23 @@ def grouped_live_sums(
 
     :func:`grouped_live_known` makes of it what gradients flow through. ``live`` None: everywhere.
     """
-    return kernels.linear(x, w, live, branch, offsets, _sums_dtype(x))
+    made: Tensor = _SUMS(x, w, live, branch, offsets)
+    return made
 
 
-@grouped_live_sums.register_fake
-def _(x: Tensor, w: Sequence[Tensor], live: Tensor | None, branch: int, offsets: Tensor) -> Tensor:
-    return x.new_empty((x.shape[0], w[0].shape[-2]), dtype=_sums_dtype(x))
+_SUMS = _Forms(
+    "grouped_live_sums",
+    "(Tensor x, Matrices w, Tensor? live, int branch, Tensor offsets) -> Tensor",
+    1,
+    lambda x, w, live, branch, offsets: kernels.linear(x, w, live, branch, offsets, _sums_dtype(x)),
+    lambda x, w, *rest: x.new_empty((x.shape[0], w[0].shape[-2]), dtype=_sums_dtype(x)),
+)
 
 
 def _sums_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-@torch.library.custom_op(
-    "prunus::grouped_live_known",
-    mutates_args=(),
-    schema="(Tensor sums, Tensor x, Tensor[] w, Tensor live, int branch, Tensor offsets, bool zeroed=False)"
-    " -> Tensor",
-)
 def grouped_live_known(
     sums: Tensor,
     x: Tensor,
@@ -143,20 +189,19 @@ def grouped_live_known(
 
     Nothing is multiplied. Gradients go to ``x`` and ``w``, not to ``sums``.
     """
-    return torch.where(spread(live, branch, sums.shape[1]), sums, 0).to(x.dtype)
+    made: Tensor = _KNOWN(sums, x, w, live, branch, offsets, zeroed)
+    return made
 
 
-@grouped_live_known.register_fake
-def _(
-    sums: Tensor,
-    x: Tensor,
-    w: Sequence[Tensor],
-    live: Tensor,
-    branch: int,
-    offsets: Tensor,
-    zeroed: bool = False,
-) -> Tensor:
-    return x.new_empty(sums.shape)
+_KNOWN = _Forms(
+    "grouped_live_known",
+    "(Tensor sums, Tensor x, Matrices w, Tensor live, int branch, Tensor offsets, bool zeroed) -> Tensor",
+    2,
+    lambda sums, x, w, live, branch, *rest: torch.where(spread(live, branch, sums.shape[1]), sums, 0).to(
+        x.dtype
+    ),
+    lambda sums, x, *rest: x.new_empty(sums.shape),
+)
 
 
 def _save_known(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -165,21 +210,15 @@ def _save_known(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _known_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return None, *_gradients(ctx, 1, grad), None, None, None, None
+    return None, *_gradients(ctx, grad), None, None, None, None
 
 
-grouped_live_known.register_autograd(_known_backward, setup_context=_save_known)
+_KNOWN.register_autograd(_known_backward, setup_context=_save_known)
 
 
 # What units contribute -----------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
-    "prunus::grouped_live_combine",
-    mutates_args=(),
-    schema="(Tensor h, Tensor[] w, Tensor live, int branch, Tensor offsets, bool zeroed=False,"
-    " bool flip=False) -> Tensor",
-)
 def grouped_live_combine(
     h: Tensor,
     w: Sequence[Tensor],
@@ -193,20 +232,17 @@ def grouped_live_combine(
 
     ``h`` (rows, units), W (E, units, d), with ``flip`` (E, d, units). What dead units hold is not looked at.
     """
-    return kernels.combine(h, w, live, branch, offsets, zeroed, flip)
+    made: Tensor = _COMBINE(h, w, live, branch, offsets, zeroed, flip)
+    return made
 
 
-@grouped_live_combine.register_fake
-def _(
-    h: Tensor,
-    w: Sequence[Tensor],
-    live: Tensor,
-    branch: int,
-    offsets: Tensor,
-    zeroed: bool = False,
-    flip: bool = False,
-) -> Tensor:
-    return h.new_empty((h.shape[0], w[0].shape[-2 if flip else -1]))
+_COMBINE = _Forms(
+    "grouped_live_combine",
+    "(Tensor h, Matrices w, Tensor live, int branch, Tensor offsets, bool zeroed, bool flip) -> Tensor",
+    1,
+    kernels.combine,
+    lambda h, w, *rest: h.new_empty((h.shape[0], w[0].shape[-2 if rest[-1] else -1])),
+)
 
 
 def _save_combine(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -216,27 +252,25 @@ def _save_combine(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _combine_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     h, live, offsets, *w = ctx.saved_tensors
-    needs_h, needs_w = ctx.needs_input_grad[:2]
-    d_h, d_w = None, [None] * len(needs_w)
+    needs_h, needs_w = _needs(ctx)
+    d_h = d_w = None
     if needs_h:
         turned = [one.mT for one in w] if ctx.flip else w
         d_h = grouped_live_linear(grad, turned, live, ctx.branch, offsets)
-    if any(needs_w):
-        made = grouped_live_outer(h, grad, live, ctx.branch, offsets, ctx.zeroed, ctx.flip)
-        d_w = _each(ctx, made, needs_w)
-    return d_h, d_w, None, None, None, None, None
+    if needs_w:
+        d_w = grouped_live_outer(h, grad, live, ctx.branch, offsets, ctx.zeroed, ctx.flip)
+    return d_h, _each(ctx, d_w), None, None, None, None, None
 
 
-grouped_live_combine.register_autograd(_combine_backward, setup_context=_save_combine)
+_COMBINE.register_autograd(_combine_backward, setup_context=_save_combine)
 
 
 # Weights from both ---------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
+@operation(
     "prunus::grouped_live_outer",
-    mutates_args=(),
-    schema="(Tensor h, Tensor x, Tensor live, int branch, Tensor offsets, bool zeroed=False,"
+    "(Tensor h, Tensor x, Tensor live, int branch, Tensor offsets, bool zeroed=False,"
     " bool flip=False) -> Tensor",
 )
 def grouped_live_outer(
