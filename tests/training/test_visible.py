@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton", reason="kernels are Triton's")
 
-from prunus.torch.ops import attention, grouped, live, products, visible
+from prunus.torch.ops import attention, grouped, grouped_live, live, products, visible
 from support import fake_gpu, replay
 
 if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
@@ -22,7 +22,17 @@ if not visible._serves():
 # Triton says so when torch looks at a kernel, whatever it is launched with.
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 KERNELS = {"dsd", "dsd_small", "sdd", "sdd_small", "union", "compact", "dots", "combine", "largest"}
-KERNELS |= {"dots_few", "combine_few", "join", "lists", "attention", "merge", "grouped", "grouped_outer"}
+KERNELS |= {
+    "dots_few",
+    "combine_few",
+    "join",
+    "lists",
+    "attention",
+    "merge",
+    "grouped",
+    "grouped_outer",
+    "grouped_live",
+}
 TESTS = Path(__file__).parent.parent
 
 
@@ -80,6 +90,15 @@ def experts(x, w, offsets):
     return y, grouped.grouped_outer(y, x, offsets)
 
 
+def pruned_experts(x, w, mask, offsets):
+    """Experts' units under a mask, what they contribute, and the gradients of both."""
+    h = grouped_live.grouped_live_linear(x, [w], mask, 2, offsets)
+    sums = grouped_live.grouped_live_sums(x, [w], None, 2, offsets)
+    known = grouped_live.grouped_live_known(sums, x, [w], mask, 2, offsets)
+    y = grouped_live.grouped_live_combine(h, [w], mask, 2, offsets, True)
+    return y, known, grouped_live.grouped_live_outer(known, y, mask, 2, offsets, False, True)
+
+
 def cases():
     torch.manual_seed(5)
     data, indices, indptr = block_sparse()
@@ -115,6 +134,13 @@ def cases():
             experts,
             torch.randn(20, 12),
             torch.randn(3, 16, 12),
+            torch.tensor([0, 7, 7, 20], dtype=torch.int32),
+        ),
+        "pruned experts": (
+            pruned_experts,
+            torch.randn(20, 12),
+            torch.randn(3, 16, 12),
+            torch.rand(20, 8) < 0.4,
             torch.tensor([0, 7, 7, 20], dtype=torch.int32),
         ),
     }

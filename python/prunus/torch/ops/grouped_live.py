@@ -28,6 +28,7 @@ from torch import Tensor
 from prunus.torch.ops import kernels_grouped_live as kernels
 from prunus.torch.ops.kernels_live import spread
 from prunus.torch.ops.operation import operation
+from prunus.torch.ops.visible import visible
 
 __all__ = [
     "grouped_live_combine",
@@ -320,3 +321,6 @@ def _outer_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 grouped_live_outer.register_autograd(_outer_backward, setup_context=_save_outer)
+
+
+visible(*(one.forms[0] for one in (_LINEAR, _SUMS, _KNOWN, _COMBINE)), grouped_live_outer)

@@ -10,7 +10,7 @@ An operation stays opaque
 
 * where it reads values back, or its shapes depend on them: ``ssd``, ``ssd_at``, ``grouped_sdd`` and what has
   live blocks of attention as a pattern (``attention_backward``, ``attention_double_backward``);
-* where its kernels take addresses of tensors: ``grouped_mm_each``, ``grouped_dsd``;
+* where its kernels take addresses of tensors: ``grouped_mm_each``, ``grouped_dsd``, ``grouped_live_*_each``;
 * where Inductor cannot take what is around its kernels: indices of ``attention_live`` (torch 2.15);
 * where sizes are symbols: tiles and grids are chosen by sizes, which would be fixed by looking at them;
 * in ``torch.export``, whose programs are to know operations, not kernels: as triton_op has it;
