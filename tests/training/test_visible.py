@@ -32,6 +32,8 @@ KERNELS |= {
     "grouped",
     "grouped_outer",
     "grouped_live",
+    "ssd_at",
+    "ssd_at_small",
 }
 TESTS = Path(__file__).parent.parent
 
@@ -99,6 +101,19 @@ def pruned_experts(x, w, mask, offsets):
     return y, known, grouped_live.grouped_live_outer(known, y, mask, 2, offsets, False, True)
 
 
+def gradient(data, indices, indptr, small, *pattern):
+    """What BSR @ BSR has for gradients: products at chosen blocks."""
+    w, u = (data, indices, indptr, 96, 70, False), (small, *pattern, 40, 24, False)
+    at = products.ssd_at(*w, *w[:5], True, *pattern_of_squares(indices), 32, 32)
+    return at, products.ssd_at(*u[:5], True, *u, *pattern_of_squares(pattern[0]), 8, 8)
+
+
+def pattern_of_squares(like):
+    """The diagonal of three blocks by three."""
+    at = torch.arange(3, dtype=torch.int32, device=like.device)
+    return at, torch.arange(4, dtype=torch.int32, device=like.device)
+
+
 def cases():
     torch.manual_seed(5)
     data, indices, indptr = block_sparse()
@@ -113,6 +128,7 @@ def cases():
             *few,
             torch.randn(40, 3),
         ),
+        "both": (gradient, data, indices, indptr, *few),
         "pruned": (pruned, *units, torch.rand(30, 12) < 0.3),
         "decided": (decided, *units),
         "attended": (attended, *heads, blocks),
@@ -209,14 +225,13 @@ def layer(data, indices, indptr, x):
 
 
 def test_what_reads_values_stays_opaque():
-    data, indices, indptr = block_sparse(96, 96, (16, 16))
+    _, q, k, v, blocks = cases()["attended"]
 
-    def at(data, indices, indptr):
-        w = (data, indices, indptr, 96, 96, False)
-        return products.ssd_at(*w, *w, indices, indptr, 16, 16)
+    def gradients(*args):
+        return attention.attention_backward(*args, 0.3, False, 16)
 
     with fake_gpu.gpu():
-        assert opaque(at, *on_gpu((data, indices, indptr)))
+        assert opaque(gradients, *on_gpu((q, q, k, v, blocks)))
 
 
 def test_what_would_be_copied_for_nothing_stays_opaque(monkeypatch):

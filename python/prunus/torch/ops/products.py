@@ -401,4 +401,4 @@ def _pair_gradients(
     return d_a, d_b
 
 
-visible(dsd, sdd)
+visible(dsd, sdd, ssd_at)

@@ -8,7 +8,7 @@ launches cost what they did: see :data:`prunus.cuda.runtime.RECORDER`.
 
 An operation stays opaque
 
-* where it reads values back, or its shapes depend on them: ``ssd``, ``ssd_at``, ``grouped_sdd`` and what has
+* where it reads values back, or its shapes depend on them: ``ssd``, ``grouped_sdd`` and what has
   live blocks of attention as a pattern (``attention_backward``, ``attention_double_backward``);
 * where its kernels take addresses of tensors: ``grouped_mm_each``, ``grouped_dsd``, ``grouped_live_*_each``;
 * where Inductor cannot take what is around its kernels: indices of ``attention_live`` (torch 2.15);
