@@ -86,7 +86,10 @@ pub(crate) unsafe fn run<L: Lanes, const R: usize, const V: usize, const GROUPED
             let mut next_x = args.x.add(next.k * x_word).wrapping_add(args.next_line * line::<L::Elem>());
             let mut next_w = next.w.wrapping_add(args.w_offset);
             let mut left = block.words;
-            while left >= UNROLL {
+            // Laid out one after another, steps of a tile that takes all registers are mixed by the compiler, and
+            // sums go through memory: twice the time.
+            let together = L::REGISTERS > 16;
+            while together && left >= UNROLL {
                 L::prefetch(next_x);
                 next_x = next_x.wrapping_add(line::<L::Elem>());
                 if args.fetch_w {
@@ -100,7 +103,16 @@ pub(crate) unsafe fn run<L: Lanes, const R: usize, const V: usize, const GROUPED
                 x = x.add(UNROLL * x_word);
                 left -= UNROLL;
             }
-            for _ in 0..left {
+            while left > 0 {
+                if !together && left.is_multiple_of(UNROLL) {
+                    L::prefetch(next_x);
+                    next_x = next_x.wrapping_add(line::<L::Elem>());
+                    if args.fetch_w {
+                        L::prefetch(next_w);
+                        next_w = next_w.wrapping_add(UNROLL * R * L::STEP);
+                    }
+                }
+                left -= 1;
                 step::<L, R, V>(&mut acc, w, w_row, x);
                 w = w.add(w_word);
                 x = x.add(x_word);
