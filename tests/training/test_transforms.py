@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.func import functional_call, grad, jacrev, vjp, vmap
+from torch.func import functional_call, functionalize, grad, hessian, jacrev, vjp, vmap
 
 import prunus as pr
 import prunus.torch as pt
@@ -27,6 +27,10 @@ def products(generator):
         "matmul": (lambda d, x: (w._with(d) @ x.T).square().sum(), (w.data, x)),
         "sddmm": (lambda x: pt.sddmm(x, x.T, mask).data.square().sum(), (x,)),
         "both": (lambda d, e: (w._with(d) @ u._with(e)).data.square().sum(), (w.data, u.data)),
+        "chain": (
+            lambda d, e, x: ((w._with(d) @ u._with(e)) @ x[:, :9].T).square().sum(),
+            (w.data, u.data, x),
+        ),
         "softmax": (lambda x: (pt.softmax(pt.sddmm(x, x.T, mask)) @ x).square().sum(), (x,)),
         "ffn": (
             lambda x, a, b: pt.ffn(x, a, b, prune=pr.Threshold(0.5), branch=2).square().sum(),
@@ -95,3 +99,46 @@ def test_gradients_of_samples(pruned, generator):
         layer(row).square().sum().backward()
         for name, one in layer.named_parameters():
             torch.testing.assert_close(found[name][at], one.grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transforms_in_any_order(name, generator):
+    f, inputs = products(generator)[name]
+    every = tuple(torch.stack([one, 0.7 * one]) for one in inputs)
+    members = list(zip(*every, strict=True))
+    values = torch.stack([f(*one) for one in members])
+    grads = torch.stack([grad(f)(*one) for one in members])
+
+    def of_all(f):
+        return grad(lambda *every: vmap(f)(*every).sum())(*every)
+
+    torch.testing.assert_close(vmap(f)(*every), values)
+    torch.testing.assert_close(vmap(grad(f))(*every), grads)
+    torch.testing.assert_close(of_all(f), grads)
+    torch.testing.assert_close(vmap(vmap(f))(*(one[None] for one in every)), values[None])
+    torch.testing.assert_close(vmap(vmap(grad(f)))(*(one[None] for one in every)), grads[None])
+    jacobian = jacrev(vmap(f))(*every)
+    torch.testing.assert_close(jacobian[[0, 1], [0, 1]], grads)
+    torch.testing.assert_close(functionalize(f)(*inputs), values[0])
+
+
+@pytest.mark.parametrize("prune", [None, pr.TopK(2)])
+def test_lists_have_no_gradients_under_transforms(prune, generator):
+    x, router, up, down = products(generator)["moe"][1]
+
+    def mixture(x):
+        return pt.moe(x, router, list(up), list(down), prune=prune).sum()
+
+    torch.testing.assert_close(vmap(mixture)(x[None]), mixture(x)[None])
+    torch.testing.assert_close(vmap(vmap(mixture))(x[None, None]), mixture(x)[None, None])
+    with pytest.raises(NotImplementedError, match="takes a list of matrices"):
+        grad(mixture)(x)
+    with pytest.raises(NotImplementedError, match="takes a list of matrices"):
+        grad(lambda every: vmap(mixture)(every).sum())(x[None])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_no_forward_mode_within_gradients(generator):
+    f, inputs = products(generator)["linear"]
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        hessian(f)(*inputs)

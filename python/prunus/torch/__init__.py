@@ -1,9 +1,8 @@
 """Block-sparse operations and layers for PyTorch, with gradients.
 
 Block-sparse operands are :class:`BSR`: component tensors, on the CPU or on a CUDA GPU. Operations are
-registered with ``torch.library``, so that autograd, ``torch.compile``, ``torch.export`` and
-``torch.func.vmap`` know them. Of such operations torch has no forward mode and no ``torch.func.grad``: both
-raise, and ``torch.autograd.grad`` is what differentiates.
+registered with ``torch.library``, so that autograd, ``torch.compile``, ``torch.export`` and ``torch.func``
+know them. There is no forward mode: operands with a tangent raise.
 
 Examples
 --------

@@ -6,6 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._C._functorch import (
+    TransformType,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+)
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["Operation", "operation"]
 
@@ -33,13 +41,27 @@ class Operation:
         self._defaults = [argument.default_value for argument in op._opoverload._schema.arguments]
         # Operations that take lists have no such form: transforms do not look into lists.
         self._lists = "[]" in str(op._opoverload._schema)
-        self._function = _function(op, _no_gradient, _mark)
+        op.register_vmap(self._one_by_one)
+        self._function = self._rules(_no_gradient, _mark)
 
     def __call__(self, *args: Any) -> Any:
         """Call it."""
-        if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active() or self._lists:
+        if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
             return self.op(*args)
-        return self._function.apply(*args, *self._defaults[len(args) :])
+        transform = peek_interpreter_stack().key()
+        # Functions have no rule for functionalisation, of which an operation needs none.
+        if transform == TransformType.Functionalize:
+            return self.op(*args)
+        if not self._lists:
+            return self._function.apply(*args, *self._defaults[len(args) :])
+        given = [one for one in tree_leaves(args) if isinstance(one, Tensor)]
+        batched = transform == TransformType.Vmap and any(map(is_batchedtensor, given))
+        if any(map(is_functorch_wrapped_tensor, given)) and not batched:
+            raise NotImplementedError(
+                f"{self.__name__} takes a list of matrices, which torch.func does not differentiate: stack "
+                "them to one tensor"
+            )
+        return self.op(*args)
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
         """Say what shapes come out; see ``torch.library.register_fake``."""
@@ -51,13 +73,42 @@ class Operation:
     ) -> None:
         """Give it a gradient; see ``torch.library.register_autograd``."""
         self.op.register_autograd(backward, setup_context=setup_context)
-        self._function = _function(self.op, backward, setup_context or _save_nothing)
+        self._function = self._rules(backward, setup_context or _save_nothing)
 
     def register_vmap(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Give it a rule for batches; see ``torch.library.register_vmap``."""
         self.op.register_vmap(rule)
         self._function.vmap = staticmethod(rule)
         return rule
+
+    def _rules(self, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> Any:
+        """Return a function of the same rules."""
+        rules = {
+            "forward": staticmethod(self.op.__call__),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(backward),
+            "jvp": staticmethod(_no_tangent),
+            "vmap": staticmethod(self.op._vmap_fn),
+        }
+        return type(self.__name__, (torch.autograd.Function,), rules)
+
+    def _one_by_one(self, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        """Compute a batch where there is no other rule: a call for each member."""
+
+        def member(one: Any, dim: Any, i: int) -> Any:
+            if isinstance(one, (list, tuple)):
+                return [member(*pair, i) for pair in zip(one, dim, strict=True)]
+            return one if dim is None else one.select(dim, i)
+
+        every = [
+            self(*(member(*pair, i) for pair in zip(args, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        if not every:
+            raise ValueError(f"{self.__name__} takes vmap of one member at least")
+        if isinstance(every[0], tuple):
+            return tuple(torch.stack(parts) for parts in zip(*every, strict=True)), (0,) * len(every[0])
+        return torch.stack(every), 0
 
 
 def operation(name: str, schema: str) -> Callable[[Callable[..., Any]], Operation]:
@@ -77,32 +128,6 @@ def operation(name: str, schema: str) -> Callable[[Callable[..., Any]], Operatio
     return made
 
 
-def _function(op: Any, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> Any:
-    rules = {
-        "forward": staticmethod(op.__call__),
-        "setup_context": staticmethod(setup_context),
-        "backward": staticmethod(backward),
-        "vmap": staticmethod(_one_by_one(op)),
-    }
-    return type(op._name, (torch.autograd.Function,), rules)
-
-
-def _one_by_one(op: Any) -> Callable[..., Any]:
-    """Return vmap's rule of an operation that has none of its own: a call for each member."""
-
-    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        def member(i: int) -> tuple[Any, ...]:
-            pairs = zip(args, in_dims, strict=True)
-            return tuple(one if dim is None else one.select(dim, i) for one, dim in pairs)
-
-        made = [op(*member(i)) for i in range(info.batch_size)]
-        if isinstance(made[0], tuple):
-            return tuple(torch.stack(parts) for parts in zip(*made, strict=True)), (0,) * len(made[0])
-        return torch.stack(made), 0
-
-    return rule
-
-
 def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     pass
 
@@ -113,3 +138,10 @@ def _mark(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _no_gradient(ctx: Any, *grads: Any) -> None:
     raise AssertionError("nothing flows back from what is not differentiable")
+
+
+def _no_tangent(ctx: Any, *tangents: Any) -> None:
+    raise NotImplementedError(
+        "forward-mode differentiation (torch.func.jvp, jacfwd, hessian) is not there; jacrev of jacrev gives "
+        "second derivatives"
+    )

@@ -315,6 +315,15 @@ def _ssd_backward(ctx: Any, grad: Tensor, _indices: Any, _indptr: Any) -> tuple[
 ssd.register_autograd(_ssd_backward, setup_context=_save_ssd)
 
 
+@ssd.register_vmap
+def _(
+    info: Any, in_dims: tuple[int | None, ...], *args: Any
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    _check_patterns((*in_dims[1:3], *in_dims[7:9]))
+    data, indices, indptr = ssd._one_by_one(info, in_dims, *args)[0]
+    return (data, indices[0], indptr[0]), (0, None, None)  # members have one pattern
+
+
 @operation(
     "prunus::ssd_at",
     f"({_PAIR}, Tensor indices, Tensor indptr, SymInt br, SymInt bc) -> Tensor",
