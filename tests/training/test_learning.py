@@ -599,3 +599,17 @@ def test_averages_follow_patterns(buffers, pruned):
         dense = now if dense is None else (decay * dense + (1 - decay) * now) * elements(grid_of(layer))
         torch.testing.assert_close(average.module.weight.toarray().detach(), dense)
     assert average.module.mask == layer.mask
+
+
+def test_averages_of_models_that_are_wrapped_later():
+    """As torch's own take them: a wrapper changes the names of layers, not their order."""
+    model = torch.nn.Sequential(layer_of(density=0.4), layer_of(density=0.4))
+    average = pt.learning.AveragedModel(model)
+    moving = SET(model, None, every=1, end=9)
+    for wrapped in (torch.nn.ModuleDict({"module": model}), torch.compile(model, backend="eager")):
+        moving.step()
+        average.update_parameters(wrapped)
+        assert [one.mask for one in average.module] == [one.mask for one in model]
+    for other in (model[0], torch.nn.Sequential(model[0], pt.nn.BlockSparseLinear(OUT, IN, blocksize=BLOCK))):
+        with pytest.raises(ValueError, match="not those of the average"):
+            average.update_parameters(other)

@@ -46,13 +46,16 @@ class AveragedModel(swa_utils.AveragedModel):
         super().__init__(model, *args, **kwargs)
 
     def update_parameters(self, model: torch.nn.Module) -> None:
-        """Take the model's weights of now into the average; call it after the learner's step."""
-        own = dict(self.module.named_modules())
-        pairs = [
-            (own[name], layer)
-            for name, layer in model.named_modules()
-            if isinstance(layer, BlockSparseLinear)
-        ]
+        """Take the model's weights of now into the average; call it after the learner's step.
+
+        The model may be wrapped meanwhile, as ``torch.compile`` and ``DistributedDataParallel`` do.
+
+        Raises
+        ------
+        ValueError
+            If its block-sparse layers are not those of the average.
+        """
+        pairs = _pairs(self.module, model)
         for mine, layer in pairs:
             keys = keys_of(layer).to(mine.indices.device)
             if not torch.equal(keys_of(mine), keys):
@@ -61,3 +64,19 @@ class AveragedModel(swa_utils.AveragedModel):
         for mine, layer in pairs:  # with use_buffers=True what torch made of them are averages
             mine.indices.copy_(layer.indices)
             mine.indptr.copy_(layer.indptr)
+
+
+def _pairs(
+    average: torch.nn.Module, model: torch.nn.Module
+) -> list[tuple[BlockSparseLinear, BlockSparseLinear]]:
+    """Return the layers of both by their order, as torch averages parameters: a wrapper changes names."""
+    both = [
+        [one for one in module.modules() if isinstance(one, BlockSparseLinear)] for module in (average, model)
+    ]
+    own, given = ([(one.out_features, one.in_features, one.blocksize) for one in part] for part in both)
+    if own != given:
+        raise ValueError(
+            "the model's block-sparse layers are not those of the average: expected (out_features, "
+            f"in_features, blocksize) {own}, got {given}"
+        )
+    return list(zip(*both, strict=True))
