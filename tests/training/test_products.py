@@ -413,9 +413,16 @@ def test_tensors_of_torch_s_own_layout(generator):
     back = pt.BSR.from_torch(there)
     assert back.data.data_ptr() == w.data.data_ptr()
     torch.testing.assert_close(back.toarray(), w.toarray())
+
+    def odd(indices, indptr):
+        return pt.BSR((torch.ones(2, 2, 2), torch.tensor(indices), torch.tensor(indptr)), (4, 4))
+
     for call, error, words in (
         (lambda: make(7, 12, (2, 4), generator).to_torch(), ValueError, "that blocks divide"),
         (w.T.to_torch, ValueError, "transposed"),
+        (lambda: odd([0, 2], [0, 1, 2]).to_torch(), ValueError, "col_indices < ncols"),
+        (lambda: odd([1, 1], [0, 2, 2]).to_torch(), ValueError, "sorted and distinct"),
+        (lambda: odd([0, 1], [0, 1, 1]).to_torch(), ValueError, "nnz"),
         (lambda: pt.BSR.from_torch(w.toarray()), TypeError, "got torch.strided"),
         (lambda: pt.BSR.from_torch([1.0]), TypeError, "got list"),
     ):

@@ -243,7 +243,8 @@ class BSR:
         Raises
         ------
         ValueError
-            If it is a transpose or has batch dimensions, or blocks do not divide the shape.
+            If it is a transpose or has batch dimensions, blocks do not divide the shape, or columns do not
+            ascend within each row of blocks, each once: torch trusts in that, and in offsets. They are read.
         """
         if self._t or self.ndim > 2 or any(n % b for n, b in zip(self.shape, self.blocksize, strict=True)):
             raise ValueError(
@@ -251,7 +252,10 @@ class BSR:
                 f"{', transposed' if self._t else ''}"
             )
         parts = (self.indptr, self.indices, self.data.detach())
-        return torch.sparse_bsr_tensor(*parts, size=self.shape, check_invariants=False)
+        try:
+            return torch.sparse_bsr_tensor(*parts, size=self.shape, check_invariants=not self.data.is_meta)
+        except RuntimeError as error:
+            raise ValueError(f"{self!r} cannot be a tensor of torch: {error}") from None
 
     # What it holds -----------------------------------------------------------------------------------
 
