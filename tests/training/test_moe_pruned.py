@@ -261,6 +261,16 @@ def test_experts_without_rows(route, name):
     assert pt.moe(x[:0], None, up, down, gate, logits=logits[:0], prune=pr.TopK(2)).shape == (0, OUT)
 
 
+@pytest.mark.parametrize("prune", [None, pr.TopK(2)])
+def test_rows_without_features(prune):
+    x, router, up, down = operands(features=0)[:4]
+    y = pt.moe(x, router, up, down, prune=prune)
+    y.sum().backward()
+    assert y.shape == (ROWS, OUT)
+    assert not y.any()
+    assert x.grad.shape == (ROWS, 0)
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("apart", [False, True])
 def test_dead_units_are_not_looked_at(route, gated, apart):

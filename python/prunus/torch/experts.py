@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -116,7 +117,7 @@ def moe(
         raise ValueError("x must have at least one dimension")
     branch = check_branch(branch)
     lead, features = x.shape[:-1], x.shape[-1]
-    rows = x.reshape(-1, features)
+    rows = x.reshape(math.prod(lead), features)
     up, down = _experts(w_up, "w_up"), _experts(w_down, "w_down")
     gate = None if w_gate is None else _experts(w_gate, "w_gate")
     sizes = _check(up, down, gate, int(features))
