@@ -398,6 +398,20 @@ def test_what_is_written_before_backward_is_told():
             y.sum().backward()
 
 
+@pytest.mark.parametrize("shape", [(F,), (ROWS, F)])
+def test_a_fixed_mask_that_is_written_before_backward_stays_what_it_was(shape):
+    parts, mask = operands(), RNG.random(shape) < 0.5
+    shared = tuple(one.detach()[0] for one in parts[2:4])
+    found = []
+    for written in (False, True):
+        policy = pr.Fixed(mask)
+        y = pt.moe(*parts[:4], prune=policy, shared=shared)
+        if written:
+            policy.mask[...] = ~policy.mask
+        found.append(torch.autograd.grad(y.sum(), parts[:4]))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 @pytest.mark.skipif("cuda" not in engines.names(), reason="needs a GPU, or TRITON_INTERPRET=1")
 @pytest.mark.parametrize("apart", [False, True])
 def test_on_the_device(apart):

@@ -69,7 +69,9 @@ def foreseen_units(
     def known(policy: Policy | None) -> Tensor:
         if not isinstance(policy, Fixed):
             return torch.ones(rows, branches, dtype=torch.bool, device=device)
-        mask = torch.from_numpy(policy.mask).to(device)
+        mask = torch.from_numpy(policy.mask).to(
+            device, copy=True
+        )  # the policy may be written before backward
         if mask.shape[-1] != branches:
             raise ValueError(f"Fixed has a mask of shape {tuple(mask.shape)}; there are {branches} branches")
         if mask.ndim == 1:
