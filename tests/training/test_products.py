@@ -430,6 +430,19 @@ def test_tensors_of_torch_s_own_layout(generator):
             call()
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8)])
+def test_chosen_products_compile(shape, generator):
+    mask = pr.BlockMask(torch.rand(*shape[:-2], 4, 4, generator=generator).numpy() < 0.5, 2, shape)
+    x = torch.randn(8, 4, dtype=F64, generator=generator).requires_grad_()
+
+    def call(x):
+        return pt.sddmm(x, x.mT, mask).data.square().sum()
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    found = [torch.autograd.grad(one(x), x) for one in (call, compiled)]
+    torch.testing.assert_close(*found)
+
+
 def test_chosen_products_take_no_memory_for_values(generator, monkeypatch):
     monkeypatch.setattr(torch, "zeros", None)
     a = torch.randn(8, 4, dtype=F64, generator=generator)

@@ -38,7 +38,8 @@ def keys_of(indices: torch.Tensor, indptr: torch.Tensor, across: int) -> torch.T
 
 def from_mask(mask: BlockMask, device: torch.device | str | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return indices and indptr of a mask as tensors of their own: a mask does not change."""
-    indices, indptr = (torch.tensor(part, device=device) for part in (mask.indices, mask.indptr))
+    # Compilers take arrays for tensors, of which torch.tensor warns.
+    indices, indptr = (torch.asarray(part, device=device, copy=True) for part in (mask.indices, mask.indptr))
     return indices, indptr
 
 
