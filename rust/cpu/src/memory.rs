@@ -2,7 +2,7 @@
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use prunus_core::Error;
 
@@ -12,6 +12,10 @@ const LINE: usize = 64;
 const HUGE: usize = 2 << 20;
 /// Largest total that the free list of workspaces keeps.
 const KEPT_BYTES: usize = 64 << 20;
+/// Most workspaces that it keeps.
+const KEPT: usize = 64;
+/// Looks at the free list's lock before a workspace is made, or given up, without it.
+const TRIES: usize = 64;
 
 /// Uninitialised memory, aligned to cache lines, or to huge pages (asked for where the system has
 /// them) from 2 MiB on.
@@ -76,7 +80,43 @@ fn advise_huge(ptr: NonNull<u8>, size: usize) {
 #[cfg(not(target_os = "linux"))]
 fn advise_huge(_ptr: NonNull<u8>, _size: usize) {}
 
-static FREE: Mutex<Vec<Buffer>> = Mutex::new(Vec::new());
+static FREE: Mutex<Kept> = Mutex::new(Kept(Vec::new()));
+
+/// Buffers that wait for their next use, that of the longest wait first.
+struct Kept(Vec<Buffer>);
+
+impl Kept {
+    /// Takes the smallest that has `bytes`; of several the one used last, which caches may still hold.
+    fn take(&mut self, bytes: usize) -> Option<Buffer> {
+        let fits = (0..self.0.len()).rev().filter(|&i| self.0[i].len() >= bytes);
+        fits.min_by_key(|&i| self.0[i].len()).map(|i| self.0.remove(i))
+    }
+
+    /// Keeps one more, and returns what is no longer kept for it: those that waited longest, however small
+    /// they are. Were it the newcomer that has to go, as many small ones as are kept would leave no place
+    /// for the large one that every call needs, whose fresh pages cost ten times what is computed in them.
+    fn put(&mut self, buffer: Buffer) -> Vec<Buffer> {
+        if buffer.len() > KEPT_BYTES {
+            return vec![buffer];
+        }
+        let mut held = self.0.iter().map(Buffer::len).sum::<usize>() + buffer.len();
+        let mut out = 0;
+        while held > KEPT_BYTES || self.0.len() - out >= KEPT {
+            held -= self.0[out].len();
+            out += 1;
+        }
+        self.0.push(buffer);
+        self.0.drain(..out).collect()
+    }
+}
+
+/// The free list, if it is to be had soon: after a fork a thread that is not there may own the lock for ever.
+fn free() -> Option<MutexGuard<'static, Kept>> {
+    (0..TRIES).find_map(|_| {
+        std::hint::spin_loop();
+        FREE.try_lock().ok()
+    })
+}
 
 /// A buffer out of the free list; returned to it on drop. Touching fresh pages costs more than
 /// most packing does, so workspaces are reused; they never hold operands from one call to the next.
@@ -99,11 +139,7 @@ impl Workspace {
     /// # Errors
     /// [`Error::Memory`] where there are not so many.
     pub fn take(bytes: usize) -> Result<Self, Error> {
-        // After a fork another thread may own the lock for ever: never wait for it.
-        let kept = FREE.try_lock().ok().and_then(|mut free| {
-            let best = (0..free.len()).filter(|&i| free[i].len() >= bytes).min_by_key(|&i| free[i].len())?;
-            Some(free.swap_remove(best))
-        });
+        let kept = free().and_then(|mut free| free.take(bytes));
         let buffer = match kept {
             Some(buffer) => buffer,
             None => Buffer::new(bytes)?,
@@ -120,12 +156,8 @@ impl Workspace {
 impl Drop for Workspace {
     fn drop(&mut self) {
         let Some(buffer) = self.0.take() else { return };
-        if let Ok(mut free) = FREE.try_lock() {
-            let held: usize = free.iter().map(Buffer::len).sum();
-            if free.len() < 64 && held + buffer.len() <= KEPT_BYTES {
-                free.push(buffer);
-            }
-        }
+        let dropped = free().map(|mut free| free.put(buffer));
+        drop(dropped); // with the lock given back
     }
 }
 
@@ -170,8 +202,34 @@ mod tests {
         drop((0..100).map(|_| Workspace::take(LINE).unwrap()).collect::<Vec<_>>());
         drop(Workspace::take(KEPT_BYTES + 1).unwrap());
         let free = FREE.lock().unwrap();
-        assert!(free.len() <= 64);
-        assert!(free.iter().map(Buffer::len).sum::<usize>() <= KEPT_BYTES);
+        assert!(free.0.len() <= KEPT);
+        assert!(free.0.iter().map(Buffer::len).sum::<usize>() <= KEPT_BYTES);
+    }
+
+    #[test]
+    fn large_ones_are_kept_however_many_small_ones_were() {
+        let mut kept = Kept(Vec::new());
+        let put = |kept: &mut Kept, bytes| kept.put(Buffer::new(bytes).unwrap());
+        for _ in 0..KEPT {
+            assert!(put(&mut kept, 100).is_empty());
+        }
+        let large = Buffer::new(3 * HUGE).unwrap();
+        let address = large.as_ptr().addr();
+        assert_eq!(kept.put(large).len(), 1);
+        for _ in 0..3 {
+            let large = kept.take(2 * HUGE + 1).unwrap();
+            assert_eq!(large.as_ptr().addr(), address);
+            kept.put(large);
+        }
+        assert_eq!(kept.0.len(), KEPT);
+        // Bytes are limited too, and what was used last stays.
+        for _ in 0..KEPT_BYTES / HUGE {
+            put(&mut kept, HUGE);
+        }
+        assert_eq!(kept.0.len(), KEPT_BYTES / HUGE);
+        assert_eq!(put(&mut kept, KEPT_BYTES + 1).len(), 1);
+        assert_eq!(kept.0.len(), KEPT_BYTES / HUGE);
+        assert!(kept.take(HUGE + 1).is_none());
     }
 
     #[test]
