@@ -157,7 +157,9 @@ fn rate<L: Lanes>(context: &Context<'_>, seconds: f64) -> Result<f64, Error> {
         let args = Tile::<L> {
             blocks: &raw const block,
             count: 1,
+            tiles: 1,
             w_offset: 0,
+            w_tile: 0,
             w_row: WORDS * L::STEP,
             w_word: L::STEP,
             x: x.as_ptr().cast(),
@@ -169,6 +171,8 @@ fn rate<L: Lanes>(context: &Context<'_>, seconds: f64) -> Result<f64, Error> {
             next: std::ptr::null(),
             next_count: 0,
             next_line: 0,
+            next_step: 0,
+            next_end: 0,
             fetch_w: false,
         };
         let best = best_rate(seconds, 2.0 * (rows * width * WORDS * L::STEP) as f64, || {

@@ -116,12 +116,16 @@ impl<L: Lanes> Product<'_, L> {
             let mut row = first;
             let mut line = 0;
             while row < first + rows {
-                let (tile, count) = L::tile(first + rows - row, strip.vectors, false);
+                let left = first + rows - row;
+                let (tile, count) = L::tile(left, strip.vectors, false);
+                let tiles = left / count;
                 let out = self.out.wrapping_add(row * self.out_row + strip.col);
                 let args = Tile::<L> {
                     blocks: now.as_ptr(),
                     count: now.len(),
+                    tiles,
                     w_offset: row * self.w_row,
+                    w_tile: count * self.w_row,
                     w_row: self.w_row,
                     w_word: self.w_word,
                     x: self.x.wrapping_add(strip.offset),
@@ -131,14 +135,16 @@ impl<L: Lanes> Product<'_, L> {
                     out,
                     out_row: self.out_row,
                     next: next.as_ptr(),
-                    next_count: if line < self.next_lines { next.len().min(now.len()) } else { 0 },
+                    next_count: next.len().min(now.len()),
                     next_line: line,
+                    next_step: longest,
+                    next_end: self.next_lines,
                     fetch_w: self.fetch_w,
                 };
                 // SAFETY: the caller's promise.
                 unsafe { tile(&args) };
-                row += count;
-                line += longest;
+                row += tiles * count;
+                line += tiles * longest;
             }
         }
     }

@@ -288,13 +288,20 @@ where
                 if at.whole_group && rows == at.most {
                     tile = L::tile(rows, panel.vectors, true).0;
                 }
+                let tiles = if at.most == usize::MAX || at.whole_group && rows == at.most {
+                    (part.rows - row) / rows
+                } else {
+                    1
+                };
                 // Sums wait in the scratch and move to the result with the last burst.
                 let (to, to_row) = if ends { (out, out_row) } else { (sums, width) };
                 let so_far = sums.wrapping_add(row * width).cast_const();
                 let args = Tile::<L> {
                     blocks: now.as_ptr(),
                     count: now.len(),
+                    tiles,
                     w_offset: at.offset,
+                    w_tile: layout.rows(row + rows).offset - at.offset,
                     w_row: at.row,
                     w_word: at.word,
                     x: view.x,
@@ -306,13 +313,15 @@ where
                     next: next.as_ptr(),
                     next_count: next.len().min(now.len()),
                     next_line: line,
+                    next_step: longest,
+                    next_end: usize::MAX,
                     fetch_w,
                 };
                 // SAFETY: the level in use has the instruction set; blocks and panels cover every
-                // word listed, and `to` has room for the tile's rows and vectors.
+                // word listed, and `to` has room for the tiles' rows and vectors.
                 unsafe { tile(&args) };
-                row += rows;
-                line += longest;
+                row += tiles * rows;
+                line += tiles * longest;
             }
         }
         if is_last && out == sums {

@@ -1,4 +1,5 @@
-//! The tile kernel: a few rows by a few vectors of the result, summed over a burst of blocks.
+//! The tile kernel: a few rows by a few vectors of the result, summed over a burst of blocks; tiles of one
+//! height, one below the other, are one call.
 
 use crate::simd::Lanes;
 
@@ -13,15 +14,18 @@ pub(crate) struct Block<E> {
     pub words: usize,
 }
 
-/// Arguments of one tile: `out = init + Σ_blocks W[rows, :] · x_panel`.
+/// Arguments of tiles one below the other: `out = init + Σ_blocks W[rows, :] · x_panel`.
 #[derive(Debug)]
 pub(crate) struct Tile<L: Lanes> {
     /// Blocks to sum over, in order.
     pub blocks: *const Block<L::Elem>,
     /// How many.
     pub count: usize,
-    /// Elements from a block's start to the tile's first row.
+    /// Tiles; each begins where the rows of the one before end, in `init` and in `out`.
+    pub tiles: usize,
+    /// Elements from a block's start to the first tile's first row, and from one tile's to the next's.
     pub w_offset: usize,
+    pub w_tile: usize,
     /// Elements from one row of a block to the next.
     pub w_row: usize,
     /// Elements from one word of a block to the next.
@@ -42,8 +46,11 @@ pub(crate) struct Tile<L: Lanes> {
     pub next: *const Block<L::Elem>,
     /// How many.
     pub next_count: usize,
-    /// This tile's share of asking for the next burst's x: first cache line, of so many per block.
+    /// The first tile's share of asking for the next burst's x: first cache line, of so many per block.
     pub next_line: usize,
+    /// Lines from one tile's share to the next's, and the line from which on nothing is asked for.
+    pub next_step: usize,
+    pub next_end: usize,
     /// Ask for the next burst's W too.
     pub fetch_w: bool,
 }
@@ -56,19 +63,35 @@ const fn line<E>() -> usize {
     64 / size_of::<E>()
 }
 
-/// Sums one tile of `R` rows by `V` vectors.
+/// Sums tiles of `R` rows by `V` vectors.
 ///
 /// # Safety
-/// Every pointer in `args` covers what the tile reads or writes: rows `0..R` and `V` vectors of each.
+/// Every pointer in `args` covers what the tiles read or write: `R` rows and `V` vectors of each.
 #[inline(always)]
 pub(crate) unsafe fn run<L: Lanes, const R: usize, const V: usize, const GROUPED: bool>(args: &Tile<L>) {
+    for index in 0..args.tiles {
+        // SAFETY: the caller's promise.
+        unsafe { one::<L, R, V, GROUPED>(args, index) };
+    }
+}
+
+/// Sums one of the tiles.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn one<L: Lanes, const R: usize, const V: usize, const GROUPED: bool>(args: &Tile<L>, index: usize) {
     // SAFETY: the caller vouches for the pointers and for the instruction set.
     unsafe {
+        let w_offset = args.w_offset + index * args.w_tile;
+        let line_now = args.next_line + index * args.next_step;
+        let asks = args.next_count > 0 && line_now < args.next_end;
         let mut acc = [[L::zero(); V]; R];
         if !args.init.is_null() {
+            let init = args.init.add(index * R * args.init_row);
             for (r, row) in acc.iter_mut().enumerate() {
                 for (v, sum) in row.iter_mut().enumerate() {
-                    *sum = L::load(args.init.add(r * args.init_row + v * L::LANES));
+                    *sum = L::load(init.add(r * args.init_row + v * L::LANES));
                 }
             }
         }
@@ -77,14 +100,14 @@ pub(crate) unsafe fn run<L: Lanes, const R: usize, const V: usize, const GROUPED
         let x_word = args.x_word;
         for b in 0..args.count {
             let block = &*args.blocks.add(b);
-            let mut w = block.w.add(args.w_offset);
+            let mut w = block.w.add(w_offset);
             let mut x = args.x.add(block.k * x_word);
             // A cache line of the next burst's x (and W) every few steps: enough to start the
             // hardware's own prefetch, and cheap beside the multiply-adds. Where there is no next
             // burst the hint falls on this block again.
-            let next = if args.next_count == 0 { block } else { &*args.next.add(b.min(args.next_count - 1)) };
-            let mut next_x = args.x.add(next.k * x_word).wrapping_add(args.next_line * line::<L::Elem>());
-            let mut next_w = next.w.wrapping_add(args.w_offset);
+            let next = if asks { &*args.next.add(b.min(args.next_count - 1)) } else { block };
+            let mut next_x = args.x.add(next.k * x_word).wrapping_add(line_now * line::<L::Elem>());
+            let mut next_w = next.w.wrapping_add(w_offset);
             let mut left = block.words;
             // Laid out one after another, steps of a tile that takes all registers are mixed by the compiler, and
             // sums go through memory: twice the time.
@@ -118,9 +141,10 @@ pub(crate) unsafe fn run<L: Lanes, const R: usize, const V: usize, const GROUPED
                 x = x.add(x_word);
             }
         }
+        let out = args.out.add(index * R * args.out_row);
         for (r, row) in acc.iter().enumerate() {
             for (v, sum) in row.iter().enumerate() {
-                L::store(args.out.add(r * args.out_row + v * L::LANES), *sum);
+                L::store(out.add(r * args.out_row + v * L::LANES), *sum);
             }
         }
     }

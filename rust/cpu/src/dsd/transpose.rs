@@ -56,11 +56,18 @@ unsafe fn cut<const S: usize>(
     let (full_rows, full_cols) = (rows / S * S, cols / S * S);
     // SAFETY: tiles and single values stay inside the rectangle.
     unsafe {
-        // Along the runs first: each is read line after line.
-        for j in (0..full_cols).step_by(S) {
+        let at = |i: usize, j: usize| {
+            let src = rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
+            tile(src, rect.col_stride, dst.add(i * dst_row + j), dst_row);
+        };
+        // Along what lies farther apart: of that, lines are used whole before others take their place.
+        if rect.col_stride.unsigned_abs() >= 4 * dst_row {
+            for j in (0..full_cols).step_by(S) {
+                (0..full_rows).step_by(S).for_each(|i| at(i, j));
+            }
+        } else {
             for i in (0..full_rows).step_by(S) {
-                let src = rect.src.offset(i as isize * 4 + j as isize * rect.col_stride);
-                tile(src, rect.col_stride, dst.add(i * dst_row + j), dst_row);
+                (0..full_cols).step_by(S).for_each(|j| at(i, j));
             }
         }
         for i in 0..rows {
