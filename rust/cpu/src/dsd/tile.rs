@@ -55,8 +55,8 @@ pub(crate) struct Tile<L: Lanes> {
     pub fetch_w: bool,
 }
 
-/// Steps of the inner loop that are laid out one after another.
-const UNROLL: usize = 4;
+/// Words of a block for which one cache line of the next burst is asked for.
+const WORDS_A_LINE: usize = 4;
 
 /// Elements of `E` in a cache line.
 const fn line<E>() -> usize {
@@ -108,31 +108,16 @@ unsafe fn one<L: Lanes, const R: usize, const V: usize, const GROUPED: bool>(arg
             let next = if asks { &*args.next.add(b.min(args.next_count - 1)) } else { block };
             let mut next_x = args.x.add(next.k * x_word).wrapping_add(line_now * line::<L::Elem>());
             let mut next_w = next.w.wrapping_add(w_offset);
+            // Word by word: steps laid out one after another are mixed by the compiler, and sums of a tile that
+            // takes all registers then go through memory.
             let mut left = block.words;
-            // Laid out one after another, steps of a tile that takes all registers are mixed by the compiler, and
-            // sums go through memory: twice the time.
-            let together = L::REGISTERS > 16;
-            while together && left >= UNROLL {
-                L::prefetch(next_x);
-                next_x = next_x.wrapping_add(line::<L::Elem>());
-                if args.fetch_w {
-                    L::prefetch(next_w);
-                    next_w = next_w.wrapping_add(UNROLL * R * L::STEP);
-                }
-                for u in 0..UNROLL {
-                    step::<L, R, V>(&mut acc, w.add(u * w_word), w_row, x.add(u * x_word));
-                }
-                w = w.add(UNROLL * w_word);
-                x = x.add(UNROLL * x_word);
-                left -= UNROLL;
-            }
             while left > 0 {
-                if !together && left.is_multiple_of(UNROLL) {
+                if left.is_multiple_of(WORDS_A_LINE) {
                     L::prefetch(next_x);
                     next_x = next_x.wrapping_add(line::<L::Elem>());
                     if args.fetch_w {
                         L::prefetch(next_w);
-                        next_w = next_w.wrapping_add(UNROLL * R * L::STEP);
+                        next_w = next_w.wrapping_add(WORDS_A_LINE * R * L::STEP);
                     }
                 }
                 left -= 1;
