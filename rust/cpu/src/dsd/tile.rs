@@ -145,8 +145,21 @@ unsafe fn step<L: Lanes, const R: usize, const V: usize>(
 ) {
     // SAFETY: as in `run`.
     unsafe {
-        // Over all of V, although the first is loaded: a loop that skips it is not unrolled and takes
-        // the vectors through memory.
+        // The shorter side stays in registers, the other passes by. Arrays begin with all of their first value,
+        // although it is read again: a loop that skips it is not unrolled and takes them through memory.
+        if const { R < V } {
+            let mut wv = [L::splat(w); R];
+            for (r, value) in wv.iter_mut().enumerate() {
+                *value = L::splat(w.add(r * w_row));
+            }
+            for v in 0..V {
+                let vector = L::load_x(x.add(v * L::LANES * L::STEP));
+                for (r, row) in acc.iter_mut().enumerate() {
+                    row[v] = L::mul_add(wv[r], vector, row[v]);
+                }
+            }
+            return;
+        }
         let mut xv = [L::load_x(x); V];
         for (v, vector) in xv.iter_mut().enumerate() {
             *vector = L::load_x(x.add(v * L::LANES * L::STEP));
