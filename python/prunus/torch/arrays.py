@@ -253,7 +253,9 @@ class BSR:
             )
         parts = (self.indptr, self.indices, self.data.detach())
         try:
-            return torch.sparse_bsr_tensor(*parts, size=self.shape, check_invariants=not self.data.is_meta)
+            # As a context, not an argument: beside that torch 2.11 warns that nothing is checked.
+            with torch.sparse.check_sparse_tensor_invariants(not self.data.is_meta):
+                return torch.sparse_bsr_tensor(*parts, size=self.shape)
         except RuntimeError as error:
             raise ValueError(f"{self!r} cannot be a tensor of torch: {error}") from None
 
