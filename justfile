@@ -3,6 +3,9 @@
 set shell := ["bash", "-euo", "pipefail", "-c"]
 set windows-shell := ["bash", "-euo", "pipefail", "-c"]
 
+# Processes that compile kernels for GPUs.
+jobs := '2'
+
 # List the recipes.
 default:
     @just --list
@@ -72,22 +75,12 @@ bench pattern='float32.*, 32, 0\.1|Overhead':
 peers *arguments:
     python -m prunus bench peers {{arguments}}
 
-# Kernels for GPUs, without one: compiled ahead of time for three architectures, and run in Triton's interpreter. Most
-# of the latter runs on one core, so the former goes beside it; its table is printed when it is whole.
+# Kernels for GPUs, without one: run in Triton's interpreter, and compiled ahead of time for three architectures.
 cuda *tests='tests/cuda tests/engines tests/training':
-    #!/usr/bin/env bash
-    set -euo pipefail
-    table=$(mktemp)
-    trap 'rm -f "$table"' EXIT
-    python -m prunus cuda compile --jobs 1 >"$table" 2>&1 &
-    compiling=$!
-    status=0
-    TRITON_INTERPRET=1 PRUNUS_BRIEF=1 pytest -q -k "cuda or on_the_device or learning_device" {{tests}} || status=$?
-    wait "$compiling" || status=$?
-    cat "$table"
-    exit "$status"
+    TRITON_INTERPRET=1 PRUNUS_BRIEF=1 pytest -q -k "cuda or on_the_device or learning_device" {{tests}}
+    python -m prunus cuda compile --jobs {{jobs}}
 
 # All of the engine suite in Triton's interpreter, in every dtype, and everything that may be compiled.
 cuda-all:
     TRITON_INTERPRET=1 pytest -q -k "cuda or on_the_device or learning_device" tests/cuda tests/engines tests/training
-    python -m prunus cuda compile --all
+    python -m prunus cuda compile --all --jobs {{jobs}}
