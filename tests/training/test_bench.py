@@ -68,7 +68,7 @@ def test_what_is_asked_for_is_answered(density, times, verdict):
     assert "open" not in table
 
 
-@pytest.mark.parametrize("untold", [race(0.2), race(block=16)])
+@pytest.mark.parametrize("untold", [race(0.2), race(block=16), race(0.3, "bfloat16")])
 def test_of_what_nothing_is_asked(untold):
     assert untold.wanted is None
     assert not {"yes", "NO", "open"} & set(report([untold]).split())

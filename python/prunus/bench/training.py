@@ -97,17 +97,21 @@ class Race:
         return self.dense_both / self.both
 
     @property
-    def open(self) -> bool:
-        """Whether what is asked for is asked of other machines: bfloat16 on a CPU, of those with AMX."""
-        return (self.case.device, self.case.dtype) == ("cpu", "bfloat16") and "amx" not in cpu().features
-
-    @property
     def wanted(self) -> float | None:
         """What is asked for, or None."""
         case = self.case
         return (
             _WANTED.get((case.device.split(":")[0], case.dtype, case.density)) if case.block == 32 else None
         )
+
+    @property
+    def verdict(self) -> str:
+        """What is asked for, and "yes" or "NO"; "open" where it is asked of CPUs with AMX and this has none."""
+        if self.wanted is None:
+            return ""
+        if self.case.device == "cpu" and self.case.dtype == "bfloat16" and "amx" not in cpu().features:
+            return f"{self.wanted:g} open"
+        return f"{self.wanted:g} " + ("yes" if self.faster >= self.wanted else "NO")
 
 
 def measure(cases: Sequence[Case], threads: int, rounds: int) -> list[Race]:
@@ -250,16 +254,14 @@ def report(races: Sequence[Race]) -> str:
     header += ["memory", "of dense", "error"]
     rows = []
     for race in races:
-        case, wanted = race.case, race.wanted
-        reached = "open" if race.open else "yes" if race.faster >= (wanted or 0) else "NO"
-        verdict = "" if wanted is None else f"{wanted:g} {reached}"
+        case = race.case
         rows.append(
             [
                 *(case.dtype, f"{case.density:.0%}", str(case.block), str(case.tokens)),
                 *(f"{race.forward * 1e3:.2f} ms", f"{race.dense_forward * 1e3:.2f} ms"),
                 f"{race.dense_forward / race.forward:.1f}",
                 *(f"{race.both * 1e3:.2f} ms", f"{race.dense_both * 1e3:.2f} ms", f"{race.faster:.1f}"),
-                *(verdict, f"{race.nbytes / 2**20:.1f} MiB", f"{race.nbytes / race.dense_nbytes:.1%}"),
+                *(race.verdict, f"{race.nbytes / 2**20:.1f} MiB", f"{race.nbytes / race.dense_nbytes:.1%}"),
                 f"{race.error:.0e}",
             ]
         )
@@ -269,5 +271,5 @@ def report(races: Sequence[Race]) -> str:
         f"{where}, SIMD level {this.level}, {first.threads} threads, torch {torch.__version__}\n"
         f"BlockSparseLinear({first.case.size}, {first.case.size}) beside torch.nn.Linear; medians\n\n"
     )
-    note = "\n\n" + _OPEN if any(race.open for race in races) else ""
+    note = "\n\n" + _OPEN if any("open" in race.verdict for race in races) else ""
     return told + format_table(header, rows) + note
