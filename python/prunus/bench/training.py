@@ -106,7 +106,7 @@ class Race:
 
     @property
     def verdict(self) -> str:
-        """What is asked for, and "yes" or "NO"; "open" where it is asked of CPUs with AMX and this has none."""
+        """What is asked for, and "yes" or "NO"; or "open", if of CPUs with AMX, on one that has none."""
         if self.wanted is None:
             return ""
         if self.case.device == "cpu" and self.case.dtype == "bfloat16" and "amx" not in cpu().features:

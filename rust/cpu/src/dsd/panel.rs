@@ -283,16 +283,15 @@ where
             let mut line = 0;
             while row < part.rows {
                 let at = layout.rows(row);
-                let wanted = at.most.min(part.rows - row);
+                let left = part.rows - row;
+                let wanted = at.most.min(left);
                 let (mut tile, rows) = L::tile(wanted, panel.vectors, false);
-                if at.whole_group && rows == at.most {
+                let whole = at.whole_group && rows == at.most;
+                if whole {
                     tile = L::tile(rows, panel.vectors, true).0;
                 }
-                let tiles = if at.most == usize::MAX || at.whole_group && rows == at.most {
-                    (part.rows - row) / rows
-                } else {
-                    1
-                };
+                // One call for all that lie at equal distances: a group each, or rows whose strides hold to the end.
+                let tiles = if whole || wanted == left { left / rows } else { 1 };
                 // Sums wait in the scratch and move to the result with the last burst.
                 let (to, to_row) = if ends { (out, out_row) } else { (sums, width) };
                 let so_far = sums.wrapping_add(row * width).cast_const();
